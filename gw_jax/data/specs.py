@@ -1,0 +1,65 @@
+"""What is known about data sets without opening them: sizes, splits, classes, normalisation."""
+
+import dataclasses
+
+# Means and standard deviations of the training images, scaled to [0, 1]. For sets that are not listed:
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+GREY_MEAN, GREY_STD = (0.5,), (0.5,)
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSpec:
+    """An image-classification set.
+
+    Attributes:
+        name: its TFDS name.
+        num_classes: number of labels.
+        image_shape: ``(height, width, channels)``; height and width are None where images differ.
+        train_split: TFDS split to train on.
+        eval_split: TFDS split to evaluate on.
+        num_train: examples of ``train_split``.
+        num_eval: examples of ``eval_split``.
+        mean: mean of each channel in [0, 1], subtracted from the image.
+        std: standard deviation of each channel, by which it is divided then.
+    """
+
+    name: str
+    num_classes: int
+    image_shape: tuple[int | None, int | None, int]
+    train_split: str
+    eval_split: str
+    num_train: int
+    num_eval: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+_MNIST_LIKE = {"num_classes": 10, "image_shape": (28, 28, 1), "train_split": "train", "eval_split": "test"}
+_CIFAR_LIKE = {"image_shape": (32, 32, 3), "train_split": "train", "eval_split": "test"}
+
+SPECS: dict[str, DatasetSpec] = {
+    spec.name: spec
+    for spec in (
+        DatasetSpec("mnist5k", num_train=4000, num_eval=1000, mean=(0.1307,), std=(0.3081,), **_MNIST_LIKE),
+        DatasetSpec("mnist", num_train=60000, num_eval=10000, mean=(0.1307,), std=(0.3081,), **_MNIST_LIKE),
+        DatasetSpec("fashion_mnist", num_train=60000, num_eval=10000, mean=(0.2860,), std=(0.3530,), **_MNIST_LIKE),
+        DatasetSpec(
+            "cifar10",
+            num_classes=10,
+            num_train=50000,
+            num_eval=10000,
+            mean=(0.4914, 0.4822, 0.4465),
+            std=(0.2470, 0.2435, 0.2616),
+            **_CIFAR_LIKE,
+        ),
+        DatasetSpec(
+            "cifar100",
+            num_classes=100,
+            num_train=50000,
+            num_eval=10000,
+            mean=(0.5071, 0.4865, 0.4409),
+            std=(0.2673, 0.2564, 0.2762),
+            **_CIFAR_LIKE,
+        ),
+    )
+}

@@ -1,0 +1,53 @@
+"""Group Whitening as a Flax Linen layer."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen
+from jax.typing import DTypeLike
+
+from gw_jax.ops.group_whitening import Method, group_whiten
+
+
+class GroupWhitening(linen.Module):
+    """The Linen twin of :class:`gw_jax.GroupWhitening`: the same function, bit for bit.
+
+    The number of channels is read from the input, as usual in Linen. Parameters are ``scale`` and ``bias`` ``[c]``.
+
+    Attributes:
+        num_groups: blocks the channels are cut into; must divide them. More than the channels are clamped to them.
+        method: "newton" or "zca".
+        num_iterations: Newton-Schulz iterations.
+        epsilon: added to the covariance's diagonal; None for the reference's value (0, or 1e-5 with "zca").
+        use_scale: whether there is a ``scale``, initially ones.
+        use_bias: whether there is a ``bias``, initially zeros.
+        dtype: type of the output; None for the input's.
+        param_dtype: type of ``scale`` and ``bias``.
+
+    Source: Huang et al., Group Whitening, CVPR 2021 (arXiv 2009.13333).
+    """
+
+    num_groups: int = 32
+    method: Method = "newton"
+    num_iterations: int = 5
+    epsilon: float | None = None
+    use_scale: bool = True
+    use_bias: bool = True
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    @linen.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Whitens ``x`` ``[n, *spatial, c]``; ``mask`` ``[n, *spatial]`` is true where a position counts."""
+        shape = (x.shape[-1],)
+        ones, zeros = linen.initializers.ones, linen.initializers.zeros
+        return group_whiten(
+            x,
+            self.num_groups,
+            method=self.method,
+            num_iterations=self.num_iterations,
+            epsilon=self.epsilon,
+            mask=mask,
+            scale=self.param("scale", ones, shape, self.param_dtype) if self.use_scale else None,
+            bias=self.param("bias", zeros, shape, self.param_dtype) if self.use_bias else None,
+            dtype=self.dtype,
+        )

@@ -1,0 +1,90 @@
+"""Group Whitening as a Flax NNX layer."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from gw_jax.ops.group_whitening import Method, check_whitening_options, group_whiten, resolve_num_groups
+
+
+class GroupWhitening(nnx.Module):
+    """Whitens the channel groups of every sample, then scales and shifts every channel.
+
+    For one sample, with the channels in ``num_groups`` consecutive blocks as the rows of ``X``::
+
+        y = scale * C^(-1/2) (X - mean) + bias,   C = cov(X) of that sample
+
+    There are no running statistics: training and evaluation are the same function, whatever the batch size.
+    :func:`gw_jax.group_whiten` states the operation, its numbers and its errors.
+
+    Warning:
+        With Newton iterations the output is only nearly white. Its scale falls with the number of groups (0.98 for
+        16 groups, 0.77 for 64, at 5 iterations and uncorrelated input). The affine parameters make up for it.
+
+    Source: Huang et al., Group Whitening, CVPR 2021 (arXiv 2009.13333); the reference's ``GroupItN`` and ``GroupSVD``.
+
+    Args:
+        num_features: channels ``c`` of the input.
+        num_groups: blocks the channels are cut into; must divide ``num_features``. More than that are clamped to it.
+        method: "newton" or "zca".
+        num_iterations: Newton-Schulz iterations.
+        epsilon: added to the covariance's diagonal; None for the reference's value (0, or 1e-5 with "zca").
+        use_scale: whether there is a ``scale`` ``[c]``, initially ones.
+        use_bias: whether there is a ``bias`` ``[c]``, initially zeros.
+        dtype: type of the output; None for the input's.
+        param_dtype: type of ``scale`` and ``bias``.
+        rngs: taken as by every NNX layer; nothing random is drawn.
+
+    Raises:
+        ValueError: options that do not fit each other or ``num_features``.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        num_groups: int = 32,
+        method: Method = "newton",
+        num_iterations: int = 5,
+        epsilon: float | None = None,
+        use_scale: bool = True,
+        use_bias: bool = True,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        del rngs
+        check_whitening_options(method, num_iterations, epsilon)
+        self.num_features = num_features
+        self.num_groups = resolve_num_groups(num_features, num_groups)
+        self.method: Method = method
+        self.num_iterations = num_iterations
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.scale = nnx.Param(jnp.ones((num_features,), param_dtype)) if use_scale else None
+        self.bias = nnx.Param(jnp.zeros((num_features,), param_dtype)) if use_bias else None
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Whitens ``x`` ``[n, *spatial, num_features]``; ``mask`` ``[n, *spatial]`` is true where a position counts."""
+        require_num_features(self, x, self.num_features)
+        return group_whiten(
+            x,
+            self.num_groups,
+            method=self.method,
+            num_iterations=self.num_iterations,
+            epsilon=self.epsilon,
+            mask=mask,
+            scale=None if self.scale is None else self.scale[...],
+            bias=None if self.bias is None else self.bias[...],
+            dtype=self.dtype,
+        )
+
+
+def require_num_features(layer: nnx.Module, x: jax.Array, num_features: int) -> None:
+    """Raises ValueError unless the last axis of ``x`` has the channels that ``layer`` was made for."""
+    if x.ndim < 2 or x.shape[-1] != num_features:
+        raise ValueError(
+            f"{type(layer).__name__} was made for {num_features} channels and got shape {x.shape}; it takes "
+            f"[batch, *spatial, {num_features}], channels last."
+        )

@@ -1,0 +1,198 @@
+"""Group Whitening as a pure function of arrays."""
+
+import math
+import string
+import warnings
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from gw_jax.ops.inverse_sqrt import HIGHEST, inverse_sqrt_newton, inverse_sqrt_zca
+from gw_jax.ops.numerics import accumulation_dtype, require_floating
+
+Method = Literal["newton", "zca"]
+
+# The reference's IGWItN adds nothing to the covariance, its IGWSVD adds 1e-5 to the eigenvalues.
+DEFAULT_EPSILON: dict[str, float] = {"newton": 0.0, "zca": 1e-5}
+
+_SPATIAL_LETTERS = "hw" + "".join(letter for letter in string.ascii_letters if letter not in "nhwgck")
+
+
+def resolve_num_groups(num_features: int, num_groups: int) -> int:
+    """The number of groups that ``num_features`` channels are cut into when ``num_groups`` are asked for.
+
+    More groups than channels become one group a channel, with a warning, as in the reference.
+
+    Raises:
+        ValueError: ``num_groups`` is below 1, or does not divide ``num_features``.
+    """
+    if num_groups < 1:
+        raise ValueError(f"num_groups={num_groups}; at least one group is needed.")
+    if num_groups > num_features:
+        warnings.warn(
+            f"num_groups={num_groups} exceeds the {num_features} channels: {num_features} groups of one channel "
+            "are used, as in the reference. Give a num_groups of at most the number of channels to silence this.",
+            stacklevel=3,
+        )
+        return num_features
+    if num_features % num_groups:
+        divisors = [d for d in range(1, num_features + 1) if num_features % d == 0]
+        raise ValueError(
+            f"{num_features} channels cannot be cut into num_groups={num_groups} groups of equal size. "
+            f"Choose one of {divisors}."
+        )
+    return num_groups
+
+
+def check_whitening_options(method: str, num_iterations: int, epsilon: float | None) -> float:
+    """Checks the options that do not depend on the input and returns the epsilon to use.
+
+    Raises:
+        ValueError: an unknown ``method``, ``num_iterations`` below 0, a negative ``epsilon``, or one of zero with "zca".
+    """
+    if method not in DEFAULT_EPSILON:
+        raise ValueError(f"method={method!r} is not known; choose one of {sorted(DEFAULT_EPSILON)}.")
+    if num_iterations < 0:
+        raise ValueError(f"num_iterations={num_iterations}; 0 or more are allowed (5 is the published choice).")
+    if epsilon is None:
+        return DEFAULT_EPSILON[method]
+    if epsilon < 0 or (epsilon == 0 and method == "zca"):
+        allowed = "> 0" if method == "zca" else ">= 0"
+        raise ValueError(f"epsilon={epsilon} with method={method!r}; epsilon must be {allowed}.")
+    return epsilon
+
+
+def group_whiten(
+    x: jax.Array,
+    num_groups: int,
+    *,
+    method: Method = "newton",
+    num_iterations: int = 5,
+    epsilon: float | None = None,
+    mask: jax.Array | None = None,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """Whitens the channel groups of every sample.
+
+    The ``c`` channels of one sample are cut into ``g = num_groups`` consecutive blocks. Each block is one variable with
+    ``m = (c / g) * (number of positions)`` observations, the columns of ``X`` ``[g, m]``::
+
+        mu = X 1 / m,   C = (X - mu)(X - mu)^T / m + epsilon I,   Y = C^(-1/2) (X - mu)
+
+    with the inverse square root by ``num_iterations`` Newton-Schulz steps (see :func:`inverse_sqrt_newton`) or by
+    eigendecomposition (:func:`inverse_sqrt_zca`). Nothing crosses the batch axis: a sample's output does not depend on
+    the other samples, training equals evaluation, and a batch that is split over devices needs no communication.
+
+    Statistics and the inverse square root are computed in float32 (float64 for a float64 ``x``) with matrix products
+    at the highest precision, whatever the type of ``x`` or JAX's default. In float32, values that differ from
+    their group's mean by 1e-18 to 1e18 are whitened faithfully.
+
+    A sample without variance (constant, or entirely masked) gives zeros, with finite derivatives.
+
+    Args:
+        x: ``[n, *spatial, c]``, channels last, any number of spatial axes from none up, floating point. It may be empty.
+        num_groups: number of groups ``g``; must divide ``c``. More than ``c`` is taken as ``c``, with a warning.
+        method: "newton" (the paper's choice, the reference's IGWItN) or "zca" (its IGWSVD).
+        num_iterations: Newton-Schulz iterations; not used by "zca".
+        epsilon: added to the covariance's diagonal. None is the reference's choice: 0 for "newton", 1e-5 for "zca".
+        mask: ``[n, *spatial]``, true (or non-zero) where a position counts. The other positions take no part in mean,
+            covariance and count, whatever they hold, and come out as zero.
+        scale: ``[c]``, multiplied to the whitened values, or None.
+        bias: ``[c]``, added after the scale, or None. Masked positions stay zero.
+        dtype: type of the result; None for the type of ``x``.
+
+    Returns:
+        An array of the shape of ``x``.
+
+    Raises:
+        TypeError: ``x`` is not floating point.
+        ValueError: shapes or options do not fit; the message names what is allowed.
+
+    Source: Huang et al., Group Whitening: Balancing Learning Efficiency and Representational Capacity, CVPR 2021,
+    section 3.1 (arXiv 2009.13333).
+    """
+    require_floating(x, "group_whiten")
+    if x.ndim < 2:
+        raise ValueError(f"group_whiten got shape {x.shape}; it takes [batch, *spatial, channels], at least 2 axes.")
+    num_features = x.shape[-1]
+    if num_features == 0:
+        raise ValueError(f"group_whiten got shape {x.shape}, which has no channels.")
+    epsilon = check_whitening_options(method, num_iterations, epsilon)
+    num_groups = resolve_num_groups(num_features, num_groups)
+    if mask is not None and mask.shape != x.shape[:-1]:
+        raise ValueError(
+            f"mask has shape {mask.shape} for an input of shape {x.shape}; it must be {x.shape[:-1]}, one entry "
+            "for every position of every sample."
+        )
+    for name, parameter in (("scale", scale), ("bias", bias)):
+        if parameter is not None and parameter.shape != (num_features,):
+            raise ValueError(f"{name} has shape {parameter.shape}; an input of shape {x.shape} needs ({num_features},).")
+    dtype = x.dtype if dtype is None else jnp.dtype(dtype)
+    if x.size == 0:
+        return x.astype(dtype)
+
+    # Splitting the last axis keeps the sharding of all the others; h and w are never merged.
+    grouped = x.astype(accumulation_dtype(x.dtype)).reshape(*x.shape[:-1], num_groups, num_features // num_groups)
+    keep = None if mask is None else (mask != 0)[..., None, None]
+    centred, count = _centre(grouped, keep)
+    spatial = _SPATIAL_LETTERS[: x.ndim - 2]
+    # Up to 7 iterations the inverse square root is too coarse to show how the covariance was summed. Beyond, and
+    # with "zca", the smallest eigenvalues count, and summing row by row makes them up to ten times more accurate.
+    rows = spatial[:1] if method == "zca" or num_iterations > 7 else ""
+    products = jnp.einsum(f"n{spatial}gc,n{spatial}kc->n{rows}gk", centred, centred, precision=HIGHEST)
+    covariance = (products.sum(1) if rows else products) / count
+    if method == "newton":
+        whitening = inverse_sqrt_newton(covariance, num_iterations, epsilon)
+    else:
+        whitening = inverse_sqrt_zca(covariance, epsilon)
+    y = jnp.einsum(f"ngk,n{spatial}kc->n{spatial}gc", whitening, centred, precision=HIGHEST).reshape(x.shape)
+    per_channel = (1,) * (x.ndim - 1) + (num_features,)
+    if scale is not None:
+        y = y * scale.astype(y.dtype).reshape(per_channel)
+    if bias is not None:
+        y = y + bias.astype(y.dtype).reshape(per_channel)
+        if mask is not None:
+            y = jnp.where((mask != 0)[..., None], y, 0)
+    return y.astype(dtype)
+
+
+def _centre(grouped: jax.Array, keep: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Subtracts the mean of each group of each sample from ``grouped`` ``[n, *spatial, g, c/g]``.
+
+    Returns the centred values, zero where not kept, and the number of observations as ``[n or 1, 1, 1]``.
+    """
+    positions = tuple(range(1, grouped.ndim - 2))
+    observed = (*positions, grouped.ndim - 1)
+    # The mean is taken of the distance to one of the values, which costs nothing once fused. A constant group is
+    # then exactly zero afterwards, instead of rounding noise that whitening would blow up to unit variance.
+    if keep is None:
+        shift = grouped
+        for axis in observed:
+            shift = jax.lax.slice_in_dim(shift, 0, 1, axis=axis)
+        distance = grouped - jax.lax.stop_gradient(shift)
+        count = jnp.full((1, 1, 1), math.prod(grouped.shape[axis] for axis in observed), grouped.dtype)
+        return distance - distance.mean(observed, keepdims=True), count
+    # Selected, not multiplied: a masked position may hold NaN.
+    grouped = jnp.where(keep, grouped, 0)
+    first = jax.lax.slice_in_dim(grouped, 0, 1, axis=grouped.ndim - 1)
+    shift = jnp.where(_first_kept(keep, positions), first, 0).sum(positions, keepdims=True)
+    distance = jnp.where(keep, grouped - jax.lax.stop_gradient(shift), 0)
+    kept = keep.sum(positions, keepdims=True, dtype=grouped.dtype)
+    count = jnp.maximum(kept * grouped.shape[-1], 1)
+    mean = distance.sum(observed, keepdims=True) / count
+    return jnp.where(keep, distance - mean, 0), count.reshape(-1, 1, 1)
+
+
+def _first_kept(keep: jax.Array, positions: tuple[int, ...]) -> jax.Array:
+    """True at the first kept position of each sample: the shape of ``keep`` ``[n, *spatial, 1, 1]``."""
+    order = jnp.zeros(keep.shape, jnp.int32)
+    stride = 1
+    for axis in reversed(positions):
+        order = order + stride * jax.lax.broadcasted_iota(jnp.int32, keep.shape, axis)
+        stride *= keep.shape[axis]
+    order = jnp.where(keep, order, stride)
+    return keep & (order == order.min(positions, keepdims=True))

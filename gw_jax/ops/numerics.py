@@ -1,0 +1,22 @@
+"""Number formats shared by the operations."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+
+def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """The type in which statistics of a ``dtype`` array are computed: float64 for float64, else float32."""
+    return jnp.dtype(jnp.float64) if jnp.dtype(dtype) == jnp.float64 else jnp.dtype(jnp.float32)
+
+
+def require_floating(x: jax.Array, operation: str) -> None:
+    """Raises TypeError unless ``x`` holds real floating-point numbers.
+
+    Integers are refused rather than cast: a uint8 image that was never normalised is the usual cause.
+    """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"{operation} got an array of type {x.dtype} and shape {x.shape}; it takes real floating-point "
+            "types (float16, bfloat16, float32, float64). Cast or normalise the input first."
+        )
