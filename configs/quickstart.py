@@ -1,0 +1,26 @@
+"""A Group Whitening ResNet on 4,000 real MNIST digits that ship in a package.
+
+    python train.py
+
+Hardware: 2 CPU cores. Expected: eval/top1 >= 0.98 over the 1,000 test digits.
+"""
+
+from gw_jax.train import (
+    DataConfig,
+    ModelConfig,
+    NormConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+
+
+def get_config() -> TrainConfig:
+    """ResNet-18 of width 16 with whitening at S1-B2, 16 groups."""
+    return TrainConfig(
+        num_epochs=20,
+        data=DataConfig(name="mnist5k", batch_size=64, eval_batch_size=200, shift=2),
+        model=ModelConfig(name="resnet18", norm="gw", norm_options=NormConfig(num_groups=16), width=16, stem="imagenet"),
+        optimizer=OptimizerConfig(learning_rate=0.1, momentum=0.9, weight_decay=5e-4),
+        schedule=ScheduleConfig(name="cosine", warmup_epochs=1),
+    )

@@ -1,0 +1,26 @@
+"""The training run: ``run(config, workdir)``. Needs the extra ``examples``."""
+
+from gw_jax.train.config import (
+    CheckpointConfig,
+    DataConfig,
+    LogConfig,
+    ModelConfig,
+    NormConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from gw_jax.train.loop import Outcome, run
+
+__all__ = [
+    "CheckpointConfig",
+    "DataConfig",
+    "LogConfig",
+    "ModelConfig",
+    "NormConfig",
+    "OptimizerConfig",
+    "Outcome",
+    "ScheduleConfig",
+    "TrainConfig",
+    "run",
+]

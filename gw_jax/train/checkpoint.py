@@ -1,0 +1,122 @@
+"""Checkpoints: the state, the position in the data and the metrics that wait to be written, kept by Orbax.
+
+The only file that knows Orbax. A checkpoint is complete or absent: it is written into a temporary directory, which is
+renamed last.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from gw_jax.errors import CheckpointError
+from gw_jax.train.config import CheckpointConfig
+from gw_jax.train.state import TrainState
+
+DIRECTORY = "checkpoints"
+BEST_METRIC = "eval/top1"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What a run must know to go on, beside the state.
+
+    Attributes:
+        data: position of the training data, as :meth:`TrainBatches.get_state` returns it.
+        pending: metrics of the steps since the last line of ``metrics.jsonl``, ``[[loss, top1], ...]``.
+        evaluated: whether the evaluation that is due at this step, if any, has been done.
+    """
+
+    data: dict[str, Any]
+    pending: list[list[float]]
+    evaluated: bool
+
+
+class Checkpoints:
+    """The checkpoints of one work directory. Saving goes on in the background; :meth:`close` waits for it."""
+
+    def __init__(self, workdir: pathlib.Path, config: CheckpointConfig):
+        self.directory = (workdir / DIRECTORY).absolute()
+        policies: list[Any] = [checkpoint_managers.LatestN(config.keep_last)]
+        if config.keep_best:
+            policies.append(
+                checkpoint_managers.BestN(
+                    get_metric_fn=_top1, n=config.keep_best, reverse=False, keep_checkpoints_without_metrics=False
+                )
+            )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+            best_fn=_top1,
+            best_mode="max",
+            create=True,
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=("state", "progress"))
+
+    def last_step(self) -> int | None:
+        """The newest step that is saved."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The saved step with the highest top-1; the newest where none has been evaluated."""
+        best = self._manager.best_step()
+        return self.last_step() if best is None else best
+
+    def path(self, step: int) -> pathlib.Path:
+        """Where the checkpoint of ``step`` is."""
+        return self.directory / str(step)
+
+    def save(self, state: TrainState, progress: Progress, metrics: dict[str, float] | None = None) -> pathlib.Path:
+        """Starts to save; ``metrics`` with "eval/top1" let the checkpoint compete for the best."""
+        step = int(state.step)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(_as_dict(state)), progress=ocp.args.JsonSave(dataclasses.asdict(progress))
+        )
+        if step in self._manager.all_steps():
+            # A stop during the evaluation saved this step, before its metrics were known.
+            self._manager.wait_until_finished()
+            self._manager.delete(step)
+        self._manager.save(step, args=args, metrics=metrics, force=True)
+        return self.path(step)
+
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, Progress]:
+        """Reads the checkpoint of ``step`` with the shapes, types and shardings of ``like``.
+
+        Raises:
+            CheckpointError: it cannot be read, or belongs to another network.
+        """
+        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), _as_dict(like))
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
+        try:
+            restored = self._manager.restore(step, args=args)
+            return TrainState(**restored.state), Progress(**restored.progress)
+        except Exception as error:  # Whatever the storage library raises for damaged files, which is not documented.
+            older = [other for other in self._manager.all_steps() if other < step]
+            remedy = f"go on from step {max(older)}" if older else "start again from step 0"
+            raise CheckpointError(
+                f"The checkpoint {self.path(step)} cannot be read; it is damaged or belongs to another network "
+                f"({type(error).__name__}: {_first_line(error)}). Nothing was changed. Move that directory away to {remedy}."
+            ) from error
+
+    def wait(self) -> None:
+        """Waits until what was given to :meth:`save` is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the last save and frees the threads."""
+        self._manager.close()
+
+
+def _top1(metrics: dict[str, float]) -> float:
+    return metrics[BEST_METRIC]
+
+
+def _as_dict(state: TrainState) -> dict[str, Any]:
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else "no message"

@@ -1,0 +1,290 @@
+"""A training run from its first step, or from its last checkpoint, to the curves; and evaluation alone."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from gw_jax.data.pipeline import TrainBatches, eval_batches
+from gw_jax.errors import CheckpointError, TrainingError
+from gw_jax.train.checkpoint import BEST_METRIC, Checkpoints, Progress
+from gw_jax.train.config import TrainConfig, validate
+from gw_jax.train.interrupt import StopRequest
+from gw_jax.train.metrics import MetricsWriter, Stopwatch, Terminal, read_metrics
+from gw_jax.train.plot import plot_curves
+from gw_jax.train.setup import Experiment, set_up
+from gw_jax.train.state import TrainState
+from gw_jax.train.workdir import check_same_run, claim_workdir, write_atomically
+
+EVALUATION_FILE = "evaluation.json"
+
+# What a training step reports, in the order in which checkpoints store it.
+STEP_METRICS = ("loss", "top1", "grad_norm")
+# Steps that may be under way at a time: enough to keep devices busy, few enough to keep their batches in memory.
+MAX_STEPS_AHEAD = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        metrics: the last evaluation: "eval/loss", "eval/top1", "eval/top5", "eval/count"; None if there was none.
+        stopped_by: the signal that stopped it before its end, or None.
+    """
+
+    metrics: dict[str, float] | None
+    stopped_by: signal.Signals | None = None
+
+
+def run(config: TrainConfig, workdir: str | pathlib.Path) -> Outcome:
+    """Trains or evaluates, as ``config.mode`` says, in ``workdir``.
+
+    Training goes on from the newest checkpoint of ``workdir``, if there is one, and then ends with the same numbers as a
+    run that was never stopped.
+
+    Raises:
+        UserError: anything that the user can mend; the message says how. Nothing that was saved is lost.
+    """
+    validate(config)
+    workdir = pathlib.Path(workdir).expanduser()
+    known = check_same_run(workdir, config)
+    if config.mode == "evaluate":
+        if not known:
+            raise CheckpointError(f"{workdir} holds no run to evaluate. Train first, or give the --workdir of a run.")
+        return evaluate_run(set_up(config), workdir)
+    experiment = set_up(config)
+    claim_workdir(workdir, config)
+    with StopRequest() as stop:
+        return _Trainer(experiment, workdir, stop).train()
+
+
+def evaluate(
+    experiment: Experiment, state: TrainState, stopped: Callable[[], bool] = lambda: False
+) -> dict[str, float] | None:
+    """Loss, top-1 and top-5 over every example of the evaluation split, each counted once on any number of devices.
+
+    Returns None if ``stopped()`` became true on the way.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    config = experiment.config.data
+    batches = eval_batches(
+        experiment.dataset.evaluation,
+        batch_size=config.eval_batch_size,
+        image_size=config.image_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=config.num_threads,
+    )
+    sums = []
+    for batch in batches:
+        if stopped():
+            return None
+        sums.append(experiment.eval_step(state.params, state.batch_stats, experiment.put(batch)))
+    totals = {name: math.fsum(part[name].item() for part in jax.device_get(sums)) for name in sums[0]}
+    if not math.isfinite(totals["loss"]):
+        raise TrainingError(f"The evaluation loss at step {int(state.step)} is {totals['loss']}: the network diverged.")
+    count = int(totals["count"])
+    means = {f"eval/{name}": totals[name] / count for name in ("loss", "top1", "top5")}
+    return {**means, "eval/count": count}
+
+
+def evaluate_run(experiment: Experiment, workdir: pathlib.Path) -> Outcome:
+    """Evaluates the best (or last) checkpoint of ``workdir``, prints the result and writes ``evaluation.json``.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    checkpoints = Checkpoints(workdir, experiment.config.checkpoint)
+    try:
+        which = experiment.config.checkpoint.evaluate
+        step = checkpoints.best_step() if which == "best" else checkpoints.last_step()
+        if step is None:
+            raise CheckpointError(f"{workdir} holds no checkpoint yet. Train first: the same command with mode=train.")
+        state, _ = checkpoints.restore(step, experiment.state)
+    finally:
+        checkpoints.close()
+    metrics = evaluate(experiment, state)
+    assert metrics is not None
+    result = {"step": step, "checkpoint": which, **metrics}
+    write_atomically(workdir / EVALUATION_FILE, json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result))
+    return Outcome(metrics)
+
+
+class _Trainer:
+    """The loop and what it carries from step to step."""
+
+    def __init__(self, experiment: Experiment, workdir: pathlib.Path, stop: StopRequest):
+        config = experiment.config
+        self.experiment, self.workdir, self.stop, self.config = experiment, workdir, stop, config
+        self.checkpoints = Checkpoints(workdir, config.checkpoint)
+        self.batches = TrainBatches(
+            experiment.dataset.train,
+            batch_size=config.data.batch_size,
+            num_epochs=config.num_epochs,
+            seed=config.seed,
+            image_size=config.data.image_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_threads=config.data.num_threads,
+        )
+        self.state, self.step = experiment.state, 0
+        self.evaluated = True
+        # Of the steps since the last line of metrics.jsonl: on the host (restored), and still on the devices.
+        self.pending: list[list[float]] = []
+        self.in_flight: list[Any] = []
+        self.metrics: dict[str, float] | None = None
+        if (last := self.checkpoints.last_step()) is not None:
+            self.state, progress = self.checkpoints.restore(last, experiment.state)
+            self.batches.set_state(progress.data)
+            self.step, self.pending, self.evaluated = last, progress.pending, progress.evaluated
+        self.writer = MetricsWriter(
+            workdir, step=self.step, evaluated=self.evaluated, tensorboard=config.log.tensorboard
+        )
+        self.terminal = Terminal(
+            total=experiment.total_steps,
+            step=self.step,
+            steps_per_epoch=experiment.steps_per_epoch,
+            progress_bar=config.log.progress_bar,
+        )
+        self.stopwatch = Stopwatch()
+        self.compiled = False
+
+    def train(self) -> Outcome:
+        """Runs to the end, or to a wish to stop."""
+        saved_at = self._announce()
+        try:
+            if not self.evaluated and not self.stop:
+                self._evaluate_and_save()
+            while self.step < self.experiment.total_steps and not self.stop:
+                self._take_step()
+                ends_epoch = self.step % self.experiment.steps_per_epoch == 0
+                if ends_epoch or self.step % self.config.log.every_steps == 0:
+                    self._log()
+                every = self.config.checkpoint.every_steps
+                if self.experiment.eval_is_due(self.step):
+                    self.evaluated = False
+                    if self._evaluate_and_save():
+                        saved_at = self.step
+                elif every is not None and self.step % every == 0:
+                    self._save()
+                    saved_at = self.step
+            if self.stop:
+                return self._end_early(saved_at)
+            self.checkpoints.wait()
+        finally:
+            self.terminal.close()
+            self.writer.close()
+            self.checkpoints.close()
+        return self._finish()
+
+    def _announce(self) -> int:
+        """Says where the run starts; returns the step that is saved already."""
+        devices = self.experiment.mesh.devices.flat
+        where = f"{self.experiment.mesh.size} {devices[0].device_kind} device(s)"
+        if self.step:
+            self.terminal.say(f"Going on from step {self.step} of {self.experiment.total_steps} in {self.workdir}, on {where}.")
+        else:
+            self.terminal.say(f"Training for {self.experiment.total_steps} steps in {self.workdir}, on {where}.")
+        return self.step
+
+    def _take_step(self) -> None:
+        batch = self.experiment.put(next(self.batches))
+        self.state, metrics = self.experiment.train_step(self.state, batch)
+        self.step += 1
+        self.in_flight.append(metrics)
+        self.terminal.advance()
+        if len(self.in_flight) > MAX_STEPS_AHEAD:
+            jax.block_until_ready(self.in_flight[-1 - MAX_STEPS_AHEAD])
+        self.stopwatch.count(self.config.data.batch_size)
+        if not self.compiled:
+            jax.block_until_ready(metrics)
+            self.compiled = True
+        self.stopwatch.start()
+
+    def _collect(self) -> None:
+        """Waits for all steps taken and moves their metrics to the host.
+
+        Raises:
+            TrainingError: the loss or the gradient of one of them is not finite.
+        """
+        first = self.step - len(self.in_flight) + 1
+        values = [[float(m[name]) for name in STEP_METRICS] for m in jax.device_get(self.in_flight)]
+        self.in_flight = []
+        for step, numbers in enumerate(values, start=first):
+            if not all(map(math.isfinite, numbers)):
+                self._raise_not_finite(step, dict(zip(STEP_METRICS, numbers, strict=True)))
+        self.pending += values
+
+    def _raise_not_finite(self, step: int, numbers: dict[str, float]) -> None:
+        self.checkpoints.wait()
+        last = self.checkpoints.last_step()
+        good = "No checkpoint was saved before." if last is None else f"The last good checkpoint is {self.checkpoints.path(last)}."
+        raise TrainingError(
+            f"At step {step} the loss is {numbers['loss']} and the norm of its gradient {numbers['grad_norm']}; both must be "
+            f"finite. Training stopped, and this state was not saved. {good} Lower config.optimizer.learning_rate "
+            f"({float(self.experiment.schedule(step - 1)):.3g} at that step) or lengthen config.schedule.warmup_epochs, in "
+            "another --workdir."
+        )
+
+    def _log(self) -> None:
+        """Writes the training line of the steps since the last one."""
+        self._collect()
+        means = {
+            f"train/{name}": math.fsum(numbers) / len(numbers)
+            for name, numbers in zip(STEP_METRICS, zip(*self.pending, strict=True), strict=True)
+        }
+        self.pending = []
+        values = {**means, "train/learning_rate": float(self.experiment.schedule(self.step - 1))}
+        if (rate := self.stopwatch.read()) is not None:
+            values["train/images_per_sec"] = rate
+        self._write(values)
+
+    def _write(self, values: dict[str, float]) -> None:
+        epoch = round(self.step / self.experiment.steps_per_epoch, 4)
+        self.writer.write(self.step, int(epoch) if epoch == int(epoch) else epoch, values)
+        self.terminal.show(self.step, values)
+
+    def _evaluate_and_save(self) -> bool:
+        """Evaluates, writes the line and saves; false if a wish to stop came first."""
+        self.stopwatch.pause()
+        metrics = evaluate(self.experiment, self.state, stopped=lambda: bool(self.stop))
+        if metrics is None:
+            return False
+        self.metrics = metrics
+        self.evaluated = True
+        self._write(metrics)
+        self._save(metrics)
+        return True
+
+    def _save(self, metrics: dict[str, float] | None = None) -> pathlib.Path:
+        self.stopwatch.pause()
+        self._collect()
+        progress = Progress(data=self.batches.get_state(), pending=self.pending, evaluated=self.evaluated)
+        best = None if metrics is None else {BEST_METRIC: metrics[BEST_METRIC]}
+        return self.checkpoints.save(self.state, progress, best)
+
+    def _end_early(self, saved_at: int) -> Outcome:
+        assert self.stop.signal is not None
+        path = self.checkpoints.path(self.step) if saved_at == self.step else self._save()
+        self.checkpoints.wait()
+        self.terminal.say(
+            f"Stopped by {self.stop.signal.name} after step {self.step}; saved in {path}. The same command goes on from there."
+        )
+        return Outcome(self.metrics, self.stop.signal)
+
+    def _finish(self) -> Outcome:
+        evaluations = [line for line in read_metrics(self.workdir) if "eval/count" in line]
+        last = {name: value for name, value in evaluations[-1].items() if name.startswith("eval/")}
+        if self.config.log.plot:
+            print(f"Curves: {plot_curves(self.workdir)}")
+        print(f"Done after step {self.step}: " + "  ".join(f"{name} {value:.4f}" for name, value in last.items()))
+        return Outcome(last)

@@ -1,0 +1,146 @@
+"""Where the numbers of a run go: ``metrics.jsonl`` always, TensorBoard files and the terminal where wanted."""
+
+import json
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+from gw_jax.errors import raise_missing_package
+from gw_jax.train.workdir import write_atomically
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``; a last line that a crash cut off is left out."""
+    path = workdir / METRICS_FILE
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+class MetricsWriter:
+    """Appends lines to ``metrics.jsonl`` and scalars to TensorBoard files.
+
+    A run that goes on from step ``step`` first drops what was written after that step (and, unless ``evaluated``,
+    the evaluation at it): the steps are taken again.
+    """
+
+    def __init__(self, workdir: pathlib.Path, *, step: int, evaluated: bool, tensorboard: bool):
+        kept = [
+            line
+            for line in read_metrics(workdir)
+            if line["step"] < step or (line["step"] == step > 0 and (evaluated or "eval/count" not in line))
+        ]
+        write_atomically(workdir / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = (workdir / METRICS_FILE).open("a")
+        self._tensorboard = None
+        if tensorboard:
+            try:
+                import tensorboardX
+            except ImportError as error:
+                raise_missing_package(error, "config.log.tensorboard")
+            self._tensorboard = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, epoch: float, values: dict[str, float]) -> None:
+        """Writes one line, on disk when this returns."""
+        self._file.write(json.dumps({"step": step, "epoch": epoch, **values}, allow_nan=False) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        if self._tensorboard is not None:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Closes all files."""
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+class Stopwatch:
+    """Images a second of training alone: without compilation, evaluation and saving."""
+
+    def __init__(self) -> None:
+        self._running_since: float | None = None
+        self._seconds = 0.0
+        self._images = 0
+
+    def start(self) -> None:
+        """Starts, or goes on after :meth:`pause`; call it when no step is under way."""
+        if self._running_since is None:
+            self._running_since = time.perf_counter()
+
+    def pause(self) -> None:
+        """Stops counting time until :meth:`start`."""
+        if self._running_since is not None:
+            self._seconds += time.perf_counter() - self._running_since
+            self._running_since = None
+
+    def count(self, images: int) -> None:
+        """Counts ``images`` if time is being counted."""
+        if self._running_since is not None:
+            self._images += images
+
+    def read(self) -> float | None:
+        """Images a second since the last call, or None if none were counted. Call it when all steps have ended."""
+        running = self._running_since is not None
+        self.pause()
+        rate = self._images / self._seconds if self._images and self._seconds else None
+        self._seconds, self._images = 0.0, 0
+        if running:
+            self.start()
+        return rate
+
+
+class Terminal:
+    """A progress bar on a terminal; elsewhere a line an epoch on standard error."""
+
+    def __init__(self, *, total: int, step: int, steps_per_epoch: int, progress_bar: bool):
+        self._total, self._steps_per_epoch = total, steps_per_epoch
+        self._started, self._first_step = time.perf_counter(), step
+        self._bar = None
+        if progress_bar and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
+
+    def advance(self) -> None:
+        """Counts one step."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def show(self, step: int, values: dict[str, float]) -> None:
+        """Shows what was written last."""
+        if self._bar is not None:
+            known = {"loss": "train/loss", "top1": "train/top1", "eval_top1": "eval/top1"}
+            shown = {short: f"{values[name]:.4f}" for short, name in known.items() if name in values}
+            if "train/images_per_sec" in values:
+                shown["images/s"] = f"{values['train/images_per_sec']:.0f}"
+            self._bar.set_postfix(shown)
+            return
+        if step % self._steps_per_epoch == 0:
+            seconds_a_step = (time.perf_counter() - self._started) / max(step - self._first_step, 1)
+            left = f"{seconds_a_step * (self._total - step):.0f} s left" if step < self._total else "done"
+            numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+            self.say(f"epoch {step // self._steps_per_epoch}/{self._total // self._steps_per_epoch}  {numbers}  {left}")
+
+    def say(self, message: str) -> None:
+        """Prints a line without breaking the bar."""
+        if self._bar is not None:
+            self._bar.write(message, file=sys.stderr)
+        else:
+            print(message, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()

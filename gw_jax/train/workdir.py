@@ -1,0 +1,79 @@
+"""The work directory of a run: whose it is, and files that are written whole or not at all."""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import tempfile
+from typing import Any
+
+from gw_jax.errors import ConfigError
+from gw_jax.train.config import TrainConfig, flatten
+
+CONFIG_FILE = "config.json"
+
+# Fields that may change between the starts of one run: they alter no result.
+FREE_FIELDS = ("mode", "data.data_dir", "data.num_threads", "checkpoint.", "log.")
+
+
+def claim_workdir(workdir: pathlib.Path, config: TrainConfig) -> None:
+    """Writes ``config.json`` into a new ``workdir``, or checks that the one that is there is the same run.
+
+    Raises:
+        ConfigError: ``workdir`` is a file, cannot be written, or holds a run with another configuration.
+    """
+    check_same_run(workdir, config)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain")}
+        content = {"config": flatten(config), "versions": {"python": platform.python_version(), **versions}}
+        write_atomically(workdir / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(f"The work directory {workdir} cannot be written: {error}. Give another --workdir.") from error
+
+
+def check_same_run(workdir: pathlib.Path, config: TrainConfig) -> bool:
+    """Whether ``workdir`` holds a run; it must be the one that ``config`` describes.
+
+    Raises:
+        ConfigError: it holds another one; the message lists the fields that differ.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError(f"The work directory {workdir} is a file. Give another --workdir.")
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        return False
+    try:
+        stored: dict[str, Any] = json.loads(path.read_text())["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read as the configuration of a run ({error!r}). Give another --workdir, or remove the file "
+            "if you know that the run is the same."
+        ) from error
+    given = flatten(config)
+    differences = [
+        f"config.{name} is {stored.get(name)!r} there and {given.get(name)!r} now"
+        for name in sorted({*stored, *given})
+        if not name.startswith(FREE_FIELDS) and stored.get(name) != given.get(name)
+    ]
+    if differences:
+        raise ConfigError(
+            f"The work directory {workdir} holds a run with another configuration: {'; '.join(differences)}. Give "
+            "another --workdir for the new run, or the old values to go on with the old one."
+        )
+    return True
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes ``text`` to ``path`` so that a reader, or a crash, sees the old file or the new one, never a part."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        pathlib.Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,62 @@
+"""Trains or evaluates a network: ``python train.py [--config=FILE] [--config.FIELD=VALUE ...] [--workdir=DIR]``.
+
+Without arguments it runs ``configs/quickstart.py``. The same command again goes on where the last one stopped.
+"""
+
+import pathlib
+import signal
+import sys
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from gw_jax.errors import ConfigError, UserError
+from gw_jax.train import run
+from gw_jax.train.config import check_field_name
+
+DEFAULT_CONFIG = pathlib.Path(__file__).parent / "configs" / "quickstart.py"
+
+_CONFIG = config_flags.DEFINE_config_file("config", str(DEFAULT_CONFIG), "A file with get_config() -> TrainConfig.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the run's checkpoints and metrics; default: runs/ and the name of the config file."
+)
+
+
+def parse_flags(arguments: list[str]) -> list[str]:
+    """Parses the command line; a name or a value that does not fit is an error of one line."""
+    for argument in arguments[1:]:
+        name = argument.lstrip("-").split("=", 1)[0]
+        if argument.startswith("-") and name.startswith("config."):
+            check_field_name(name.removeprefix("config."))
+    config_file = next((a.split("=", 1)[1] for a in arguments if a.startswith(("--config=", "-config="))), None)
+    if config_file is not None and not pathlib.Path(config_file.split(":")[0]).is_file():
+        known = ", ".join(sorted(f"configs/{path.name}" for path in DEFAULT_CONFIG.parent.glob("*.py")))
+        raise ConfigError(f"There is no config file {config_file!r}. The project's own are {known}.")
+    try:
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        raise ConfigError(f"{error}. --help lists the flags.") from error
+
+
+def main(arguments: list[str]) -> int:
+    """Runs what the command line says. Returns the exit code."""
+    # TFDS warns about every data set that is not prepared yet.
+    logging.set_verbosity(logging.ERROR)
+    try:
+        remaining = parse_flags(arguments)
+        if len(remaining) > 1:
+            raise ConfigError(f"Unexpected arguments {remaining[1:]}; everything is given as --flag=value.")
+        workdir = _WORKDIR.value or f"runs/{pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem}"
+        outcome = run(_CONFIG.value, workdir)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted before the state could be saved; what was saved before is untouched.", file=sys.stderr)
+        return 128 + signal.SIGINT
+    # A preempted run ended as it should and is started again by whoever sent SIGTERM; Ctrl-C ends a chain of commands.
+    return 128 + signal.SIGINT if outcome.stopped_by == signal.SIGINT else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
