@@ -5,10 +5,18 @@ pipeline (``gw_jax.data``) need the extra ``examples``.
 """
 
 from gw_jax import linen
+from gw_jax._version import __version__
 from gw_jax.models import create_model
 from gw_jax.nn import BatchNorm, GroupNorm, GroupWhitening, make_norm
 from gw_jax.ops import group_whiten
 
-__version__ = "0.1.0"
-
-__all__ = ["BatchNorm", "GroupNorm", "GroupWhitening", "create_model", "group_whiten", "linen", "make_norm"]
+__all__ = [
+    "BatchNorm",
+    "GroupNorm",
+    "GroupWhitening",
+    "__version__",
+    "create_model",
+    "group_whiten",
+    "linen",
+    "make_norm",
+]

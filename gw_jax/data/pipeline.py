@@ -95,7 +95,7 @@ def eval_batches(
         counts = index < len(source)
         # Padding repeats a real example, so that it needs no case of its own in a network; the mask leaves it out.
         example = read_example(source, index if counts else 0, image_size)
-        return {**example, "mask": np.bool_(counts)}
+        return {**example, "mask": np.asarray(counts)}
 
     dataset = grain.MapDataset.range(num_batches * share).map(load).batch(share)
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(2 * share, num_threads))
@@ -108,7 +108,7 @@ def read_example(source: Sequence[Any], index: int, image_size: int | None) -> B
     image = np.asarray(example["image"], np.uint8)
     if image_size is not None and image.shape[:2] != (image_size, image_size):
         image = _resize(image, image_size)
-    return {"image": image, "label": np.int32(example["label"])}
+    return {"image": image, "label": np.asarray(example["label"], np.int32)}
 
 
 def _resize(image: np.ndarray, size: int) -> np.ndarray:

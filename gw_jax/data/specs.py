@@ -34,32 +34,21 @@ class DatasetSpec:
     std: tuple[float, ...]
 
 
-_MNIST_LIKE = {"num_classes": 10, "image_shape": (28, 28, 1), "train_split": "train", "eval_split": "test"}
-_CIFAR_LIKE = {"image_shape": (32, 32, 3), "train_split": "train", "eval_split": "test"}
+def _mnist_like(name: str, num_train: int, num_eval: int, mean: float, std: float) -> DatasetSpec:
+    return DatasetSpec(name, 10, (28, 28, 1), "train", "test", num_train, num_eval, (mean,), (std,))
+
+
+def _cifar(num_classes: int, mean: tuple[float, ...], std: tuple[float, ...]) -> DatasetSpec:
+    return DatasetSpec(f"cifar{num_classes}", num_classes, (32, 32, 3), "train", "test", 50000, 10000, mean, std)
+
 
 SPECS: dict[str, DatasetSpec] = {
     spec.name: spec
     for spec in (
-        DatasetSpec("mnist5k", num_train=4000, num_eval=1000, mean=(0.1307,), std=(0.3081,), **_MNIST_LIKE),
-        DatasetSpec("mnist", num_train=60000, num_eval=10000, mean=(0.1307,), std=(0.3081,), **_MNIST_LIKE),
-        DatasetSpec("fashion_mnist", num_train=60000, num_eval=10000, mean=(0.2860,), std=(0.3530,), **_MNIST_LIKE),
-        DatasetSpec(
-            "cifar10",
-            num_classes=10,
-            num_train=50000,
-            num_eval=10000,
-            mean=(0.4914, 0.4822, 0.4465),
-            std=(0.2470, 0.2435, 0.2616),
-            **_CIFAR_LIKE,
-        ),
-        DatasetSpec(
-            "cifar100",
-            num_classes=100,
-            num_train=50000,
-            num_eval=10000,
-            mean=(0.5071, 0.4865, 0.4409),
-            std=(0.2673, 0.2564, 0.2762),
-            **_CIFAR_LIKE,
-        ),
+        _mnist_like("mnist5k", 4000, 1000, 0.1307, 0.3081),
+        _mnist_like("mnist", 60000, 10000, 0.1307, 0.3081),
+        _mnist_like("fashion_mnist", 60000, 10000, 0.2860, 0.3530),
+        _cifar(10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+        _cifar(100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     )
 }

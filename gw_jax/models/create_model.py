@@ -60,9 +60,9 @@ def create_model(
             close = difflib.get_close_matches(str(value), list(known), n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"No {what} is called {value!r}; choose one of {', '.join(known)}.{hint}")
-    for what, value in (("num_classes", num_classes), ("width", width), ("in_channels", in_channels)):
-        if value < 1:
-            raise ValueError(f"{what}={value}; it must be 1 or more.")
+    for what, number in (("num_classes", num_classes), ("width", width), ("in_channels", in_channels)):
+        if number < 1:
+            raise ValueError(f"{what}={number}; it must be 1 or more.")
     return ResNet(
         ARCHITECTURES[name],
         num_classes=num_classes,

@@ -107,7 +107,7 @@ class BatchNorm(nnx.Module):
         if x.size == 0:
             return x.astype(dtype)
         values = x.astype(accumulation_dtype(x.dtype))
-        keep = None if mask is None else (mask != 0)[..., None]
+        keep = None if mask is None else mask.astype(bool)[..., None]
         if keep is not None:
             values = jnp.where(keep, values, 0)
         channel = (1,) * (x.ndim - 1) + (self.num_features,)

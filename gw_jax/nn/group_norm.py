@@ -63,7 +63,7 @@ class GroupNorm(nnx.GroupNorm):
         self.num_features = num_features
         self.output_dtype = dtype
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:  # type: ignore[override]
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Normalises ``x`` ``[n, *spatial, c]``; ``mask`` ``[n, *spatial]`` is true where a position counts.
 
         Masked positions take no part in the statistics and come out as zero.
@@ -77,7 +77,7 @@ class GroupNorm(nnx.GroupNorm):
             return super().__call__(x).astype(dtype)
         if mask.shape != x.shape[:-1]:
             raise ValueError(f"mask has shape {mask.shape} for an input of shape {x.shape}; it must be {x.shape[:-1]}.")
-        keep = jnp.broadcast_to((mask != 0)[..., None], x.shape)
+        keep = jnp.broadcast_to(mask.astype(bool)[..., None], x.shape)
         # Cleared first: a masked position may hold NaN.
         y = super().__call__(jnp.where(keep, x, 0), mask=keep)
         return jnp.where(keep, y, 0).astype(dtype)

@@ -53,7 +53,7 @@ def norm_options(name: str) -> tuple[str, ...]:
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"No normalisation is called {name!r}; choose one of {', '.join(NORM_NAMES)}.{hint}")
     _, layer, decided = _NORMS[name]
-    arguments = inspect.signature(layer.__init__).parameters
+    arguments = inspect.signature(inspect.getattr_static(layer, "__init__")).parameters
     return tuple(a for a in arguments if a not in (*decided, "self", "num_features", "rngs"))
 
 

@@ -137,7 +137,7 @@ def group_whiten(
 
     # Splitting the last axis keeps the sharding of all the others; h and w are never merged.
     grouped = x.astype(accumulation_dtype(x.dtype)).reshape(*x.shape[:-1], num_groups, num_features // num_groups)
-    keep = None if mask is None else (mask != 0)[..., None, None]
+    keep = None if mask is None else mask.astype(bool)[..., None, None]
     centred, count = _centre(grouped, keep)
     spatial = _SPATIAL_LETTERS[: x.ndim - 2]
     # Up to 7 iterations the inverse square root is too coarse to show how the covariance was summed. Beyond, and
@@ -156,7 +156,7 @@ def group_whiten(
     if bias is not None:
         y = y + bias.astype(y.dtype).reshape(per_channel)
         if mask is not None:
-            y = jnp.where((mask != 0)[..., None], y, 0)
+            y = jnp.where(mask.astype(bool)[..., None], y, 0)
     return y.astype(dtype)
 
 

@@ -117,7 +117,9 @@ def inverse_sqrt_zca(covariance: jax.Array, epsilon: float = 1e-5) -> jax.Array:
 
 
 @inverse_sqrt_zca.defjvp
-def _inverse_sqrt_zca_jvp(epsilon, primals, tangents):
+def _inverse_sqrt_zca_jvp(
+    epsilon: float, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     (covariance,), (tangent,) = primals, tangents
     vectors, roots = _eigen_factors(covariance, epsilon)
     transposed = jnp.matrix_transpose(vectors)

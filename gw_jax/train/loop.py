@@ -146,9 +146,7 @@ class _Trainer:
             self.state, progress = self.checkpoints.restore(last, experiment.state)
             self.batches.set_state(progress.data)
             self.step, self.pending, self.evaluated = last, progress.pending, progress.evaluated
-        self.writer = MetricsWriter(
-            workdir, step=self.step, evaluated=self.evaluated, tensorboard=config.log.tensorboard
-        )
+        self.writer = MetricsWriter(workdir, step=self.step, evaluated=self.evaluated, tensorboard=config.log.tensorboard)
         self.terminal = Terminal(
             total=experiment.total_steps,
             step=self.step,
@@ -191,7 +189,9 @@ class _Trainer:
         devices = self.experiment.mesh.devices.flat
         where = f"{self.experiment.mesh.size} {devices[0].device_kind} device(s)"
         if self.step:
-            self.terminal.say(f"Going on from step {self.step} of {self.experiment.total_steps} in {self.workdir}, on {where}.")
+            self.terminal.say(
+                f"Going on from step {self.step} of {self.experiment.total_steps} in {self.workdir}, on {where}."
+            )
         else:
             self.terminal.say(f"Training for {self.experiment.total_steps} steps in {self.workdir}, on {where}.")
         return self.step
@@ -227,10 +227,12 @@ class _Trainer:
     def _raise_not_finite(self, step: int, numbers: dict[str, float]) -> None:
         self.checkpoints.wait()
         last = self.checkpoints.last_step()
-        good = "No checkpoint was saved before." if last is None else f"The last good checkpoint is {self.checkpoints.path(last)}."
+        good = (
+            "Nothing was saved before." if last is None else f"The last good checkpoint is {self.checkpoints.path(last)}."
+        )
         raise TrainingError(
-            f"At step {step} the loss is {numbers['loss']} and the norm of its gradient {numbers['grad_norm']}; both must be "
-            f"finite. Training stopped, and this state was not saved. {good} Lower config.optimizer.learning_rate "
+            f"At step {step} the loss is {numbers['loss']} and the norm of its gradient {numbers['grad_norm']}; both must "
+            f"be finite. Training stopped, and this state was not saved. {good} Lower config.optimizer.learning_rate "
             f"({float(self.experiment.schedule(step - 1)):.3g} at that step) or lengthen config.schedule.warmup_epochs, in "
             "another --workdir."
         )
@@ -277,7 +279,8 @@ class _Trainer:
         path = self.checkpoints.path(self.step) if saved_at == self.step else self._save()
         self.checkpoints.wait()
         self.terminal.say(
-            f"Stopped by {self.stop.signal.name} after step {self.step}; saved in {path}. The same command goes on from there."
+            f"Stopped by {self.stop.signal.name} after step {self.step}; saved in {path}. "
+            "The same command goes on from there."
         )
         return Outcome(self.metrics, self.stop.signal)
 

@@ -21,9 +21,12 @@ def make_schedule(config: ScheduleConfig, learning_rate: float, steps_per_epoch:
     if config.name == "constant":
         after = optax.constant_schedule(learning_rate)
     elif config.name == "step":
-        steps = [round(k * config.step_epochs * steps_per_epoch) for k in range(1, int(num_epochs / config.step_epochs) + 1)]
-        # The boundaries are counted from the start of the run, join_schedules counts from the end of the warm-up.
-        after = optax.piecewise_constant_schedule(learning_rate, {s - warmup: config.gamma for s in steps if s > warmup})
+        count = int(num_epochs / config.step_epochs)
+        boundaries = [round(k * config.step_epochs * steps_per_epoch) for k in range(1, count + 1)]
+        # Boundaries are counted from the start of the run, join_schedules counts from the end of the warm-up.
+        learning_rate *= config.gamma ** sum(boundary <= warmup for boundary in boundaries)
+        later = {boundary - warmup: config.gamma for boundary in boundaries if boundary > warmup}
+        after = optax.piecewise_constant_schedule(learning_rate, later)
     else:
         after = optax.cosine_decay_schedule(learning_rate, max(total - warmup, 1))
     if warmup == 0:

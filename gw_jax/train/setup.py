@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -120,7 +121,7 @@ def check_devices(config: TrainConfig, num_devices: int) -> None:
                 f"config.{name}={group_size} does not divide config.data.batch_size={config.data.batch_size}; choose a "
                 "divisor of the batch, or leave it out for statistics of the whole batch."
             )
-    if config.dtype == "float64" and not jax.config.jax_enable_x64:
+    if config.dtype == "float64" and jnp.zeros((), float).dtype != jnp.float64:
         raise ConfigError("config.dtype=float64 needs 64-bit types; set the environment variable JAX_ENABLE_X64=1.")
 
 

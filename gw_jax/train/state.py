@@ -74,13 +74,12 @@ def make_model(config: ModelConfig, *, num_classes: int, in_channels: int, dtype
 
 def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, Any, Any]:
     """The static part of ``model``, its parameters and its batch statistics, the latter two as plain nested dicts."""
-    graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, batch_stats = states
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
-def create_state(
-    make: Any, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> tuple[nnx.GraphDef, TrainState]:
+def create_state(make: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState]:
     """Initialises the model that ``make()`` builds, directly on the devices of ``mesh``."""
     # First without memory, for the static part; then compiled, so that no array ever sits on another device.
     graphdef, _, _ = split_model(nnx.eval_shape(make))

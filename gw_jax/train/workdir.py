@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import platform
-import tempfile
 from typing import Any
 
 from gw_jax.errors import ConfigError
@@ -26,7 +25,9 @@ def claim_workdir(workdir: pathlib.Path, config: TrainConfig) -> None:
     check_same_run(workdir, config)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain")}
+        versions = {
+            name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain")
+        }
         content = {"config": flatten(config), "versions": {"python": platform.python_version(), **versions}}
         write_atomically(workdir / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
     except OSError as error:
@@ -67,13 +68,14 @@ def check_same_run(workdir: pathlib.Path, config: TrainConfig) -> bool:
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Writes ``text`` to ``path`` so that a reader, or a crash, sees the old file or the new one, never a part."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # Not tempfile, whose files only their owner may read.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "w") as file:
+        with temporary.open("w") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise

@@ -1,0 +1,25 @@
+"""All tests see 8 pretended CPU devices, so that sharding is tested everywhere."""
+
+import jax
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture
+def float64():
+    """Double precision, in which the golden files and the truths of the numerical tests are written."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A directory in which the digits are prepared."""
+    from gw_jax.data.datasets import open_dataset
+
+    directory = str(tmp_path_factory.mktemp("tfds"))
+    open_dataset("mnist5k", directory)
+    return directory
