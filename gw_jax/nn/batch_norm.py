@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from gw_jax.nn.group_whitening import require_num_features
-from gw_jax.ops.numerics import accumulation_dtype, require_floating
+from gw_jax.nn.checks import require_num_features
+from gw_jax.ops.numerics import accumulation_dtype, require_floating, require_mask_shape
 
 
 class BatchNorm(nnx.Module):
@@ -101,8 +101,7 @@ class BatchNorm(nnx.Module):
         """
         require_floating(x, "BatchNorm")
         require_num_features(self, x, self.num_features)
-        if mask is not None and mask.shape != x.shape[:-1]:
-            raise ValueError(f"mask has shape {mask.shape} for an input of shape {x.shape}; it must be {x.shape[:-1]}.")
+        require_mask_shape(x, mask)
         dtype = x.dtype if self.dtype is None else self.dtype
         if x.size == 0:
             return x.astype(dtype)

@@ -1,20 +1,24 @@
-"""Flax's group normalisation with the defaults and the call of this package's layers."""
+"""Group normalisation, centred the way group whitening is."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from gw_jax.nn.group_whitening import require_num_features
-from gw_jax.ops.numerics import require_floating
+from gw_jax.nn.checks import require_num_features
+from gw_jax.ops.centering import centre_groups
+from gw_jax.ops.numerics import accumulation_dtype, require_floating, require_mask_shape
 
 
-class GroupNorm(nnx.GroupNorm):
-    """``flax.nnx.GroupNorm`` with PyTorch's numbers: epsilon 1e-5, and the variance from centred values.
+class GroupNorm(nnx.Module):
+    """Normalises every group of consecutive channels of every sample to zero mean and unit variance.
 
-    For one sample and one group of consecutive channels, over the group's channels and all positions::
+    For one sample and one group, over the group's channels and all positions::
 
         y = (x - mean) / sqrt(var + epsilon) * scale + bias
+
+    Training equals evaluation. It differs from ``flax.nnx.GroupNorm`` in PyTorch's epsilon of 1e-5, in masks of
+    positions, and in running under strict type promotion, which Flax's layer does not.
 
     Args:
         num_features: channels ``c`` of the input.
@@ -22,9 +26,9 @@ class GroupNorm(nnx.GroupNorm):
         epsilon: added to the variance.
         use_scale: whether there is a ``scale`` ``[c]``, initially ones.
         use_bias: whether there is a ``bias`` ``[c]``, initially zeros.
-        dtype: type of the output; None for the input's.
+        dtype: type of the output; None for the input's. Statistics are in float32 (float64 for float64 input).
         param_dtype: type of ``scale`` and ``bias``.
-        rngs: the generators of the parameters.
+        rngs: taken as by every NNX layer; nothing random is drawn.
 
     Raises:
         ValueError: ``num_groups`` does not divide ``num_features``.
@@ -44,24 +48,20 @@ class GroupNorm(nnx.GroupNorm):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        del rngs
         if num_groups < 1 or num_features % num_groups:
             raise ValueError(
                 f"{num_features} channels cannot be cut into num_groups={num_groups} groups of equal size; "
                 "GroupNorm takes a num_groups that divides the channels."
             )
-        super().__init__(
-            num_features,
-            num_groups,
-            epsilon=epsilon,
-            use_scale=use_scale,
-            use_bias=use_bias,
-            dtype=None,
-            param_dtype=param_dtype,
-            use_fast_variance=False,
-            rngs=rngs,
-        )
+        if epsilon < 0:
+            raise ValueError(f"epsilon={epsilon}; it must be >= 0.")
         self.num_features = num_features
-        self.output_dtype = dtype
+        self.num_groups = num_groups
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.scale = nnx.Param(jnp.ones((num_features,), param_dtype)) if use_scale else None
+        self.bias = nnx.Param(jnp.zeros((num_features,), param_dtype)) if use_bias else None
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Normalises ``x`` ``[n, *spatial, c]``; ``mask`` ``[n, *spatial]`` is true where a position counts.
@@ -70,14 +70,23 @@ class GroupNorm(nnx.GroupNorm):
         """
         require_floating(x, "GroupNorm")
         require_num_features(self, x, self.num_features)
-        dtype = x.dtype if self.output_dtype is None else self.output_dtype
+        require_mask_shape(x, mask)
+        dtype = x.dtype if self.dtype is None else self.dtype
         if x.size == 0:
             return x.astype(dtype)
-        if mask is None:
-            return super().__call__(x).astype(dtype)
-        if mask.shape != x.shape[:-1]:
-            raise ValueError(f"mask has shape {mask.shape} for an input of shape {x.shape}; it must be {x.shape[:-1]}.")
-        keep = jnp.broadcast_to(mask.astype(bool)[..., None], x.shape)
-        # Cleared first: a masked position may hold NaN.
-        y = super().__call__(jnp.where(keep, x, 0), mask=keep)
-        return jnp.where(keep, y, 0).astype(dtype)
+        values = x.astype(accumulation_dtype(x.dtype))
+        grouped = values.reshape(*x.shape[:-1], self.num_groups, self.num_features // self.num_groups)
+        keep = None if mask is None else mask.astype(bool)[..., None, None]
+        centred, count = centre_groups(grouped, keep)
+        observed = (*range(1, grouped.ndim - 2), grouped.ndim - 1)
+        count = count.reshape(-1, *(1,) * (grouped.ndim - 1))
+        var = (centred * centred).sum(observed, keepdims=True) / count
+        y = (centred * jax.lax.rsqrt(var + self.epsilon)).reshape(x.shape)
+        channel = (1,) * (x.ndim - 1) + (self.num_features,)
+        if self.scale is not None:
+            y = y * self.scale[...].astype(y.dtype).reshape(channel)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(y.dtype).reshape(channel)
+        if mask is not None:
+            y = jnp.where(mask.astype(bool)[..., None], y, 0)
+        return y.astype(dtype)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from gw_jax.nn.checks import require_num_features
 from gw_jax.ops.group_whitening import Method, check_whitening_options, group_whiten, resolve_num_groups
 
 
@@ -78,13 +79,4 @@ class GroupWhitening(nnx.Module):
             scale=None if self.scale is None else self.scale[...],
             bias=None if self.bias is None else self.bias[...],
             dtype=self.dtype,
-        )
-
-
-def require_num_features(layer: nnx.Module, x: jax.Array, num_features: int) -> None:
-    """Raises ValueError unless the last axis of ``x`` has the channels that ``layer`` was made for."""
-    if x.ndim < 2 or x.shape[-1] != num_features:
-        raise ValueError(
-            f"{type(layer).__name__} was made for {num_features} channels and got shape {x.shape}; it takes "
-            f"[batch, *spatial, {num_features}], channels last."
         )

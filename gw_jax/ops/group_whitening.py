@@ -1,6 +1,5 @@
 """Group Whitening as a pure function of arrays."""
 
-import math
 import string
 import warnings
 from typing import Literal
@@ -9,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from gw_jax.ops.centering import centre_groups
 from gw_jax.ops.inverse_sqrt import HIGHEST, inverse_sqrt_newton, inverse_sqrt_zca
-from gw_jax.ops.numerics import accumulation_dtype, require_floating
+from gw_jax.ops.numerics import accumulation_dtype, require_floating, require_mask_shape
 
 Method = Literal["newton", "zca"]
 
@@ -123,11 +123,7 @@ def group_whiten(
         raise ValueError(f"group_whiten got shape {x.shape}, which has no channels.")
     epsilon = check_whitening_options(method, num_iterations, epsilon)
     num_groups = resolve_num_groups(num_features, num_groups)
-    if mask is not None and mask.shape != x.shape[:-1]:
-        raise ValueError(
-            f"mask has shape {mask.shape} for an input of shape {x.shape}; it must be {x.shape[:-1]}, one entry "
-            "for every position of every sample."
-        )
+    require_mask_shape(x, mask)
     for name, parameter in (("scale", scale), ("bias", bias)):
         if parameter is not None and parameter.shape != (num_features,):
             raise ValueError(f"{name} has shape {parameter.shape}; an input of shape {x.shape} needs ({num_features},).")
@@ -138,7 +134,7 @@ def group_whiten(
     # Splitting the last axis keeps the sharding of all the others; h and w are never merged.
     grouped = x.astype(accumulation_dtype(x.dtype)).reshape(*x.shape[:-1], num_groups, num_features // num_groups)
     keep = None if mask is None else mask.astype(bool)[..., None, None]
-    centred, count = _centre(grouped, keep)
+    centred, count = centre_groups(grouped, keep)
     spatial = _SPATIAL_LETTERS[: x.ndim - 2]
     # Up to 7 iterations the inverse square root is too coarse to show how the covariance was summed. Beyond, and
     # with "zca", the smallest eigenvalues count, and summing row by row makes them up to ten times more accurate.
@@ -158,41 +154,3 @@ def group_whiten(
         if mask is not None:
             y = jnp.where(mask.astype(bool)[..., None], y, 0)
     return y.astype(dtype)
-
-
-def _centre(grouped: jax.Array, keep: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Subtracts the mean of each group of each sample from ``grouped`` ``[n, *spatial, g, c/g]``.
-
-    Returns the centred values, zero where not kept, and the number of observations as ``[n or 1, 1, 1]``.
-    """
-    positions = tuple(range(1, grouped.ndim - 2))
-    observed = (*positions, grouped.ndim - 1)
-    # The mean is taken of the distance to one of the values, which costs nothing once fused. A constant group is
-    # then exactly zero afterwards, instead of rounding noise that whitening would blow up to unit variance.
-    if keep is None:
-        shift = grouped
-        for axis in observed:
-            shift = jax.lax.slice_in_dim(shift, 0, 1, axis=axis)
-        distance = grouped - jax.lax.stop_gradient(shift)
-        count = jnp.full((1, 1, 1), math.prod(grouped.shape[axis] for axis in observed), grouped.dtype)
-        return distance - distance.mean(observed, keepdims=True), count
-    # Selected, not multiplied: a masked position may hold NaN.
-    grouped = jnp.where(keep, grouped, 0)
-    first = jax.lax.slice_in_dim(grouped, 0, 1, axis=grouped.ndim - 1)
-    shift = jnp.where(_first_kept(keep, positions), first, 0).sum(positions, keepdims=True)
-    distance = jnp.where(keep, grouped - jax.lax.stop_gradient(shift), 0)
-    kept = keep.sum(positions, keepdims=True, dtype=grouped.dtype)
-    count = jnp.maximum(kept * grouped.shape[-1], 1)
-    mean = distance.sum(observed, keepdims=True) / count
-    return jnp.where(keep, distance - mean, 0), count.reshape(-1, 1, 1)
-
-
-def _first_kept(keep: jax.Array, positions: tuple[int, ...]) -> jax.Array:
-    """True at the first kept position of each sample: the shape of ``keep`` ``[n, *spatial, 1, 1]``."""
-    order = jnp.zeros(keep.shape, jnp.int32)
-    stride = 1
-    for axis in reversed(positions):
-        order = order + stride * jax.lax.broadcasted_iota(jnp.int32, keep.shape, axis)
-        stride *= keep.shape[axis]
-    order = jnp.where(keep, order, stride)
-    return keep & (order == order.min(positions, keepdims=True))

@@ -1,4 +1,4 @@
-"""Number formats shared by the operations."""
+"""Number formats and checks of arrays that the operations and layers share."""
 
 import jax
 import jax.numpy as jnp
@@ -19,4 +19,13 @@ def require_floating(x: jax.Array, operation: str) -> None:
         raise TypeError(
             f"{operation} got an array of type {x.dtype} and shape {x.shape}; it takes real floating-point "
             "types (float16, bfloat16, float32, float64). Cast or normalise the input first."
+        )
+
+
+def require_mask_shape(x: jax.Array, mask: jax.Array | None) -> None:
+    """Raises ValueError unless ``mask``, if there is one, has one entry for every position of ``x``."""
+    if mask is not None and mask.shape != x.shape[:-1]:
+        raise ValueError(
+            f"mask has shape {mask.shape} for an input of shape {x.shape}; it must be {x.shape[:-1]}, one entry "
+            "for every position of every sample."
         )

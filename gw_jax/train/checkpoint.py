@@ -97,7 +97,8 @@ class Checkpoints:
             remedy = f"go on from step {max(older)}" if older else "start again from step 0"
             raise CheckpointError(
                 f"The checkpoint {self.path(step)} cannot be read; it is damaged or belongs to another network "
-                f"({type(error).__name__}: {_first_line(error)}). Nothing was changed. Move that directory away to {remedy}."
+                f"({type(error).__name__}: {_first_line(error)}). Nothing was changed. "
+                f"Move that directory away to {remedy}."
             ) from error
 
     def wait(self) -> None:

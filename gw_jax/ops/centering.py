@@ -1,0 +1,50 @@
+"""The mean of channel groups, subtracted so that constant input becomes exactly zero."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def centre_groups(grouped: jax.Array, keep: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Subtracts the mean of each channel group of each sample.
+
+    Args:
+        grouped: ``[n, *spatial, g, c/g]``, float32 or float64.
+        keep: ``[n, *spatial, 1, 1]``, true where a position counts, or None where all do.
+
+    Returns:
+        The centred values, zero where not kept, and the number of observations a group, ``[n, 1, 1]`` (or
+        ``[1, 1, 1]`` without ``keep``), at least 1.
+    """
+    positions = tuple(range(1, grouped.ndim - 2))
+    observed = (*positions, grouped.ndim - 1)
+    # The mean is taken of the distance to one of the values, which costs nothing once fused. A constant group is
+    # then exactly zero afterwards, instead of rounding noise that whitening would blow up to unit variance.
+    if keep is None:
+        shift = grouped
+        for axis in observed:
+            shift = jax.lax.slice_in_dim(shift, 0, 1, axis=axis)
+        distance = grouped - jax.lax.stop_gradient(shift)
+        count = jnp.full((1, 1, 1), math.prod(grouped.shape[axis] for axis in observed), grouped.dtype)
+        return distance - distance.mean(observed, keepdims=True), count
+    # Selected, not multiplied: a masked position may hold NaN.
+    grouped = jnp.where(keep, grouped, 0)
+    first = jax.lax.slice_in_dim(grouped, 0, 1, axis=grouped.ndim - 1)
+    shift = jnp.where(_first_kept(keep, positions), first, 0).sum(positions, keepdims=True)
+    distance = jnp.where(keep, grouped - jax.lax.stop_gradient(shift), 0)
+    kept = keep.sum(positions, keepdims=True, dtype=grouped.dtype)
+    count = jnp.maximum(kept * grouped.shape[-1], 1)
+    mean = distance.sum(observed, keepdims=True) / count
+    return jnp.where(keep, distance - mean, 0), count.reshape(-1, 1, 1)
+
+
+def _first_kept(keep: jax.Array, positions: tuple[int, ...]) -> jax.Array:
+    """True at the first kept position of each sample: the shape of ``keep`` ``[n, *spatial, 1, 1]``."""
+    order = jnp.zeros(keep.shape, jnp.int32)
+    stride = 1
+    for axis in reversed(positions):
+        order = order + stride * jax.lax.broadcasted_iota(jnp.int32, keep.shape, axis)
+        stride *= keep.shape[axis]
+    order = jnp.where(keep, order, stride)
+    return keep & (order == order.min(positions, keepdims=True))
