@@ -18,7 +18,7 @@ from gw_jax.train import (
 def get_config() -> TrainConfig:
     """ResNet-18 with a stem for small images, an eighth of the usual width, whitening at S1-B2 in 8 groups."""
     return TrainConfig(
-        num_epochs=7,
+        num_epochs=8,
         data=DataConfig(name="mnist5k", batch_size=64, eval_batch_size=200, shift=2),
         model=ModelConfig(
             name="resnet18", norm="gw", norm_options=NormConfig(num_groups=8), whiten="S1-B2", stem="small", width=8

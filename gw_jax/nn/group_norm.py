@@ -6,8 +6,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gw_jax.nn.checks import require_num_features
-from gw_jax.ops.centering import centre_groups
 from gw_jax.ops.numerics import accumulation_dtype, require_floating, require_mask_shape
+from gw_jax.ops.statistics import centre_groups
 
 
 class GroupNorm(nnx.Module):

@@ -1,6 +1,5 @@
 """Group Whitening as a pure function of arrays."""
 
-import string
 import warnings
 from typing import Literal
 
@@ -8,16 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from gw_jax.ops.centering import centre_groups
 from gw_jax.ops.inverse_sqrt import HIGHEST, inverse_sqrt_newton, inverse_sqrt_zca
 from gw_jax.ops.numerics import accumulation_dtype, require_floating, require_mask_shape
+from gw_jax.ops.statistics import SPATIAL_LETTERS, centre_groups, sum_of_products
 
 Method = Literal["newton", "zca"]
 
 # The reference's IGWItN adds nothing to the covariance, its IGWSVD adds 1e-5 to the eigenvalues.
 DEFAULT_EPSILON: dict[str, float] = {"newton": 0.0, "zca": 1e-5}
-
-_SPATIAL_LETTERS = "hw" + "".join(letter for letter in string.ascii_letters if letter not in "nhwgck")
 
 
 def resolve_num_groups(num_features: int, num_groups: int) -> int:
@@ -135,16 +132,12 @@ def group_whiten(
     grouped = x.astype(accumulation_dtype(x.dtype)).reshape(*x.shape[:-1], num_groups, num_features // num_groups)
     keep = None if mask is None else mask.astype(bool)[..., None, None]
     centred, count = centre_groups(grouped, keep)
-    spatial = _SPATIAL_LETTERS[: x.ndim - 2]
-    # Up to 7 iterations the inverse square root is too coarse to show how the covariance was summed. Beyond, and
-    # with "zca", the smallest eigenvalues count, and summing row by row makes them up to ten times more accurate.
-    rows = spatial[:1] if method == "zca" or num_iterations > 7 else ""
-    products = jnp.einsum(f"n{spatial}gc,n{spatial}kc->n{rows}gk", centred, centred, precision=HIGHEST)
-    covariance = (products.sum(1) if rows else products) / count
+    covariance = sum_of_products(centred) / count
     if method == "newton":
         whitening = inverse_sqrt_newton(covariance, num_iterations, epsilon)
     else:
         whitening = inverse_sqrt_zca(covariance, epsilon)
+    spatial = SPATIAL_LETTERS[: x.ndim - 2]
     y = jnp.einsum(f"ngk,n{spatial}kc->n{spatial}gc", whitening, centred, precision=HIGHEST).reshape(x.shape)
     per_channel = (1,) * (x.ndim - 1) + (num_features,)
     if scale is not None:

@@ -48,7 +48,7 @@ def make_train_step(
         metrics = {
             "loss": loss,
             "top1": (logits.argmax(-1) == batch["label"]).mean(dtype=jnp.float32),
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
         }
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 

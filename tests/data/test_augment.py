@@ -44,4 +44,6 @@ def test_normalise(dtype):
     result = normalise(jnp.asarray(images), mean, std, dtype)
     assert result.dtype == jnp.dtype(dtype)
     expected = (images / 255 - np.asarray(mean)) / np.asarray(std)
-    np.testing.assert_allclose(np.asarray(result, np.float32), expected, rtol=1e-5 if dtype == "float32" else 0.01, atol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(result, np.float32), expected, rtol=1e-5 if dtype == "float32" else 0.01, atol=1e-5
+    )

@@ -94,7 +94,9 @@ def test_any_set_of_labelled_images_works_by_name(tmp_path):
 
 
 def test_a_set_of_tfds_that_is_not_prepared_is_named(tmp_path):
-    with pytest.raises(DataError, match=rf"'cifar10' is not prepared in {tmp_path}.*gw_jax.data.prepare cifar10 --data_dir"):
+    with pytest.raises(
+        DataError, match=rf"'cifar10' is not prepared in {tmp_path}.*gw_jax.data.prepare cifar10 --data_dir"
+    ):
         open_dataset("cifar10", str(tmp_path))
 
 

@@ -32,7 +32,7 @@ def train(source, **options):
 def test_an_epoch_shows_every_example_at_most_once_in_an_order_of_its_own():
     batches = train(Source(50))
     assert batches.steps_per_epoch == 6
-    epochs = [sum(labels(batches, 6), []) for _ in range(3)]
+    epochs = [[label for batch in labels(batches, 6) for label in batch] for _ in range(3)]
     for epoch in epochs:
         assert len(set(epoch)) == 48
         assert set(epoch) <= set(range(50))
@@ -59,7 +59,7 @@ def test_the_seed_decides_the_order():
 def test_processes_share_the_batches_of_one(process_count):
     whole = labels(train(Source(50)), 18)
     parts = [labels(train(Source(50), process_index=i, process_count=process_count), 18) for i in range(process_count)]
-    assert [sum(batch, []) for batch in zip(*parts, strict=True)] == whole
+    assert [[label for part in batch for label in part] for batch in zip(*parts, strict=True)] == whole
 
 
 @pytest.mark.parametrize("consumed", [0, 1, 5, 6, 13])

@@ -12,7 +12,9 @@ from flax import nnx
 import gw_jax
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
-_spec = importlib.util.spec_from_file_location("reference_weights", pathlib.Path(__file__).with_name("reference_weights.py"))
+_spec = importlib.util.spec_from_file_location(
+    "reference_weights", pathlib.Path(__file__).with_name("reference_weights.py")
+)
 reference_weights = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(reference_weights)
 

@@ -1,9 +1,14 @@
-"""The mean of channel groups, subtracted so that constant input becomes exactly zero."""
+"""Mean and covariance of the channel groups of every sample, accurate in float32."""
 
 import math
+import string
 
 import jax
 import jax.numpy as jnp
+
+from gw_jax.ops.inverse_sqrt import HIGHEST
+
+SPATIAL_LETTERS = "hw" + "".join(letter for letter in string.ascii_letters if letter not in "nhwgck")
 
 
 def centre_groups(grouped: jax.Array, keep: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -48,3 +53,38 @@ def _first_kept(keep: jax.Array, positions: tuple[int, ...]) -> jax.Array:
         stride *= keep.shape[axis]
     order = jnp.where(keep, order, stride)
     return keep & (order == order.min(positions, keepdims=True))
+
+
+@jax.custom_jvp
+def sum_of_products(centred: jax.Array) -> jax.Array:
+    """``X X^T`` for every sample: ``[n, g, g]`` from ``[n, *spatial, g, c/g]``, summed over positions and channels.
+
+    XLA's CPU compiler adds one product after the other. On images, where a large background gives thousands of equal
+    products, the rounding errors all have one sign: on MNIST digits (784 positions) the sum was wrong by 5e-6, the
+    whitened value by 1e-4. There, rows are summed first and their sums then. Accelerators add in blocks already.
+    """
+    return jax.lax.platform_dependent(centred, cpu=_sum_rows_first, default=_sum_at_once)
+
+
+def _sum_at_once(x: jax.Array) -> jax.Array:
+    return _products(x, x)
+
+
+def _sum_rows_first(x: jax.Array) -> jax.Array:
+    if x.ndim == 3:
+        return _products(x, x)
+    axes = SPATIAL_LETTERS[: x.ndim - 3]
+    return jnp.einsum(f"n{axes}gc,n{axes}kc->n{axes[0]}gk", x, x, precision=HIGHEST).sum(1)
+
+
+def _products(x: jax.Array, y: jax.Array) -> jax.Array:
+    axes = SPATIAL_LETTERS[: x.ndim - 3]
+    return jnp.einsum(f"n{axes}gc,n{axes}kc->ngk", x, y, precision=HIGHEST)
+
+
+@sum_of_products.defjvp
+def _sum_of_products_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (tangent,) = primals, tangents
+    # Its transpose is one product, (G + G^T) X, that sums over the few groups only.
+    half = _products(tangent, x)
+    return sum_of_products(x), half + jnp.matrix_transpose(half)

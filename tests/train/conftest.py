@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+
+import gw_jax.train.setup
+from gw_jax.data import Dataset, DatasetSpec
+from gw_jax.train import (
+    CheckpointConfig,
+    DataConfig,
+    LogConfig,
+    ModelConfig,
+    NormConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+
+
+class Shapes:
+    """Noisy images of four kinds, made on access: bright left, right, top or bottom half."""
+
+    def __init__(self, count, seed):
+        self.count, self.seed = count, seed
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng([self.seed, index])
+        label = int(rng.integers(4))
+        image = rng.integers(0, 100, (16, 16, 1), dtype=np.uint8)
+        halves = (np.s_[:, :8], np.s_[:, 8:], np.s_[:8], np.s_[8:])
+        image[halves[label]] += 120
+        return {"image": image, "label": label}
+
+
+SPEC = DatasetSpec("shapes", 4, (16, 16, 1), "train", "test", 160, 50, (0.4,), (0.3,))
+
+
+@pytest.fixture
+def shapes(monkeypatch):
+    """The data set "shapes", 160 examples to train on and 50 to evaluate on, in place of TFDS."""
+    dataset = Dataset(SPEC, Shapes(SPEC.num_train, 0), Shapes(SPEC.num_eval, 1))
+    monkeypatch.setattr(gw_jax.train.setup, "open_dataset", lambda name, data_dir: dataset)
+    return dataset
+
+
+@pytest.fixture
+def config():
+    """A run of 3 epochs of 10 steps that takes seconds."""
+    return TrainConfig(
+        num_epochs=3,
+        data=DataConfig(name="shapes", batch_size=16, eval_batch_size=24, shift=1, flip=False),
+        model=ModelConfig(name="resnet18", norm="gw", norm_options=NormConfig(num_groups=4), width=4),
+        optimizer=OptimizerConfig(learning_rate=0.05),
+        schedule=ScheduleConfig(name="cosine", warmup_epochs=1),
+        checkpoint=CheckpointConfig(),
+        log=LogConfig(every_steps=4, progress_bar=False),
+    )

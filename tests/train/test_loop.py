@@ -1,0 +1,276 @@
+"""Whole runs, shrunk: to the end, stopped and resumed, diverging, in a directory that is not theirs."""
+
+import copy
+import json
+import math
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from gw_jax.errors import CheckpointError, ConfigError, TrainingError
+from gw_jax.train import loop, run
+from gw_jax.train.metrics import read_metrics
+
+SPEED = "train/images_per_sec"
+
+
+def results(workdir):
+    """All lines of metrics.jsonl, without the figures that depend on the clock."""
+    return [{name: value for name, value in line.items() if name != SPEED} for line in read_metrics(workdir)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """The same program is compiled once for all runs of this file."""
+    previous = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+    yield
+    jax.config.update("jax_compilation_cache_dir", previous)
+
+
+@pytest.fixture
+def finished(shapes, config, tmp_path):
+    """A work directory in which ``config`` ran to its end, undisturbed."""
+    outcome = run(config, tmp_path / "whole")
+    return tmp_path / "whole", outcome
+
+
+def stop_after(monkeypatch, step, number=signal.SIGTERM):
+    """Sends ``number`` to this process when a run has taken ``step`` steps."""
+    original = loop._Trainer._take_step
+
+    def take_step(self):
+        original(self)
+        if self.step == step:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(loop._Trainer, "_take_step", take_step)
+
+
+def test_a_run_to_its_end(finished, config):
+    workdir, outcome = finished
+    lines = read_metrics(workdir)
+    evaluations = [line for line in lines if "eval/count" in line]
+    assert [line["step"] for line in evaluations] == [10, 20, 30]
+    assert [line["epoch"] for line in evaluations] == [1, 2, 3]
+    assert all(line["eval/count"] == 50 for line in evaluations)
+    assert evaluations[-1]["eval/top1"] > 0.8
+    assert outcome.metrics == {k: v for k, v in evaluations[-1].items() if k.startswith("eval/")}
+    training = [line for line in lines if "train/loss" in line]
+    assert [line["step"] for line in training] == [4, 8, 10, 12, 16, 20, 24, 28, 30]
+    assert all(line[SPEED] > 0 for line in training[1:])
+    assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((workdir / "tensorboard").glob("events*"))
+    stored = json.loads((workdir / "config.json").read_text())
+    assert stored["config"]["optimizer.learning_rate"] == config.optimizer.learning_rate
+    assert "jax" in stored["versions"]
+    kept = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
+    best = max(evaluations, key=lambda line: (line["eval/top1"], line["step"]))["step"]
+    assert kept == {20, 30, best}
+
+
+def test_a_finished_run_is_not_run_again(finished, config, monkeypatch):
+    workdir, outcome = finished
+    before = results(workdir)
+    monkeypatch.setattr(loop._Trainer, "_take_step", lambda self: pytest.fail("a step was taken"))
+    assert run(config, workdir).metrics == outcome.metrics
+    assert results(workdir) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("step", [7, 10])
+def test_stopped_and_resumed_ends_with_the_same_numbers(finished, config, tmp_path, monkeypatch, capfd, step, number):
+    workdir = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        stop_after(patch, step, number)
+        assert run(config, workdir).stopped_by == number
+    message = capfd.readouterr().err
+    assert f"Stopped by {number.name} after step {step}; saved in {workdir}/checkpoints/{step}" in message
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    assert run(config, workdir).stopped_by is None
+    assert results(workdir) == results(finished[0])
+
+
+def test_stopped_in_an_evaluation(finished, config, tmp_path, monkeypatch):
+    workdir = tmp_path / "stopped"
+
+    def evaluate(experiment, state, stopped):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(experiment, state, stopped)
+
+    original = loop.evaluate
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", evaluate)
+        assert run(config, workdir).stopped_by == signal.SIGTERM
+    assert not [line for line in results(workdir) if "eval/count" in line]
+    run(config, workdir)
+    assert results(workdir) == results(finished[0])
+
+
+def test_killed_between_saves(finished, config, tmp_path, monkeypatch):
+    """What was written after the last checkpoint is taken again, not twice."""
+    workdir = tmp_path / "killed"
+    config.checkpoint.every_steps = 3
+
+    class Killed(BaseException):
+        pass
+
+    original = loop._Trainer._take_step
+
+    def take_step(self):
+        if self.step == 18:
+            self.checkpoints.wait()
+            raise Killed
+        original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Trainer, "_take_step", take_step)
+        with pytest.raises(Killed):
+            run(config, workdir)
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 19, "epoch": 1.9, "train/loss": 123}\n{"step": 2')
+    run(config, workdir)
+    assert results(workdir) == results(finished[0])
+
+
+def test_evaluate_alone_gives_the_numbers_of_training(finished, config, capfd):
+    workdir, _ = finished
+    lines = {line["step"]: line for line in results(workdir) if "eval/count" in line}
+    config.mode = "evaluate"
+    before = {path: path.stat().st_mtime_ns for path in workdir.glob("*") if path.is_file()}
+    for which, step in (("last", 30), ("best", max(lines, key=lambda s: (lines[s]["eval/top1"], s)))):
+        config.checkpoint.evaluate = which
+        run(config, workdir)
+        printed = json.loads(capfd.readouterr().out.strip().splitlines()[-1])
+        assert printed == {"checkpoint": which, **{k: v for k, v in lines[step].items() if k != "epoch"}}
+        assert json.loads((workdir / "evaluation.json").read_text()) == printed
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_resumes_on_another_number_of_devices(finished, config, tmp_path, monkeypatch):
+    workdir = tmp_path / "moved"
+    make_mesh = gw_mesh()
+    with monkeypatch.context() as patch:
+        stop_after(patch, 15)
+        patch.setattr("gw_jax.train.setup.make_mesh", lambda devices: make_mesh(jax.devices()[:1]))
+        run(config, workdir)
+    run(config, workdir)
+    for line, expected in zip(results(workdir), results(finished[0]), strict=True):
+        assert line.keys() == expected.keys()
+        for name in line:
+            np.testing.assert_allclose(line[name], expected[name], rtol=0.05, atol=0.02)
+
+
+def gw_mesh():
+    from gw_jax.train.state import make_mesh
+
+    return make_mesh
+
+
+def test_another_config_in_the_work_directory_is_refused(finished, config):
+    workdir, _ = finished
+    before = results(workdir)
+    other = copy.deepcopy(config)
+    other.optimizer.learning_rate, other.log.every_steps = 0.2, 7
+    with pytest.raises(ConfigError, match=r"optimizer.learning_rate is 0.05 there and 0.2 now. Give another --workdir"):
+        run(other, workdir)
+    assert results(workdir) == before
+    other.optimizer.learning_rate = 0.05
+    run(other, workdir)  # How often lines are written may change.
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "scrambled"])
+def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(finished, config, damage, tmp_path):
+    workdir = tmp_path / damage
+    shutil.copytree(finished[0], workdir)
+    before = results(workdir)
+    files = sorted((workdir / "checkpoints" / "30" / "state").glob("**/d/*"), key=lambda path: path.stat().st_size)
+    for path in files:
+        content = path.read_bytes()
+        if damage == "truncated":
+            path.write_bytes(content[: len(content) // 2])
+        elif damage == "scrambled":
+            middle = len(content) // 2
+            path.write_bytes(
+                content[:middle] + bytes(255 - b for b in content[middle : middle + 16]) + content[middle + 16 :]
+            )
+        else:
+            path.unlink()
+    with pytest.raises(
+        CheckpointError, match=r"checkpoints/30 cannot be read.*Move that directory away to go on from step 20"
+    ):
+        run(config, workdir)
+    assert results(workdir) == before
+    assert (workdir / "checkpoints" / "20").is_dir()
+    shutil.move(workdir / "checkpoints" / "30", tmp_path / f"moved-{damage}")
+    run(config, workdir)
+    assert results(workdir) == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(shapes, config, tmp_path, monkeypatch):
+    original = loop._Trainer._take_step
+
+    def take_step(self):
+        if self.step == 13:
+            poisoned = jax.tree.map(lambda a: a * math.nan, self.state.params)
+            self.state = type(self.state)(self.state.step, poisoned, self.state.batch_stats, self.state.opt_state)
+        original(self)
+
+    monkeypatch.setattr(loop._Trainer, "_take_step", take_step)
+    with pytest.raises(
+        TrainingError, match=r"At step 14 the loss is nan .*last good checkpoint is .*checkpoints/10.*Lower"
+    ):
+        run(config, tmp_path / "run")
+    assert results(tmp_path / "run")[-1]["step"] == 12
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["10"]
+
+
+def test_a_diverging_run_stops(shapes, config, tmp_path):
+    config.optimizer.learning_rate, config.schedule.warmup_epochs = 1e30, 0.0
+    with pytest.raises(TrainingError, match=r"At step [1-9] the loss is .*Nothing was saved before"):
+        run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.batch_size": 12}, r"data.batch_size=12 cannot be split evenly over 8 devices.* such as 8 or 16"),
+        ({"data.eval_batch_size": 25}, r"data.eval_batch_size=25 cannot be split evenly over 8 devices"),
+        ({"data.batch_size": 168}, r"data.batch_size=168 exceeds the 160 training examples"),
+        (
+            {"model.norm_options.num_groups": 3},
+            r"network of config.model cannot be made: 4 channels cannot be cut into num_gr",
+        ),
+        ({"model.batch_norm_group_size": 5}, r"model.batch_norm_group_size=5 does not divide config.data.batch_size=16"),
+        ({"model.norm": "bn", "model.norm_options.group_size": 5}, r"model.norm_options.group_size=5 does not divide"),
+        ({"dtype": "float64"}, r"dtype=float64 needs 64-bit types; set the environment variable JAX_ENABLE_X64=1"),
+    ],
+)
+def test_what_does_not_fit_is_named_before_anything_is_written(shapes, config, tmp_path, changes, message):
+    for path, value in changes.items():
+        *groups, name = path.split(".")
+        target = config
+        for group in groups:
+            target = getattr(target, group)
+        setattr(target, name, value)
+    with pytest.raises(ConfigError, match=message):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_to_evaluate_is_named(shapes, config, tmp_path):
+    config.mode = "evaluate"
+    with pytest.raises(CheckpointError, match="holds no run to evaluate"):
+        run(config, tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_file_as_work_directory_is_named(shapes, config, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match=r"file is a file"):
+        run(config, tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"

@@ -1,0 +1,45 @@
+"""One network, one order of the data, any number of devices: the same losses."""
+
+import contextlib
+
+import jax
+import numpy as np
+import pytest
+
+from gw_jax.data import TrainBatches
+from gw_jax.train.setup import set_up
+
+STEPS = 20
+
+
+def losses(config, num_devices):
+    """Losses of the first steps, and the state after them, on ``num_devices`` devices."""
+    experiment = set_up(config, jax.devices()[:num_devices])
+    batches = TrainBatches(
+        experiment.dataset.train, batch_size=config.data.batch_size, num_epochs=config.num_epochs, seed=config.seed
+    )
+    state, history = experiment.state, []
+    for _ in range(STEPS):
+        state, metrics = experiment.train_step(state, experiment.put(next(batches)))
+        history.append(metrics["loss"])
+    return np.asarray(jax.device_get(history)), jax.device_get(state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group_size", [None, 2])
+@pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-9), ("float32", 1e-3)])
+def test_eight_devices_train_as_one(shapes, config, dtype, bound, group_size):
+    """``group_size`` 2 is smaller than the 4 examples of a device."""
+    config.dtype, config.data.batch_size, config.data.flip = dtype, 32, True
+    config.num_epochs = 4
+    config.model.batch_norm_group_size = group_size
+    config.optimizer.learning_rate = 0.01
+    with jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext():
+        one, state = losses(config, 1)
+        eight, other = losses(config, 8)
+    assert one.dtype == dtype
+    assert len(set(one.tolist())) == STEPS
+    print("relative differences", np.abs(eight / one - 1).max())
+    np.testing.assert_allclose(eight, one, rtol=bound)
+    for a, b in zip(jax.tree.leaves(state.batch_stats), jax.tree.leaves(other.batch_stats), strict=True):
+        np.testing.assert_allclose(a, b, rtol=100 * bound, atol=100 * bound)
