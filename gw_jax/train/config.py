@@ -6,6 +6,7 @@ once, and nothing writes to it after that.
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -231,6 +232,11 @@ def validate(config: TrainConfig) -> None:
             continue
         bounds = f">= {low}" if high is None else f"{low} to {high}"
         raise ConfigError(f"config.{field}={number} is out of range; {bounds} is allowed.")
+    for pattern in config.optimizer.no_decay:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"config.optimizer.no_decay={pattern!r} is not a regular expression: {error}.") from error
 
 
 def chosen_norm_options(config: ModelConfig) -> dict[str, Any]:

@@ -1,0 +1,132 @@
+"""``train.py`` as a user starts it: a process of its own, on the real digits."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+# 2 epochs of 10 steps of the quickstart, with a network that takes a fraction of its time.
+SMALL = [
+    "--config.num_epochs=2",
+    "--config.data.batch_size=400",
+    "--config.model.stem=imagenet",
+    "--config.model.width=4",
+    "--config.model.norm_options.num_groups=4",
+    "--config.log.every_steps=3",
+    "--config.checkpoint.every_steps=4",
+]
+
+
+def command(workdir, data_dir, *arguments):
+    return [
+        sys.executable,
+        str(ROOT / "train.py"),
+        f"--workdir={workdir}",
+        f"--config.data.data_dir={data_dir}",
+        *arguments,
+    ]
+
+
+def environment(**extra):
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **extra}
+
+
+def train(workdir, data_dir, *arguments):
+    return subprocess.run(
+        command(workdir, data_dir, *arguments),
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+        cwd=workdir.parent,
+    )
+
+
+def lines(workdir):
+    found = []
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        values = json.loads(line)
+        values.pop("train/images_per_sec", None)
+        found.append(values)
+    return found
+
+
+def kill_at(workdir, data_dir, step, number, *arguments):
+    """Starts a run and sends ``number`` when ``metrics.jsonl`` shows ``step``; returns the ended process."""
+    process = subprocess.Popen(
+        command(workdir, data_dir, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    path = workdir / "metrics.jsonl"
+    while process.poll() is None:
+        if path.exists() and any(f'"step": {s},' in path.read_text() for s in range(step, 21)):
+            process.send_signal(number)
+            break
+        time.sleep(0.02)
+    output, errors = process.communicate()
+    return process.returncode, output, errors
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_ends_with_the_same_lines(tmp_path, data_dir):
+    whole = train(tmp_path / "whole", data_dir, *SMALL)
+    assert whole.returncode == 0, whole.stderr
+    assert "Done after step 20" in whole.stdout
+    expected = lines(tmp_path / "whole")
+    assert expected[-1]["eval/count"] == 1000
+
+    code, _, _ = kill_at(tmp_path / "killed", data_dir, 6, signal.SIGKILL, *SMALL)
+    assert code == -signal.SIGKILL
+    code, _, errors = kill_at(tmp_path / "killed", data_dir, 15, signal.SIGTERM, *SMALL)
+    assert code == 0
+    assert "Stopped by SIGTERM after step" in errors
+    assert "The same command goes on from there." in errors
+    again = train(tmp_path / "killed", data_dir, *SMALL)
+    assert again.returncode == 0
+    assert "Going on from step" in again.stderr
+    assert lines(tmp_path / "killed") == expected
+
+    evaluation = train(tmp_path / "killed", data_dir, *SMALL, "--config.mode=evaluate")
+    assert evaluation.returncode == 0
+    result = json.loads(evaluation.stdout.splitlines()[-1])
+    evaluations = [line for line in expected if "eval/top1" in line]
+    best = max(evaluations, key=lambda line: (line["eval/top1"], line["step"]))
+    assert result == {"checkpoint": "best", **{name: value for name, value in best.items() if name != "epoch"}}
+
+
+def test_ctrl_c_saves_and_exits_with_130(tmp_path, data_dir):
+    code, _, errors = kill_at(tmp_path / "run", data_dir, 3, signal.SIGINT, *SMALL)
+    assert code == 130
+    assert "Stopped by SIGINT after step" in errors
+    step = errors.split("after step ")[1].split(";")[0]
+    assert (tmp_path / "run" / "checkpoints" / step / "state").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.optimiser.learning_rate=1"], "config has no field 'optimiser'"),
+        (["--config.optimizer.learningrate=1"], "Did you mean --config.optimizer.learning_rate?"),
+        (["--config.num_epochs=ten"], "invalid literal for int"),
+        (["--workdirectory=x"], "Unknown command line flag 'workdirectory'"),
+        (["--config=configs/nothing.py"], "There is no config file 'configs/nothing.py'. The project's own are configs/"),
+        (["train"], "Unexpected arguments ['train']"),
+        (["--config.model.norm=batch"], "config.model.norm='batch' is not known"),
+        (["--config.data.name=mnist5"], "No data set is called 'mnist5'"),
+        (["--config.data.name=cifar10"], "'cifar10' is not prepared"),
+        (["--config.mode=evaluate"], "holds no run to evaluate"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_line_and_an_exit_code(tmp_path, data_dir, arguments, message):
+    result = train(tmp_path / "run", data_dir, *arguments)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    assert message in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
