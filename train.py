@@ -11,19 +11,14 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from gw_jax.errors import ConfigError, UserError
-from gw_jax.train import run
+from gw_jax.train import TrainConfig, run
 from gw_jax.train.config import check_field_name
 
 DEFAULT_CONFIG = pathlib.Path(__file__).parent / "configs" / "quickstart.py"
 
-_CONFIG = config_flags.DEFINE_config_file("config", str(DEFAULT_CONFIG), "A file with get_config() -> TrainConfig.")
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory of the run's checkpoints and metrics; default: runs/ and the name of the config file."
-)
 
-
-def parse_flags(arguments: list[str]) -> list[str]:
-    """Parses the command line; a name or a value that does not fit is an error of one line."""
+def parse_flags(arguments: list[str]) -> tuple[TrainConfig, str]:
+    """The configuration and the work directory; a name or a value that does not fit is an error of one line."""
     for argument in arguments[1:]:
         name = argument.lstrip("-").split("=", 1)[0]
         if argument.startswith("-") and name.startswith("config."):
@@ -32,10 +27,19 @@ def parse_flags(arguments: list[str]) -> list[str]:
     if config_file is not None and not pathlib.Path(config_file.split(":")[0]).is_file():
         known = ", ".join(sorted(f"configs/{path.name}" for path in DEFAULT_CONFIG.parent.glob("*.py")))
         raise ConfigError(f"There is no config file {config_file!r}. The project's own are {known}.")
+    # Defining the flag already sets the fields that the command line names, so the names are checked before.
+    config = config_flags.DEFINE_config_file("config", str(DEFAULT_CONFIG), "A file with get_config() -> TrainConfig.")
+    workdir = flags.DEFINE_string(
+        "workdir", None, "Directory of the run's checkpoints and metrics; default: runs/ and the name of the config file."
+    )
     try:
-        return flags.FLAGS(arguments)
+        remaining = flags.FLAGS(arguments)
     except flags.Error as error:
         raise ConfigError(f"{error}. --help lists the flags.") from error
+    if len(remaining) > 1:
+        raise ConfigError(f"Unexpected arguments {remaining[1:]}; everything is given as --flag=value.")
+    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    return config.value, workdir.value or f"runs/{name}"
 
 
 def main(arguments: list[str]) -> int:
@@ -43,11 +47,7 @@ def main(arguments: list[str]) -> int:
     # TFDS warns about every data set that is not prepared yet.
     logging.set_verbosity(logging.ERROR)
     try:
-        remaining = parse_flags(arguments)
-        if len(remaining) > 1:
-            raise ConfigError(f"Unexpected arguments {remaining[1:]}; everything is given as --flag=value.")
-        workdir = _WORKDIR.value or f"runs/{pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem}"
-        outcome = run(_CONFIG.value, workdir)
+        outcome = run(*parse_flags(arguments))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

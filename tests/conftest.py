@@ -1,4 +1,18 @@
-"""All tests see 8 pretended CPU devices, so that sharding is tested everywhere."""
+"""All tests see 8 pretended CPU devices, so that sharding is tested everywhere.
+
+Compiled programs are shared by the test processes, and by those that the tests start, for the length of one run.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _cache = tempfile.mkdtemp(prefix="gw_jax_tests_")
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import jax
 

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 
@@ -36,17 +38,11 @@ class Shapes:
 SPEC = DatasetSpec("shapes", 4, (16, 16, 1), "train", "test", 160, 50, (0.4,), (0.3,))
 
 
-@pytest.fixture
-def shapes(monkeypatch):
-    """The data set "shapes", 160 examples to train on and 50 to evaluate on, in place of TFDS."""
-    dataset = Dataset(SPEC, Shapes(SPEC.num_train, 0), Shapes(SPEC.num_eval, 1))
-    monkeypatch.setattr(gw_jax.train.setup, "open_dataset", lambda name, data_dir: dataset)
-    return dataset
+def make_shapes():
+    return Dataset(SPEC, Shapes(SPEC.num_train, 0), Shapes(SPEC.num_eval, 1))
 
 
-@pytest.fixture
-def config():
-    """A run of 3 epochs of 10 steps that takes seconds."""
+def make_config():
     return TrainConfig(
         num_epochs=3,
         data=DataConfig(name="shapes", batch_size=16, eval_batch_size=24, shift=1, flip=False),
@@ -56,3 +52,33 @@ def config():
         checkpoint=CheckpointConfig(),
         log=LogConfig(every_steps=4, progress_bar=False),
     )
+
+
+@pytest.fixture
+def shapes(monkeypatch):
+    """The data set "shapes", 160 examples to train on and 50 to evaluate on, in place of TFDS."""
+    dataset = make_shapes()
+    monkeypatch.setattr(gw_jax.train.setup, "open_dataset", lambda name, data_dir: dataset)
+    return dataset
+
+
+@pytest.fixture
+def config():
+    """A run of 3 epochs of 10 steps that takes seconds."""
+    return make_config()
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """A work directory in which the run of ``config`` went to its end, undisturbed, and its outcome."""
+    workdir = tmp_path_factory.mktemp("run") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gw_jax.train.setup, "open_dataset", lambda name, data_dir: make_shapes())
+        return workdir, gw_jax.train.run(make_config(), workdir)
+
+
+@pytest.fixture
+def finished(whole_run, shapes, tmp_path):
+    """A copy of the work directory of ``whole_run`` for one test, and the outcome."""
+    shutil.copytree(whole_run[0], tmp_path / "whole")
+    return tmp_path / "whole", whole_run[1]

@@ -55,7 +55,7 @@ def test_bad_values_are_named(path, value, message):
 
 
 def test_something_else_than_a_config_is_named():
-    with pytest.raises(ConfigError, match="returned a dict; it must return a gw_jax.train.TrainConfig"):
+    with pytest.raises(ConfigError, match=r"returned a dict; it must return a gw_jax\.train\.TrainConfig"):
         validate({"seed": 0})
 
 

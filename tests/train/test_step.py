@@ -33,13 +33,14 @@ def test_eight_devices_train_as_one(shapes, config, dtype, bound, group_size):
     config.dtype, config.data.batch_size, config.data.flip = dtype, 32, True
     config.num_epochs = 4
     config.model.batch_norm_group_size = group_size
-    config.optimizer.learning_rate = 0.01
+    # Stages of more than one pixel, and steps so small that float32 rounding, which moves activations across the kink of
+    # the ReLU, does not send the two runs along different paths.
+    config.model.stem, config.optimizer.learning_rate = "small", 0.0005
     with jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext():
         one, state = losses(config, 1)
         eight, other = losses(config, 8)
     assert one.dtype == dtype
     assert len(set(one.tolist())) == STEPS
-    print("relative differences", np.abs(eight / one - 1).max())
     np.testing.assert_allclose(eight, one, rtol=bound)
     for a, b in zip(jax.tree.leaves(state.batch_stats), jax.tree.leaves(other.batch_stats), strict=True):
         np.testing.assert_allclose(a, b, rtol=100 * bound, atol=100 * bound)
