@@ -12,13 +12,26 @@ from ml_collections import config_flags
 
 from gw_jax.errors import ConfigError, UserError
 from gw_jax.train import TrainConfig, run
-from gw_jax.train.config import check_field_name
+from gw_jax.train.config import check_field_name, flatten
 
 DEFAULT_CONFIG = pathlib.Path(__file__).parent / "configs" / "quickstart.py"
 
 
+def print_help() -> None:
+    """Prints what the command line takes, with every field and the value it has if no config file sets it."""
+    print(__doc__)
+    print("--config=FILE    a file with get_config() -> TrainConfig; default: configs/quickstart.py")
+    print("--workdir=DIR    checkpoints and metrics; default: runs/ and the name of the config file")
+    print("Fields (gw_jax/train/config.py explains them), with the values they have where the config file says nothing:")
+    for name, value in flatten(TrainConfig()).items():
+        print(f"  --config.{name}={value}")
+
+
 def parse_flags(arguments: list[str]) -> tuple[TrainConfig, str]:
     """The configuration and the work directory; a name or a value that does not fit is an error of one line."""
+    if {"--help", "-h", "--helpfull", "-help"} & set(arguments):
+        print_help()
+        raise SystemExit(0)
     for argument in arguments[1:]:
         name = argument.lstrip("-").split("=", 1)[0]
         if argument.startswith("-") and name.startswith("config."):

@@ -10,6 +10,9 @@ import time
 
 import pytest
 
+from gw_jax.train import TrainConfig
+from gw_jax.train.config import flatten
+
 ROOT = pathlib.Path(__file__).parents[2]
 # 2 epochs of 10 steps of the quickstart, with a network that takes a fraction of its time.
 SMALL = [
@@ -97,6 +100,13 @@ def test_killed_and_started_again_ends_with_the_same_lines(tmp_path, data_dir):
     evaluations = [line for line in expected if "eval/top1" in line]
     best = max(evaluations, key=lambda line: (line["eval/top1"], line["step"]))
     assert result == {"checkpoint": "best", **{name: value for name, value in best.items() if name != "epoch"}}
+
+
+def test_help_lists_every_field(tmp_path):
+    result = train(tmp_path / "run", "unused", "--help")
+    assert result.returncode == 0
+    for name in flatten(TrainConfig()):
+        assert f"--config.{name}=" in result.stdout
 
 
 def test_ctrl_c_saves_and_exits_with_130(tmp_path, data_dir):
