@@ -4,19 +4,26 @@ Importing this package takes jax and flax only and touches no accelerator. The t
 pipeline (``gw_jax.data``) need the extra ``examples``.
 """
 
-from gw_jax import linen
+from gw_jax import convert, linen
 from gw_jax._version import __version__
-from gw_jax.models import create_model
-from gw_jax.nn import BatchNorm, GroupNorm, GroupWhitening, make_norm
+from gw_jax.convert import load_pretrained
+from gw_jax.models import create_model, list_models
+from gw_jax.nn import BatchNorm, BatchWhitening, GroupNorm, GroupWhitening, InstanceNorm, LayerNorm, make_norm
 from gw_jax.ops import group_whiten
 
 __all__ = [
     "BatchNorm",
+    "BatchWhitening",
     "GroupNorm",
     "GroupWhitening",
+    "InstanceNorm",
+    "LayerNorm",
     "__version__",
+    "convert",
     "create_model",
     "group_whiten",
     "linen",
+    "list_models",
+    "load_pretrained",
     "make_norm",
 ]

@@ -1,6 +1,7 @@
 """Networks whose norms can be chosen."""
 
-from gw_jax.models.create_model import create_model
+from gw_jax.models.create_model import create_model, list_models
+from gw_jax.models.mnist import MLP, AutoEncoder, LeNet
 from gw_jax.models.resnet import ResNet
 
-__all__ = ["ResNet", "create_model"]
+__all__ = ["MLP", "AutoEncoder", "LeNet", "ResNet", "create_model", "list_models"]

@@ -1,13 +1,55 @@
 """Networks by name."""
 
 import difflib
+import inspect
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from gw_jax.models.mnist import MLP, AutoEncoder, LeNet
+from gw_jax.models.reference_names import REFERENCE_MNIST, REFERENCE_RESNETS
 from gw_jax.models.resnet import ARCHITECTURES, PLACEMENTS, ResNet, Stem
+
+_COMMON = ("name", "num_classes", "dtype", "param_dtype", "rngs", "in_channels")
+# The arguments of the networks that are not residual, beside those that all have.
+MNIST_NETWORKS: dict[str, tuple[str, ...]] = {
+    "mlp": ("image_size", "depth", "width", "norm", "norm_options"),
+    "mlp_norm_linear": ("image_size", "depth", "width", "norm", "norm_options"),
+    "lenet": ("image_size",),
+    "autoencoder": ("image_size",),
+}
+_NOT_RESIDUAL_ONLY = ("image_size", "depth")
+
+# The reference's names that say more than ours: which network, and where the norm stands.
+ALIASES = {name: meaning for name, meaning in REFERENCE_RESNETS.items() if name not in ARCHITECTURES}
+
+
+def list_models() -> list[str]:
+    """The names that :func:`create_model` knows: this project's, then those of the reference that differ from them."""
+    return [*ARCHITECTURES, *MNIST_NETWORKS, *ALIASES, *REFERENCE_MNIST]
+
+
+def resolve_name(name: str, whiten: str) -> tuple[str, str]:
+    """This project's name of the network called ``name``, and the placement that goes with it.
+
+    Raises:
+        ValueError: an unknown name, or the reference's name of a network with another placement than ``whiten``.
+    """
+    if name in REFERENCE_MNIST:
+        return REFERENCE_MNIST[name], whiten
+    if name in ALIASES:
+        ours, placement = ALIASES[name]
+        if whiten not in ("S1-B2", placement):
+            raise ValueError(
+                f"{name!r} is the reference's name for {ours!r} with whiten={placement!r}, and whiten={whiten!r} was "
+                f"given. For that one ask for {ours!r}."
+            )
+        return ours, placement
+    if name not in ARCHITECTURES and name not in MNIST_NETWORKS:
+        raise _unknown("network", name, list_models(), "gw_jax.list_models() lists all names.")
+    return name, whiten
 
 
 def create_model(
@@ -19,50 +61,93 @@ def create_model(
     whiten: str = "S1-B2",
     batch_norm_options: dict[str, Any] | None = None,
     stem: Stem = "imagenet",
-    width: int = 64,
-    in_channels: int = 3,
+    width: int | None = None,
+    depth: int | None = None,
+    in_channels: int | None = None,
+    image_size: int = 28,
+    replace_stride_with_dilation: tuple[bool, bool, bool] = (False, False, False),
+    zero_init_residual: bool = False,
+    last_norm: bool = False,
+    apply_last_norm: bool = True,
+    dropout: float = 0.0,
     dtype: DTypeLike | None = None,
     param_dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
-) -> ResNet:
+) -> Any:
     """Makes the network called ``name``: ``model(images_nhwc) -> logits``; ``model.train()`` and ``model.eval()`` switch.
 
     Args:
-        name: resnet18, resnet34, resnet50, resnet101, resnet152, resnext50_32x4d, resnext101_32x8d, wide_resnet50_2
-            or wide_resnet101_2.
+        name: resnet18, resnet34, resnet50, resnet101, resnet152, resnext50_32x4d, resnext101_32x8d, resnext101_64x4d,
+            wide_resnet50_2, wide_resnet101_2; mlp, mlp_norm_linear, lenet, autoencoder. The reference's names that say
+            more (``resnet_whiten_010n50``, ``resnext_forGN50_32x4d``, ...) decide ``whiten``, too. A name that both have
+            is this project's: ``resnet50`` has the norm where ``whiten`` says, not in the stem only.
         num_classes: length of the logits.
         norm: the norm that takes the places of ``whiten``; a name that :func:`gw_jax.make_norm` knows.
         norm_options: its keyword arguments, such as ``{"num_groups": 64}``.
-        whiten: where ``norm`` replaces BatchNorm: "S1" is the stem, "B1", "B2", "B3" the norms of each block. One of
-            S1-B2 (the paper's choice), S1, S1-B1, S1-B3, S1-B12, all (shortcuts too), none.
+        whiten: where ``norm`` replaces BatchNorm in a residual network: "S1" is the stem, "B1", "B2", "B3" the norms of
+            each block. One of S1-B2 (the paper's choice), S1, S1-B1, S1-B3, S1-B12, all (shortcuts too), none.
         batch_norm_options: keyword arguments of the :class:`gw_jax.BatchNorm` everywhere else.
         stem: "imagenet" (7x7 convolution and max-pool, both of stride 2) or, for images of some 32 pixels, "small" (3x3
             convolution of stride 1).
-        width: channels of the stem; 64 in the published networks. Everything else scales with it.
-        in_channels: channels of the images.
+        width: channels of the stem, 64 in the published networks (everything else scales with it), or of the hidden layers
+            of an MLP, 100 in the reference.
+        depth: hidden layers of an MLP, 4 in the reference.
+        in_channels: channels of the images; 3, or 1 for the networks of the MNIST experiments.
+        image_size: edge of the images in pixels, for the networks of the MNIST experiments. Residual networks take any.
+        replace_stride_with_dilation: for each of the stages 2, 3 and 4 of bottlenecks, whether it keeps the resolution and
+            dilates its convolutions instead.
+        zero_init_residual: whether the last norm of every block starts with a scale of zero, the block as its shortcut.
+        last_norm: whether ``norm`` also stands between pooling and the last layer (the reference's ``last_bn``).
+        apply_last_norm: False keeps the parameters of ``last_norm`` but leaves it out of the computation, as the
+            reference's ResNeXt does by mistake.
+        dropout: probability with which a value before the last layer is dropped in training, which then needs
+            ``model(images, dropout_key=key)``.
         dtype: type of the activations, such as ``jnp.bfloat16``; None for that of images and parameters together.
             The logits are of ``param_dtype``.
         param_dtype: type of the parameters.
         rngs: the generators that initialise the parameters.
 
     Raises:
-        ValueError: an unknown name, norm, placement or stem, or options that do not fit; the message lists the known ones.
+        ValueError: an unknown name, norm, placement or stem, an argument that this network does not have, or options that
+            do not fit; the message lists the known ones.
 
     Source: He et al. (CVPR 2016), Xie et al. (CVPR 2017), Zagoruyko and Komodakis (BMVC 2016); placements and
-    initialisation: Group Whitening (CVPR 2021), section 5.1, and the reference's ``ImageNet/models``.
+    initialisation: Group Whitening (CVPR 2021), section 5.1, and the reference's ``ImageNet/models`` and ``Mnist``.
     """
-    for what, value, known in (
-        ("network", name, ARCHITECTURES),
-        ("placement (whiten)", whiten, PLACEMENTS),
-        ("stem", stem, ("imagenet", "small")),
-    ):
+    given = dict(locals())
+    name, whiten = resolve_name(name, whiten)
+    _refuse_other_networks_arguments(name, given)
+    for what, value, known in (("placement (whiten)", whiten, PLACEMENTS), ("stem", stem, ("imagenet", "small"))):
         if value not in known:
-            close = difflib.get_close_matches(str(value), list(known), n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"No {what} is called {value!r}; choose one of {', '.join(known)}.{hint}")
-    for what, number in (("num_classes", num_classes), ("width", width), ("in_channels", in_channels)):
-        if number < 1:
+            raise _unknown(what, value, list(known))
+    for what, number in (
+        ("num_classes", num_classes), ("width", width), ("depth", depth), ("in_channels", in_channels),
+        ("image_size", image_size),
+    ):  # fmt: skip
+        if number is not None and number < 1:
             raise ValueError(f"{what}={number}; it must be 1 or more.")
+    types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+    if name in MNIST_NETWORKS:
+        in_channels = in_channels or 1
+        pixels = image_size * image_size * in_channels
+        if name == "autoencoder":
+            return AutoEncoder(pixels, **types)
+        if name == "lenet":
+            return LeNet(image_size, in_channels=in_channels, num_classes=num_classes, **types)
+        return MLP(
+            (image_size, image_size, in_channels),
+            depth=depth or 4,
+            width=width or 100,
+            num_classes=num_classes,
+            norm=norm,
+            norm_options=norm_options or {},
+            linear_after_norm=name == "mlp_norm_linear",
+            **types,
+        )
+    if len(replace_stride_with_dilation) != 3:
+        raise ValueError(
+            f"replace_stride_with_dilation={replace_stride_with_dilation}; give three booleans, for the stages 2, 3 and 4."
+        )
     return ResNet(
         ARCHITECTURES[name],
         num_classes=num_classes,
@@ -71,9 +156,32 @@ def create_model(
         batch_norm_options=batch_norm_options or {},
         whiten=whiten,
         stem=stem,
-        width=width,
-        in_channels=in_channels,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        rngs=rngs,
+        width=width or 64,
+        in_channels=in_channels or 3,
+        replace_stride_with_dilation=replace_stride_with_dilation,
+        zero_init_residual=zero_init_residual,
+        last_norm=last_norm,
+        apply_last_norm=apply_last_norm,
+        dropout=dropout,
+        **types,
     )
+
+
+def _refuse_other_networks_arguments(name: str, given: dict[str, Any]) -> None:
+    """Raises ValueError if an argument that ``name`` has no use for was set to something else than its default."""
+    defaults = {key: p.default for key, p in inspect.signature(create_model).parameters.items()}
+    if name in MNIST_NETWORKS:
+        known = (*_COMMON, *MNIST_NETWORKS[name])
+    else:
+        known = tuple(key for key in defaults if key not in _NOT_RESIDUAL_ONLY)
+    foreign = [key for key, default in defaults.items() if key not in known and given[key] != default]
+    if foreign:
+        listed = ", ".join(key for key in known if key not in ("name", "rngs"))
+        raise ValueError(f"The network {name!r} has no use for {', '.join(foreign)}; it takes {listed}.")
+
+
+def _unknown(what: str, value: str, known: list[str], more: str = "") -> ValueError:
+    close = difflib.get_close_matches(str(value), known, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    listed = ", ".join(known[:15]) + (", ..." if len(known) > 15 else "")
+    return ValueError(f"No {what} is called {value!r}; choose one of {listed}.{hint}{' ' + more if more else ''}")

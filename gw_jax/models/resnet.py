@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from gw_jax.nn import make_norm
+from gw_jax.models.linear import linear
+from gw_jax.nn import Dropout, make_norm
 
 Stem = Literal["imagenet", "small"]
 
 # Which norms of a network are the chosen one; all others are BatchNorm. "1", "2", "3" are the norms of a bottleneck in
-# order. A basic block has two, and whitens the first for B1 and B2, the second for B3, as the reference does.
+# order. A basic block has two: B1 and B2 are its first, B3 its second, and B12 both, as in the reference.
 PLACEMENTS: dict[str, tuple[str, ...]] = {
     "none": (),
     "S1": ("stem",),
@@ -54,6 +55,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnet152": Architecture(True, (3, 8, 36, 3)),
     "resnext50_32x4d": Architecture(True, (3, 4, 6, 3), groups=32, width_per_group=4),
     "resnext101_32x8d": Architecture(True, (3, 4, 23, 3), groups=32, width_per_group=8),
+    "resnext101_64x4d": Architecture(True, (3, 4, 23, 3), groups=64, width_per_group=4),
     "wide_resnet50_2": Architecture(True, (3, 4, 6, 3), width_per_group=128),
     "wide_resnet101_2": Architecture(True, (3, 4, 23, 3), width_per_group=128),
 }
@@ -73,14 +75,17 @@ class _Layers:
     def make_norm(self, place: str, num_features: int) -> nnx.Module:
         return (self.norm if place in self.norms else self.batch_norm)(num_features)
 
-    def conv(self, in_features: int, out_features: int, size: int, stride: int = 1, groups: int = 1) -> nnx.Conv:
-        padding = (size - 1) // 2
+    def conv(
+        self, in_features: int, out_features: int, size: int, stride: int = 1, groups: int = 1, dilation: int = 1
+    ) -> nnx.Conv:
+        padding = dilation * (size - 1) // 2
         return nnx.Conv(
             in_features,
             out_features,
             (size, size),
             strides=(stride, stride),
             padding=((padding, padding), (padding, padding)),
+            kernel_dilation=(dilation, dilation),
             feature_group_count=groups,
             use_bias=False,
             # He initialisation over the fan-out; the fan-out of a grouped convolution counts all its outputs.
@@ -91,17 +96,36 @@ class _Layers:
         )
 
 
-class BasicBlock(nnx.Module):
-    """Two 3x3 convolutions and a shortcut: the block of ResNet-18 and -34. ``features`` channels come out."""
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+    """The sizes of one block: ``inner`` is the width of a bottleneck's 3x3 convolution, ``features`` come out."""
 
-    def __init__(self, layers: _Layers, in_features: int, features: int, stride: int, groups: int, inner: int):
-        del groups, inner
+    in_features: int
+    features: int
+    inner: int
+    stride: int
+    groups: int
+    dilation: int
+
+
+class BasicBlock(nnx.Module):
+    """Two 3x3 convolutions and a shortcut: the block of ResNet-18 and -34."""
+
+    def __init__(self, layers: _Layers, shape: _Shape):
+        if shape.dilation != 1:
+            raise ValueError("replace_stride_with_dilation needs bottleneck blocks: ResNet-50 or deeper.")
         first = "1" if "1" in layers.norms else "2"
-        self.conv1 = layers.conv(in_features, features, 3, stride)
-        self.norm1 = layers.make_norm(first, features)
-        self.conv2 = layers.conv(features, features, 3)
-        self.norm2 = layers.make_norm("3", features)
-        self.shortcut = _shortcut(layers, in_features, features, stride)
+        second = "2" if {"1", "2"} <= set(layers.norms) else "3"
+        self.conv1 = layers.conv(shape.in_features, shape.features, 3, shape.stride)
+        self.norm1 = layers.make_norm(first, shape.features)
+        self.conv2 = layers.conv(shape.features, shape.features, 3)
+        self.norm2 = layers.make_norm(second, shape.features)
+        self.shortcut = _shortcut(layers, shape)
+
+    @property
+    def last_norm(self) -> nnx.Module:
+        """The norm before the shortcut is added."""
+        return self.norm2
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[n, h, w, in_features]`` to ``[n, h / stride, w / stride, features]``."""
@@ -111,16 +135,21 @@ class BasicBlock(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3 (``inner`` channels, perhaps in groups, with the stride) and 1x1 convolutions, and a shortcut."""
+    """1x1, 3x3 (perhaps in groups, with the stride) and 1x1 convolutions, and a shortcut."""
 
-    def __init__(self, layers: _Layers, in_features: int, features: int, stride: int, groups: int, inner: int):
-        self.conv1 = layers.conv(in_features, inner, 1)
-        self.norm1 = layers.make_norm("1", inner)
-        self.conv2 = layers.conv(inner, inner, 3, stride, groups)
-        self.norm2 = layers.make_norm("2", inner)
-        self.conv3 = layers.conv(inner, features, 1)
-        self.norm3 = layers.make_norm("3", features)
-        self.shortcut = _shortcut(layers, in_features, features, stride)
+    def __init__(self, layers: _Layers, shape: _Shape):
+        self.conv1 = layers.conv(shape.in_features, shape.inner, 1)
+        self.norm1 = layers.make_norm("1", shape.inner)
+        self.conv2 = layers.conv(shape.inner, shape.inner, 3, shape.stride, shape.groups, shape.dilation)
+        self.norm2 = layers.make_norm("2", shape.inner)
+        self.conv3 = layers.conv(shape.inner, shape.features, 1)
+        self.norm3 = layers.make_norm("3", shape.features)
+        self.shortcut = _shortcut(layers, shape)
+
+    @property
+    def last_norm(self) -> nnx.Module:
+        """The norm before the shortcut is added."""
+        return self.norm3
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[n, h, w, in_features]`` to ``[n, h / stride, w / stride, features]``."""
@@ -133,19 +162,29 @@ class Bottleneck(nnx.Module):
 class Shortcut(nnx.Module):
     """A 1x1 convolution and a norm, where a block changes the number of channels or the resolution."""
 
-    def __init__(self, layers: _Layers, in_features: int, features: int, stride: int):
-        self.conv = layers.conv(in_features, features, 1, stride)
-        self.norm = layers.make_norm("shortcut", features)
+    def __init__(self, layers: _Layers, shape: _Shape):
+        self.conv = layers.conv(shape.in_features, shape.features, 1, shape.stride)
+        self.norm = layers.make_norm("shortcut", shape.features)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[n, h, w, in_features]`` to ``[n, h / stride, w / stride, features]``."""
         return self.norm(self.conv(x))
 
 
-def _shortcut(layers: _Layers, in_features: int, features: int, stride: int) -> Shortcut | None:
-    if stride == 1 and in_features == features:
+def _shortcut(layers: _Layers, shape: _Shape) -> Shortcut | None:
+    if shape.stride == 1 and shape.in_features == shape.features:
         return None
-    return Shortcut(layers, in_features, features, stride)
+    return Shortcut(layers, shape)
+
+
+def _start_at_zero(block: BasicBlock | Bottleneck) -> None:
+    scale = getattr(block.last_norm, "scale", None)
+    if scale is None:
+        raise ValueError(
+            "zero_init_residual sets the scale of each block's last norm to zero, but that norm has none "
+            "(norm 'none' or 'in', or use_scale=False)."
+        )
+    scale[...] = jnp.zeros_like(scale[...])
 
 
 class ResNet(nnx.Module):
@@ -163,6 +202,11 @@ class ResNet(nnx.Module):
         stem: Stem,
         width: int,
         in_channels: int,
+        replace_stride_with_dilation: tuple[bool, bool, bool],
+        zero_init_residual: bool,
+        last_norm: bool,
+        apply_last_norm: bool,
+        dropout: float,
         dtype: DTypeLike | None,
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
@@ -178,34 +222,50 @@ class ResNet(nnx.Module):
         )
         self.stem = stem
         self.dtype = dtype
+        self.apply_last_norm = apply_last_norm
         self.stem_conv = layers.conv(in_channels, width, 7, 2) if stem == "imagenet" else layers.conv(in_channels, width, 3)
         self.stem_norm = layers.make_norm("stem", width)
-        in_features = width
-        block = Bottleneck if architecture.bottleneck else BasicBlock
+        in_features, dilation = width, 1
         stages = []
         for stage, size in enumerate(architecture.stage_sizes):
             planes = width * 2**stage
             features = planes * (4 if architecture.bottleneck else 1)
             inner = int(planes * architecture.width_per_group / 64) * architecture.groups
-            blocks = []
+            stride, first_dilation = 1 if stage == 0 else 2, dilation
+            if stage > 0 and replace_stride_with_dilation[stage - 1]:
+                # The first block of the stage still sees its input at the old dilation.
+                stride, dilation = 1, dilation * 2
+            blocks: list[BasicBlock | Bottleneck] = []
             for index in range(size):
-                stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(block(layers, in_features, features, stride, architecture.groups, inner))
+                shape = _Shape(
+                    in_features=in_features,
+                    features=features,
+                    inner=inner,
+                    stride=stride if index == 0 else 1,
+                    groups=architecture.groups,
+                    dilation=first_dilation if index == 0 else dilation,
+                )
+                blocks.append(Bottleneck(layers, shape) if architecture.bottleneck else BasicBlock(layers, shape))
                 in_features = features
+                if zero_init_residual:
+                    _start_at_zero(blocks[-1])
             stages.append(nnx.List(blocks))
         self.stage1, self.stage2, self.stage3, self.stage4 = stages
-        bound = 1 / math.sqrt(in_features)
-        self.head = nnx.Linear(
-            in_features,
-            num_classes,
-            kernel_init=_uniform(bound),
-            bias_init=_uniform(bound),
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
+        # Like the last layer, in the parameters' precision.
+        options = {**norm_options, "dtype": param_dtype, "param_dtype": param_dtype}
+        self.last_norm = make_norm(norm, in_features, rngs=rngs, **options) if last_norm else None
+        self.dropout = Dropout(dropout)
+        self.head = linear(in_features, num_classes, param_dtype=param_dtype, rngs=rngs)
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Maps normalised images ``[n, h, w, in_channels]`` to logits ``[n, num_classes]``, at least float32."""
+    def __call__(self, images: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
+        """Maps normalised images ``[n, h, w, in_channels]`` to logits ``[n, num_classes]``, at least float32.
+
+        ``dropout_key`` is needed in training by a network that has dropout.
+        """
+        return self.head(self.dropout(self.features(images), dropout_key))
+
+    def features(self, images: jax.Array) -> jax.Array:
+        """Maps normalised images ``[n, h, w, in_channels]`` to what the last layer sees, ``[n, features]``."""
         x = images if self.dtype is None else images.astype(self.dtype)
         x = nnx.relu(self.stem_norm(self.stem_conv(x)))
         if self.stem == "imagenet":
@@ -213,14 +273,6 @@ class ResNet(nnx.Module):
         for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
             for block in stage:
                 x = block(x)
-        # Pooling and the last layer stay in the parameters' precision: they cost nothing and decide the logits.
-        return self.head(x.astype(self.head.param_dtype).mean((1, 2)))
-
-
-def _uniform(bound: float) -> nnx.Initializer:
-    """PyTorch's default for linear layers, weight and bias: uniform in ``[-bound, bound]``."""
-
-    def initialise(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32, **_: Any) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return initialise
+        # Pooling and the last layers stay in the parameters' precision: they cost nothing and decide the logits.
+        x = x.astype(self.head.param_dtype).mean((1, 2))
+        return x if self.last_norm is None or not self.apply_last_norm else self.last_norm(x)

@@ -8,8 +8,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from gw_jax.nn.checks import require_num_features
-from gw_jax.ops.numerics import accumulation_dtype, require_floating, require_mask_shape
+from gw_jax.nn.shared import (
+    check_statistics_options,
+    require_num_features,
+    scale_and_shift,
+    split_batch_in_groups,
+    update_running_average,
+)
+from gw_jax.ops.numerics import accumulation_dtype, psum_if_named, require_floating, require_mask_shape
 
 
 class BatchNorm(nnx.Module):
@@ -65,12 +71,9 @@ class BatchNorm(nnx.Module):
         rngs: nnx.Rngs,
     ):
         del rngs
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum={momentum}; it is the share of the old statistics that is kept, 0 to 1.")
+        check_statistics_options(momentum, group_size)
         if epsilon < 0:
             raise ValueError(f"epsilon={epsilon}; it must be >= 0.")
-        if group_size is not None and group_size < 1:
-            raise ValueError(f"group_size={group_size}; give a number of examples >= 1, or None for the whole batch.")
         self.num_features = num_features
         self.momentum = momentum
         self.epsilon = epsilon
@@ -83,6 +86,8 @@ class BatchNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((num_features,), param_dtype)) if use_bias else None
         self.mean = nnx.BatchStat(jnp.zeros((num_features,), statistics_dtype))
         self.var = nnx.BatchStat(jnp.ones((num_features,), statistics_dtype))
+        # Nothing here depends on it; PyTorch's checkpoints hold it.
+        self.num_batches_tracked = nnx.BatchStat(jnp.zeros((), jnp.int32))
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """What ``flax.nnx.view`` calls to make a training or an evaluation view of a model."""
@@ -106,58 +111,40 @@ class BatchNorm(nnx.Module):
         if x.size == 0:
             return x.astype(dtype)
         values = x.astype(accumulation_dtype(x.dtype))
-        keep = None if mask is None else mask.astype(bool)[..., None]
+        group_size = None if self.use_running_average else self.group_size
+        sets = split_batch_in_groups(self, values, group_size)
+        keep = None if mask is None else split_batch_in_groups(self, mask.astype(bool)[..., None], group_size)
         if keep is not None:
-            values = jnp.where(keep, values, 0)
-        channel = (1,) * (x.ndim - 1) + (self.num_features,)
+            # Selected, not multiplied: a masked position may hold NaN.
+            sets = jnp.where(keep, sets, 0)
         if self.use_running_average:
-            centred = values - self.mean[...].astype(values.dtype).reshape(channel)
-            factor = jax.lax.rsqrt(self.var[...].astype(values.dtype) + self.epsilon).reshape(channel)
+            channel = (1,) * x.ndim + (self.num_features,)
+            centred = sets - self.mean[...].astype(sets.dtype).reshape(channel)
+            factor = jax.lax.rsqrt(self.var[...].astype(sets.dtype) + self.epsilon).reshape(channel)
         else:
-            centred, factor = self._batch_statistics(values, keep)
+            centred, factor = self._batch_statistics(sets, keep)
+        # Scale and 1 / sqrt(var) meet before they touch the activations: one product less a value.
         if self.scale is not None:
-            factor = factor * self.scale[...].astype(values.dtype).reshape((1,) * (factor.ndim - 1) + (-1,))
-        y = (centred * factor).reshape(x.shape)
-        if self.bias is not None:
-            y = y + self.bias[...].astype(values.dtype).reshape(channel)
-        if keep is not None:
-            y = jnp.where(keep, y, 0)
-        return y.astype(dtype)
+            factor = factor * self.scale[...].astype(sets.dtype).reshape((1,) * (factor.ndim - 1) + (-1,))
+        return scale_and_shift((centred * factor).reshape(x.shape), None, self.bias, mask, dtype)
 
-    def _batch_statistics(self, values: jax.Array, keep: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Centred values and ``1 / sqrt(var + epsilon)``, both ``[groups, examples, *spatial, c]`` or broadcastable."""
-        batch, group_size = values.shape[0], self.group_size or values.shape[0]
-        if batch % group_size:
-            raise ValueError(
-                f"BatchNorm got a batch of {batch} examples, which group_size={group_size} does not divide. Choose "
-                "a batch that is a multiple of group_size, or group_size=None for statistics of the whole batch."
-            )
-        # Groups of consecutive examples: where a device holds whole groups, this needs no communication.
-        grouped = (batch // group_size, group_size)
-        values = values.reshape(*grouped, *values.shape[1:])
-        axes = tuple(range(1, values.ndim - 1))
+    def _batch_statistics(self, sets: jax.Array, keep: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """Centred values and ``1 / sqrt(var + epsilon)`` of ``sets`` ``[s, b, *spatial, c]``, both broadcastable to it."""
+        axes = tuple(range(1, sets.ndim - 1))
         axis_name = self.axis_name if self.group_size is None else None
-
-        def over_axis(summed: jax.Array) -> jax.Array:
-            return summed if axis_name is None else jax.lax.psum(summed, axis_name)
-
         if keep is None:
-            count = over_axis(jnp.full((1,) * values.ndim, math.prod(values.shape[1:-1]), values.dtype))
+            count = jnp.full((sets.shape[0],), math.prod(sets.shape[1:-1]), sets.dtype)
         else:
-            keep = keep.reshape(*grouped, *keep.shape[1:])
-            count = jnp.maximum(over_axis(keep.sum(axes, keepdims=True, dtype=values.dtype)), 1)
-        mean = over_axis(values.sum(axes, keepdims=True)) / count
-        centred = values - mean
+            count = keep.sum((*axes, -1), dtype=sets.dtype)
+        count = psum_if_named(count, axis_name)
+        divisor = jnp.maximum(count, 1).reshape(-1, *(1,) * (sets.ndim - 1))
+        mean = psum_if_named(sets.sum(axes, keepdims=True), axis_name) / divisor
+        centred = sets - mean
         if keep is not None:
             centred = jnp.where(keep, centred, 0)
-        var = over_axis((centred * centred).sum(axes, keepdims=True)) / count
-        self._update_running(mean, var * (count / jnp.maximum(count - 1, 1)))
+        var = psum_if_named((centred * centred).sum(axes, keepdims=True), axis_name) / divisor
+        unbiased = var * (divisor / jnp.maximum(divisor - 1, 1))
+        update_running_average(self, self.mean, mean.reshape(-1, self.num_features), count)
+        update_running_average(self, self.var, unbiased.reshape(-1, self.num_features), count)
+        self.num_batches_tracked[...] = self.num_batches_tracked[...] + 1
         return centred, jax.lax.rsqrt(var + self.epsilon)
-
-    def _update_running(self, mean: jax.Array, unbiased_var: jax.Array) -> None:
-        for running, batch in ((self.mean, mean), (self.var, unbiased_var)):
-            old = running[...]
-            new = jax.lax.stop_gradient(batch).reshape(-1, self.num_features).mean(0)
-            if self.axis_name is not None and self.group_size is not None:
-                new = jax.lax.pmean(new, self.axis_name)
-            running[...] = self.momentum * old + (1 - self.momentum) * new.astype(old.dtype)

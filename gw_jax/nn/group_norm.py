@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from gw_jax.nn.checks import require_num_features
+from gw_jax.nn.shared import require_num_features, scale_and_shift
 from gw_jax.ops.numerics import accumulation_dtype, require_floating, require_mask_shape
 from gw_jax.ops.statistics import centre_groups
 
@@ -68,7 +68,7 @@ class GroupNorm(nnx.Module):
 
         Masked positions take no part in the statistics and come out as zero.
         """
-        require_floating(x, "GroupNorm")
+        require_floating(x, type(self).__name__)
         require_num_features(self, x, self.num_features)
         require_mask_shape(x, mask)
         dtype = x.dtype if self.dtype is None else self.dtype
@@ -82,11 +82,44 @@ class GroupNorm(nnx.Module):
         count = count.reshape(-1, *(1,) * (grouped.ndim - 1))
         var = (centred * centred).sum(observed, keepdims=True) / count
         y = (centred * jax.lax.rsqrt(var + self.epsilon)).reshape(x.shape)
-        channel = (1,) * (x.ndim - 1) + (self.num_features,)
-        if self.scale is not None:
-            y = y * self.scale[...].astype(y.dtype).reshape(channel)
-        if self.bias is not None:
-            y = y + self.bias[...].astype(y.dtype).reshape(channel)
-        if mask is not None:
-            y = jnp.where(mask.astype(bool)[..., None], y, 0)
-        return y.astype(dtype)
+        return scale_and_shift(y, self.scale, self.bias, mask, dtype)
+
+
+class InstanceNorm(GroupNorm):
+    """Normalises every channel of every sample over its positions: :class:`GroupNorm` with one group a channel.
+
+    As in PyTorch there is no ``scale`` and no ``bias`` unless asked for. An input without spatial axes comes out as zero.
+
+    Args:
+        num_features: channels ``c`` of the input.
+        epsilon: added to the variance.
+        use_scale: whether there is a ``scale`` ``[c]``, initially ones.
+        use_bias: whether there is a ``bias`` ``[c]``, initially zeros.
+        dtype: type of the output; None for the input's. Statistics are in float32 (float64 for float64 input).
+        param_dtype: type of ``scale`` and ``bias``.
+        rngs: taken as by every NNX layer; nothing random is drawn.
+
+    Source: Ulyanov et al., Instance Normalization (arXiv 1607.08022); ``torch.nn.InstanceNorm2d``.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        epsilon: float = 1e-5,
+        use_scale: bool = False,
+        use_bias: bool = False,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            num_features,
+            num_groups=num_features,
+            epsilon=epsilon,
+            use_scale=use_scale,
+            use_bias=use_bias,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from gw_jax.nn.checks import require_num_features
+from gw_jax.nn.shared import require_num_features
 from gw_jax.ops.group_whitening import Method, check_whitening_options, group_whiten, resolve_num_groups
 
 

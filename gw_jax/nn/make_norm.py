@@ -1,6 +1,7 @@
 """Normalisation layers by name, so that a network's norm is a line of its configuration."""
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +10,11 @@ import jax
 from flax import nnx
 
 from gw_jax.nn.batch_norm import BatchNorm
-from gw_jax.nn.group_norm import GroupNorm
+from gw_jax.nn.batch_whitening import BatchWhitening
+from gw_jax.nn.group_norm import GroupNorm, InstanceNorm
 from gw_jax.nn.group_whitening import GroupWhitening
+from gw_jax.nn.layer_norm import LayerNorm
+from gw_jax.nn.reference_norms import NORM_CFG_KEYS, REFERENCE_NORMS, translate_norm_cfg
 
 
 class Identity(nnx.Module):
@@ -22,24 +26,26 @@ class Identity(nnx.Module):
         return x
 
 
-def _newton(num_features: int, **options: Any) -> GroupWhitening:
-    return GroupWhitening(num_features, method="newton", **options)
-
-
-def _zca(num_features: int, **options: Any) -> GroupWhitening:
-    return GroupWhitening(num_features, method="zca", **options)
-
-
-# name: (constructor, the class whose arguments are the options, arguments that the name itself decides)
-_NORMS: dict[str, tuple[Callable[..., nnx.Module], type, tuple[str, ...]]] = {
-    "gw": (_newton, GroupWhitening, ("method",)),
-    "gw_zca": (_zca, GroupWhitening, ("method", "num_iterations")),
-    "bn": (BatchNorm, BatchNorm, ()),
-    "gn": (GroupNorm, GroupNorm, ()),
+# name: (constructor, the arguments that the name decides, other arguments that then mean nothing)
+_NORMS: dict[str, tuple[Callable[..., nnx.Module], dict[str, Any], tuple[str, ...]]] = {
+    "gw": (GroupWhitening, {"method": "newton"}, ()),
+    "gw_zca": (GroupWhitening, {"method": "zca"}, ("num_iterations",)),
+    "bn": (BatchNorm, {}, ()),
+    "gn": (GroupNorm, {}, ()),
+    "ln": (LayerNorm, {}, ()),
+    "in": (InstanceNorm, {}, ()),
+    "iternorm": (BatchWhitening, {"method": "newton", "running": "whitening"}, ()),
+    "iternorm_sigma": (BatchWhitening, {"method": "newton", "running": "covariance"}, ()),
+    "dbn": (BatchWhitening, {"method": "zca", "running": "whitening"}, ("num_iterations",)),
+    "dbn_sigma": (BatchWhitening, {"method": "zca", "running": "covariance"}, ("num_iterations",)),
 }
 NORM_NAMES = (*_NORMS, "none")
 
+# Options that every norm takes, in the reference's terms or in ours.
+_COMMON = ("dtype", "param_dtype", "group_size", "axis_name")
 
+
+@functools.cache
 def norm_options(name: str) -> tuple[str, ...]:
     """The options that :func:`make_norm` takes for ``name``.
 
@@ -49,36 +55,60 @@ def norm_options(name: str) -> tuple[str, ...]:
     if name == "none":
         return ()
     if name not in _NORMS:
-        close = difflib.get_close_matches(name, NORM_NAMES, n=1)
+        known = (*NORM_NAMES, *REFERENCE_NORMS)
+        close = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"No normalisation is called {name!r}; choose one of {', '.join(NORM_NAMES)}.{hint}")
-    _, layer, decided = _NORMS[name]
+        raise ValueError(
+            f"No normalisation is called {name!r}; choose one of {', '.join(NORM_NAMES)}, or the reference's name of "
+            f"one.{hint}"
+        )
+    layer, decided, unused = _NORMS[name]
     arguments = inspect.signature(inspect.getattr_static(layer, "__init__")).parameters
-    return tuple(a for a in arguments if a not in (*decided, "self", "num_features", "rngs"))
+    return tuple(a for a in arguments if a not in (*decided, *unused, "self", "num_features", "rngs"))
 
 
 def make_norm(name: str, num_features: int, *, rngs: nnx.Rngs, **options: Any) -> nnx.Module:
     """Makes the normalisation layer called ``name``.
 
-    ========  ==========================================================
-    gw        :class:`GroupWhitening` by Newton iteration
-    gw_zca    :class:`GroupWhitening` by eigendecomposition
-    bn        :class:`BatchNorm`
-    gn        :class:`GroupNorm`
-    none      the identity, which takes no options
-    ========  ==========================================================
+    ==============  ==========  ==================================================================================
+    name            reference   layer
+    ==============  ==========  ==================================================================================
+    gw              IGWItN      :class:`GroupWhitening` by Newton iteration
+    gw_zca          IGWSVD      :class:`GroupWhitening` by eigendecomposition
+    bn              BN          :class:`BatchNorm`
+    gn              GN          :class:`GroupNorm`
+    ln              LN          :class:`LayerNorm` over the channels of every position
+    in              IN          :class:`InstanceNorm`
+    iternorm        ItN         :class:`BatchWhitening` by Newton iteration, running whitening matrix
+    iternorm_sigma  ItNSigma    the same with running covariance
+    dbn             DBN         :class:`BatchWhitening` by eigendecomposition, running whitening matrix
+    dbn_sigma       DBNSigma    the same with running covariance
+    none            No, None    the identity
+    ==============  ==========  ==================================================================================
 
     All of them are called as ``norm(x, mask=None)`` on ``x`` ``[n, *spatial, num_features]``.
 
     Args:
-        name: one of the names above.
+        name: one of the names above, ours or the reference's.
         num_features: channels of the input.
         rngs: the generators of the parameters.
-        **options: keyword arguments of the layer.
+        **options: keyword arguments of the layer. With the reference's name they are the reference's (``T``,
+            ``num_groups``, ``num_channels``, ``eps``, ``momentum`` as the share of the *new* statistics, ``affine``),
+            beside ``dtype``, ``param_dtype``, ``group_size`` and ``axis_name``, which it does not have.
 
     Raises:
         ValueError: an unknown name, or an option that the layer does not have; the message lists the known ones.
     """
+    if name in REFERENCE_NORMS:
+        foreign = [key for key in options if key not in (*NORM_CFG_KEYS, *_COMMON)]
+        if foreign:
+            raise ValueError(
+                f"{name!r} is the reference's name, whose options are {', '.join(NORM_CFG_KEYS)}; {foreign} are none of "
+                f"them. For the options of this project call it {REFERENCE_NORMS[name]!r}."
+            )
+        common = {key: options.pop(key) for key in _COMMON if key in options}
+        name, options = translate_norm_cfg(name, options, num_features)
+        options |= common
     allowed = norm_options(name)
     if name == "none":
         # One set of options often serves several norms' common arguments.
@@ -88,4 +118,5 @@ def make_norm(name: str, num_features: int, *, rngs: nnx.Rngs, **options: Any) -
         raise ValueError(f"The normalisation {name!r} has no option {unknown}; it takes {', '.join(allowed) or 'none'}.")
     if name == "none":
         return Identity()
-    return _NORMS[name][0](num_features, rngs=rngs, **options)
+    layer, decided, _ = _NORMS[name]
+    return layer(num_features, rngs=rngs, **decided, **options)

@@ -1,5 +1,7 @@
 """Number formats and checks of arrays that the operations and layers share."""
 
+from collections.abc import Hashable
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -8,6 +10,11 @@ from jax.typing import DTypeLike
 def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
     """The type in which statistics of a ``dtype`` array are computed: float64 for float64, else float32."""
     return jnp.dtype(jnp.float64) if jnp.dtype(dtype) == jnp.float64 else jnp.dtype(jnp.float32)
+
+
+def psum_if_named(summed: jax.Array, axis_name: Hashable | None) -> jax.Array:
+    """The sum over the members of a mapped axis, or ``summed`` itself where there is none."""
+    return summed if axis_name is None else jax.lax.psum(summed, axis_name)
 
 
 def require_floating(x: jax.Array, operation: str) -> None:

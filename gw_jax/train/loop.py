@@ -12,6 +12,7 @@ import jax
 
 from gw_jax.data.pipeline import TrainBatches, eval_batches
 from gw_jax.errors import CheckpointError, TrainingError
+from gw_jax.files import write_atomically
 from gw_jax.train.checkpoint import BEST_METRIC, Checkpoints, Progress
 from gw_jax.train.config import TrainConfig, validate
 from gw_jax.train.interrupt import StopRequest
@@ -19,7 +20,7 @@ from gw_jax.train.metrics import MetricsWriter, Stopwatch, Terminal, read_metric
 from gw_jax.train.plot import plot_curves
 from gw_jax.train.setup import Experiment, set_up
 from gw_jax.train.state import TrainState
-from gw_jax.train.workdir import check_same_run, claim_workdir, write_atomically
+from gw_jax.train.workdir import check_same_run, claim_workdir
 
 EVALUATION_FILE = "evaluation.json"
 

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from gw_jax.errors import raise_missing_package
-from gw_jax.train.workdir import write_atomically
+from gw_jax.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 

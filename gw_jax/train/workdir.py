@@ -1,13 +1,13 @@
-"""The work directory of a run: whose it is, and files that are written whole or not at all."""
+"""The work directory of a run: whose it is."""
 
 import importlib.metadata
 import json
-import os
 import pathlib
 import platform
 from typing import Any
 
 from gw_jax.errors import ConfigError
+from gw_jax.files import write_atomically
 from gw_jax.train.config import TrainConfig, flatten
 
 CONFIG_FILE = "config.json"
@@ -64,18 +64,3 @@ def check_same_run(workdir: pathlib.Path, config: TrainConfig) -> bool:
             "another --workdir for the new run, or the old values to go on with the old one."
         )
     return True
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes ``text`` to ``path`` so that a reader, or a crash, sees the old file or the new one, never a part."""
-    # Not tempfile, whose files only their owner may read.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

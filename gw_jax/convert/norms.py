@@ -1,0 +1,92 @@
+"""Single norms of the reference as layers of this project."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from gw_jax.convert.layout import COUNTER, Entry, entries, variables
+from gw_jax.errors import CheckpointError
+from gw_jax.nn import make_norm
+from gw_jax.nn.reference_norms import REFERENCE_NORMS, translate_norm_cfg
+
+
+def norm_from_torch(
+    norm: str, num_features: int, norm_cfg: dict[str, Any] | None, state: Mapping[str, np.ndarray], **options: Any
+) -> nnx.Module:
+    """The reference's norm as a layer, with the parameters and buffers of ``state``.
+
+    Args:
+        norm: the reference's name, as on its ``--norm``.
+        num_features: channels.
+        norm_cfg: its options, as on its ``--norm-cfg``; the reference's defaults stand for those left out.
+        state: its state dict, names and arrays. Buffers may be left out all together; they have their initial values then.
+        **options: further arguments of the layer: ``dtype``, ``param_dtype`` (the type of the arrays of ``state``, if not
+            given), ``group_size``, ``axis_name``.
+
+    Returns:
+        The layer, in training mode like every new one. :func:`to_torch_state` gives ``state`` back.
+
+    Raises:
+        ValueError: an unknown norm or option.
+        CheckpointError: an entry is missing, left over, misshapen or not finite.
+    """
+    name, translated = translate_norm_cfg(norm, norm_cfg, num_features)
+    floating = [value.dtype for value in state.values() if np.issubdtype(value.dtype, np.floating)]
+    if name != "none":
+        default = jnp.zeros((), floating[0]).dtype if floating else jnp.zeros(()).dtype
+        options.setdefault("param_dtype", default)
+    layer: Any = make_norm(name, num_features, rngs=nnx.Rngs(0), **translated, **options)
+    weight = state.get("weight")
+    # The layer itself takes any number of axes; the reference's shape of weight and bias does not.
+    layer.reference_dim = (norm_cfg or {}).get("dim", 4) if weight is None or weight.ndim == 1 else weight.ndim
+    table = entries(layer)
+    if not any(entry.key in state for entry in table if not entry.trained):
+        table = [entry for entry in table if entry.trained]
+    arrays = {path: np.array(value) for path, value in variables(layer).items()}
+    fill(table, dict(state), arrays, f"the state of {norm} ({REFERENCE_NORMS[norm]})")
+    for path, value in arrays.items():
+        getattr(layer, path)[...] = jnp.asarray(value)
+    return layer
+
+
+def fill(table: list[Entry], state: dict[str, np.ndarray], arrays: dict[str, np.ndarray], source: str) -> list[str]:
+    """Moves every entry of ``table`` out of ``state`` into ``arrays``; returns the keys used.
+
+    Entries leave ``state`` on the way, so that memory is needed once.
+
+    Raises:
+        CheckpointError: an entry is missing, left over, misshapen or not finite. Nothing is guessed.
+    """
+    wanted = {entry.key: entry for entry in table}
+    missing = [key for key in wanted if key not in state and not key.endswith(COUNTER)]
+    extra = [key for key in state if key not in wanted and not key.endswith(COUNTER)]
+    misshapen = [
+        f"{key} is {list(state[key].shape)} and should be {list(entry.shape)}"
+        for key, entry in wanted.items()
+        if key in state and state[key].shape != entry.shape
+    ]
+    problems = [
+        f"{len(keys)} {what}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
+        for what, keys in (("missing", missing), ("that the network does not have", extra), ("of another shape", misshapen))
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(
+            f"The entries of {source} do not fit: {'; '.join(problems)}. Check the architecture, the norm and its options."
+        )
+    used = []
+    for key, entry in wanted.items():
+        if key not in state:
+            continue
+        value = state.pop(key)
+        if not np.isfinite(value).all():
+            raise CheckpointError(
+                f"The entry {key!r} of {source} holds {np.count_nonzero(~np.isfinite(value))} values that are NaN or "
+                f"infinite, of {value.size}: the run that wrote it had diverged. Take an earlier checkpoint."
+            )
+        entry.put(arrays[entry.path], value)
+        used.append(key)
+    return used

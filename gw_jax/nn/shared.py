@@ -1,0 +1,85 @@
+"""What several normalisation layers do alike: checks, groups of examples, running averages, scale and shift."""
+
+from collections.abc import Hashable
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+
+class _WithRunningStatistics(Protocol):
+    momentum: float
+    group_size: int | None
+    axis_name: Hashable | None
+
+
+def require_num_features(layer: nnx.Module, x: jax.Array, num_features: int) -> None:
+    """Raises ValueError unless the last axis of ``x`` has the channels that ``layer`` was made for."""
+    if x.ndim < 2 or x.shape[-1] != num_features:
+        raise ValueError(
+            f"{type(layer).__name__} was made for {num_features} channels and got shape {x.shape}; it takes "
+            f"[batch, *spatial, {num_features}], channels last."
+        )
+
+
+def check_statistics_options(momentum: float, group_size: int | None) -> None:
+    """Raises ValueError unless the options of running statistics are in range."""
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum={momentum}; it is the share of the old statistics that is kept, 0 to 1.")
+    if group_size is not None and group_size < 1:
+        raise ValueError(f"group_size={group_size}; give a number of examples >= 1, or None for the whole batch.")
+
+
+def split_batch_in_groups(layer: nnx.Module, values: jax.Array, group_size: int | None) -> jax.Array:
+    """``[n, ...]`` as ``[n / group_size, group_size, ...]``: sets of consecutive examples that share statistics.
+
+    Where a device holds whole sets, this needs no communication.
+
+    Raises:
+        ValueError: ``group_size`` does not divide the batch.
+    """
+    batch = values.shape[0]
+    group_size = group_size or batch
+    if batch % group_size:
+        raise ValueError(
+            f"{type(layer).__name__} got a batch of {batch} examples, which group_size={group_size} does not divide. "
+            "Choose a batch that is a multiple of group_size, or group_size=None for statistics of the whole batch."
+        )
+    return values.reshape(batch // group_size, group_size, *values.shape[1:])
+
+
+def update_running_average(
+    layer: _WithRunningStatistics, running: nnx.BatchStat, batch: jax.Array, count: jax.Array
+) -> None:
+    """``running <- momentum * running + (1 - momentum) * average of batch over the sets of examples``.
+
+    Args:
+        layer: gives momentum, group_size and axis_name.
+        running: the statistic.
+        batch: its values for every set, ``[s, *running.shape]``.
+        count: observations in every set, ``[s]``. Sets without any take no part; without any at all nothing changes.
+    """
+    old = running[...]
+    seen = (count > 0).reshape(-1, *(1,) * (batch.ndim - 1))
+    total = jnp.where(seen, jax.lax.stop_gradient(batch), 0).sum(0)
+    sets = seen.sum(dtype=total.dtype)
+    if layer.axis_name is not None and layer.group_size is not None:
+        total, sets = jax.lax.psum((total, sets), layer.axis_name)
+    new = (total / jnp.maximum(sets, 1)).astype(old.dtype)
+    running[...] = jnp.where(sets > 0, layer.momentum * old + (1 - layer.momentum) * new, old)
+
+
+def scale_and_shift(
+    y: jax.Array, scale: nnx.Param | None, bias: nnx.Param | None, mask: jax.Array | None, dtype: DTypeLike
+) -> jax.Array:
+    """``y * scale + bias`` a channel, zero where ``mask`` is false, as ``dtype``."""
+    channel = (1,) * (y.ndim - 1) + (y.shape[-1],)
+    if scale is not None:
+        y = y * scale[...].astype(y.dtype).reshape(channel)
+    if bias is not None:
+        y = y + bias[...].astype(y.dtype).reshape(channel)
+    if mask is not None:
+        y = jnp.where(mask.astype(bool)[..., None], y, 0)
+    return y.astype(dtype)
