@@ -1,5 +1,6 @@
 """Single norms of the reference as layers of this project."""
 
+import concurrent.futures
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,17 +44,18 @@ def norm_from_torch(
     # The layer itself takes any number of axes; the reference's shape of weight and bias does not.
     layer.reference_dim = (norm_cfg or {}).get("dim", 4) if weight is None or weight.ndim == 1 else weight.ndim
     table = entries(layer)
+    shapes = variables(layer)
     if not any(entry.key in state for entry in table if not entry.trained):
         table = [entry for entry in table if entry.trained]
-    arrays = {path: np.array(value) for path, value in variables(layer).items()}
-    fill(table, dict(state), arrays, f"the state of {norm} ({REFERENCE_NORMS[norm]})")
+        shapes = {entry.path: shapes[entry.path] for entry in table}
+    arrays = fill(table, dict(state), shapes, f"the state of {norm} ({REFERENCE_NORMS[norm]})")
     for path, value in arrays.items():
         getattr(layer, path)[...] = jnp.asarray(value)
     return layer
 
 
-def fill(table: list[Entry], state: dict[str, np.ndarray], arrays: dict[str, np.ndarray], source: str) -> list[str]:
-    """Moves every entry of ``table`` out of ``state`` into ``arrays``; returns the keys used.
+def fill(table: list[Entry], state: dict[str, np.ndarray], shapes: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
+    """Moves every entry of ``table`` out of ``state`` into new arrays of the given ``shapes`` (and types), by path.
 
     Entries leave ``state`` on the way, so that memory is needed once.
 
@@ -77,16 +79,35 @@ def fill(table: list[Entry], state: dict[str, np.ndarray], arrays: dict[str, np.
         raise CheckpointError(
             f"The entries of {source} do not fit: {'; '.join(problems)}. Check the architecture, the norm and its options."
         )
-    used = []
-    for key, entry in wanted.items():
-        if key not in state:
-            continue
-        value = state.pop(key)
-        if not np.isfinite(value).all():
-            raise CheckpointError(
-                f"The entry {key!r} of {source} holds {np.count_nonzero(~np.isfinite(value))} values that are NaN or "
-                f"infinite, of {value.size}: the run that wrote it had diverged. Take an earlier checkpoint."
-            )
-        entry.put(arrays[entry.path], value)
-        used.append(key)
-    return used
+    by_path: dict[str, list[Entry]] = {path: [] for path in shapes}
+    for entry in table:
+        by_path[entry.path].append(entry)
+
+    def fill_variable(path: str) -> np.ndarray:
+        # Allocated here, one by one: the memory of entries that are done is used again.
+        array = initial_array(path, shapes[path])
+        for entry in by_path[path]:
+            value = state.pop(entry.key, None)
+            if value is None:
+                continue
+            if bad := value.size - np.count_nonzero(np.isfinite(value)):
+                raise CheckpointError(
+                    f"The entry {entry.key!r} of {source} holds {bad} values that are NaN or infinite, of {value.size}: "
+                    "the run that wrote it had diverged. Take an earlier checkpoint."
+                )
+            entry.put(array, value)
+        return array
+
+    # Changing the order of axes is bound by memory, and NumPy lets go of the interpreter meanwhile.
+    with concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
+        return dict(zip(by_path, pool.map(fill_variable, by_path), strict=True))
+
+
+def initial_array(path: str, leaf: Any) -> np.ndarray:
+    """A new array for the variable ``path``, shaped like ``leaf``; set where the entries may leave a part of it alone."""
+    if path.split(".")[-1] == "matrix":
+        # The identity stays where the last group of channels is padded.
+        return np.broadcast_to(np.eye(leaf.shape[-1], dtype=leaf.dtype), leaf.shape).copy()
+    if path.split(".")[-1] == COUNTER:
+        return np.zeros(leaf.shape, leaf.dtype)
+    return np.empty(leaf.shape, leaf.dtype)

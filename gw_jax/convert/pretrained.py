@@ -1,7 +1,6 @@
 """Models in a directory: ``model.safetensors`` with the arrays and ``config.json`` with what makes the network."""
 
 import dataclasses
-import functools
 import json
 import pathlib
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from gw_jax.convert.layout import variables
 from gw_jax.errors import CheckpointError
 from gw_jax.files import new_directory
 from gw_jax.models import create_model
+from gw_jax.nn.initial import NoKeys
 
 FORMAT = 1
 CONFIG_FILE = "config.json"
@@ -42,8 +42,7 @@ class TrainingState:
 
 def abstract_model(model_config: Mapping[str, Any], dtype: DTypeLike | None, param_dtype: DTypeLike) -> nnx.Module:
     """The network of ``model_config`` (arguments of :func:`gw_jax.create_model`) with shapes in place of arrays."""
-    make = functools.partial(create_model, **model_config, dtype=dtype, param_dtype=param_dtype)
-    return nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+    return create_model(**model_config, dtype=dtype, param_dtype=param_dtype, rngs=NoKeys())
 
 
 def fill_model(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> nnx.Module:

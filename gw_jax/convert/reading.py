@@ -1,8 +1,11 @@
 """From a ``.pth`` file to a model: which network it is, its arrays, and a report on how both were found."""
 
+import contextlib
 import dataclasses
 import difflib
+import gc
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -161,7 +164,33 @@ def read(
 ) -> Imported:
     """As :func:`load_torch`, with the arrays still apart from the model, which is abstract, and with the training state."""
     _check_arguments(arch, norm, arch_cfg)
-    file = read_torch_file(pathlib.Path(path))
+    with _paused_garbage_collection():
+        return _read(pathlib.Path(path), arch, norm, norm_cfg, arch_cfg, apply_last_norm, dtype, param_dtype)
+
+
+@contextlib.contextmanager
+def _paused_garbage_collection() -> Iterator[None]:
+    """Networks are thousands of small objects; looking for garbage among them took a quarter of the time of an import."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _read(
+    path: pathlib.Path,
+    arch: str | None,
+    norm: str,
+    norm_cfg: dict[str, Any] | None,
+    arch_cfg: dict[str, Any] | None,
+    apply_last_norm: bool | None,
+    dtype: DTypeLike | None,
+    param_dtype: DTypeLike,
+) -> Imported:
+    file = read_torch_file(path)
     cfg = vars(file.training["cfg"]) if file.training and hasattr(file.training.get("cfg"), "__dict__") else {}
     inferred = infer({key: value.shape for key, value in file.state.items()})
     guesses: list[str] = []
@@ -181,13 +210,14 @@ def read(
         table = entries(model)
     except ValueError as error:
         raise ConfigError(f"The network cannot be made with norm={chosen}, norm_cfg={chosen_cfg}: {error}") from error
-    arrays = _empty_arrays(variables(model))
+    shapes = variables(model)
     ignored = [key for key in file.state if key.endswith(COUNTER) and not any(key == entry.key for entry in table)]
-    training = None if file.training is None else _training_state(file, table, arrays, notices)
-    used = fill(table, file.state, arrays, str(path))
+    training = None if file.training is None else _training_state(file, table, shapes, notices)
+    used = [entry.key for entry in table if entry.key in file.state]
+    arrays = fill(table, file.state, shapes, str(path))
     report = Report(
         path=str(path),
-        sha256=file.sha256,
+        sha256=file.checksum.result(),
         container=file.container,
         kind=file.kind,
         architecture=name,
@@ -334,22 +364,7 @@ def _head(
     return head
 
 
-def _empty_arrays(shapes: dict[str, Any]) -> dict[str, np.ndarray]:
-    arrays = {}
-    for path, leaf in shapes.items():
-        if path.endswith(COUNTER):
-            arrays[path] = np.zeros(leaf.shape, leaf.dtype)
-        elif path.endswith(".matrix"):
-            # The identity stays where the last group of channels is padded.
-            arrays[path] = np.broadcast_to(np.eye(leaf.shape[-1], dtype=leaf.dtype), leaf.shape).copy()
-        else:
-            arrays[path] = np.empty(leaf.shape, leaf.dtype)
-    return arrays
-
-
-def _training_state(
-    file: TorchFile, table: list[Entry], arrays: dict[str, np.ndarray], notices: list[str]
-) -> TrainingState:
+def _training_state(file: TorchFile, table: list[Entry], shapes: dict[str, Any], notices: list[str]) -> TrainingState:
     training = file.training or {}
     optimizer = tensors_to_arrays(training.get("optimizer") or {})
     epoch = training.get("epoch")
@@ -361,7 +376,7 @@ def _training_state(
     for theirs, scale in (("best_prec1", 0.01), ("best_acc", 1.0)):
         if theirs in training:
             facts["best_top1"] = round(float(tensors_to_arrays(training[theirs])) * scale, 8)
-    momentum = _momentum(optimizer, groups, table, arrays, notices)
+    momentum = _momentum(optimizer, groups, table, shapes, notices)
     return TrainingState(epochs=(epoch if isinstance(epoch, int) else -1) + 1, momentum=momentum, facts=facts)
 
 
@@ -369,7 +384,7 @@ def _momentum(
     optimizer: dict[str, Any],
     groups: list[dict[str, Any]],
     table: list[Entry],
-    arrays: dict[str, np.ndarray],
+    shapes: dict[str, Any],
     notices: list[str],
 ) -> dict[str, np.ndarray]:
     """Momentum buffers by path. PyTorch numbers parameters in the order of ``model.parameters()``, or names them by id."""
@@ -385,7 +400,7 @@ def _momentum(
             f"the optimizer's state is not that of SGD with momentum over the {len(parameters)} parameters; it was left out"
         )
         return {}
-    momentum = {entry.path: np.zeros_like(arrays[entry.path]) for entry in parameters}
+    momentum = {entry.path: np.zeros(shapes[entry.path].shape, shapes[entry.path].dtype) for entry in parameters}
     for entry, number in zip(parameters, order, strict=True):
         buffer = buffers.get(number)
         # Parameters that never had a gradient, such as those of an unused last_bn, have no buffer.

@@ -1,6 +1,7 @@
 """Reading and writing ``.pth`` files. The only file that imports PyTorch; nothing is unpickled freely."""
 
 import argparse
+import concurrent.futures
 import dataclasses
 import hashlib
 import pathlib
@@ -16,6 +17,8 @@ from gw_jax.files import replacing
 Container = Literal["legacy", "zip"]
 
 ZIP_MAGIC = b"PK\x03\x04"
+# Few and large pieces: between two of them the thread competes with all others for the interpreter.
+HASHED_AT_ONCE = 1 << 23
 PREFIX = "module."
 # Where a training dict keeps its state dict: the reference's name, and the usual one.
 STATE_KEYS = ("model", "state_dict")
@@ -26,14 +29,14 @@ class TorchFile:
     """What a ``.pth`` file holds.
 
     Attributes:
-        sha256: of the file.
+        checksum: the SHA-256 of the file, computed meanwhile.
         container: "zip", or "legacy", as PyTorch wrote it before 1.6.
         state: its state dict, without the prefix of ``DataParallel``; arrays share the file's memory.
         prefixed: whether every key had that prefix.
         training: the rest of a training dict (cfg, optimizer, epoch, ...), or None for a bare state dict.
     """
 
-    sha256: str
+    checksum: concurrent.futures.Future[str]
     container: Container
     state: "OrderedDict[str, np.ndarray]"
     prefixed: bool
@@ -78,8 +81,10 @@ def read_torch_file(path: pathlib.Path) -> TorchFile:
     torch = import_torch()
     with path.open("rb") as file:
         container: Container = "zip" if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC else "legacy"
-        file.seek(0)
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    # PyTorch and hashlib both let go of the interpreter; whoever needs the checksum waits for it.
+    pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+    checksum = pool.submit(_sha256, path)
+    pool.shutdown(wait=False)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -88,7 +93,15 @@ def read_torch_file(path: pathlib.Path) -> TorchFile:
     state, training = _split(path, content)
     prefixed = bool(state) and all(key.startswith(PREFIX) for key in state)
     arrays = OrderedDict((key.removeprefix(PREFIX) if prefixed else key, _array(path, key, state[key])) for key in state)
-    return TorchFile(sha256, container, arrays, prefixed, training)
+    return TorchFile(checksum, container, arrays, prefixed, training)
+
+
+def _sha256(path: pathlib.Path) -> str:
+    digest, chunk = hashlib.sha256(), bytearray(HASHED_AT_ONCE)
+    with path.open("rb") as file:
+        while size := file.readinto(chunk):
+            digest.update(memoryview(chunk)[:size])
+    return digest.hexdigest()
 
 
 def _reading_error(path: pathlib.Path, error: Exception) -> CheckpointError:

@@ -1,19 +1,18 @@
 """Linear layers and convolutions with PyTorch's default initial values."""
 
 import math
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
+
+from gw_jax.nn.initial import uniform
 
 
 def linear(
     in_features: int, out_features: int, *, dtype: DTypeLike | None = None, param_dtype: DTypeLike, rngs: nnx.Rngs
 ) -> nnx.Linear:
     """A linear layer, weight and bias uniform in ``+-1 / sqrt(in_features)``."""
-    initialise = _uniform(1 / math.sqrt(in_features))
+    initialise = uniform(1 / math.sqrt(in_features))
     return nnx.Linear(
         in_features,
         out_features,
@@ -36,7 +35,7 @@ def conv(
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
     """A convolution with a bias, weight and bias uniform in ``+-1 / sqrt(size * size * in_features)``."""
-    initialise = _uniform(1 / math.sqrt(size * size * in_features))
+    initialise = uniform(1 / math.sqrt(size * size * in_features))
     return nnx.Conv(
         in_features,
         out_features,
@@ -48,10 +47,3 @@ def conv(
         param_dtype=param_dtype,
         rngs=rngs,
     )
-
-
-def _uniform(bound: float) -> nnx.Initializer:
-    def initialise(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32, **_: Any) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return initialise

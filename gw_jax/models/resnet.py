@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from gw_jax.models.linear import linear
 from gw_jax.nn import Dropout, make_norm
+from gw_jax.nn.initial import normal
 
 Stem = Literal["imagenet", "small"]
 
@@ -89,7 +90,7 @@ class _Layers:
             feature_group_count=groups,
             use_bias=False,
             # He initialisation over the fan-out; the fan-out of a grouped convolution counts all its outputs.
-            kernel_init=nnx.initializers.normal(math.sqrt(2.0 / (size * size * out_features))),
+            kernel_init=normal(math.sqrt(2.0 / (size * size * out_features))),
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             rngs=self.rngs,
@@ -184,7 +185,8 @@ def _start_at_zero(block: BasicBlock | Bottleneck) -> None:
             "zero_init_residual sets the scale of each block's last norm to zero, but that norm has none "
             "(norm 'none' or 'in', or use_scale=False)."
         )
-    scale[...] = jnp.zeros_like(scale[...])
+    if isinstance(scale[...], jax.Array):  # Not where only shapes are wanted.
+        scale[...] = jnp.zeros_like(scale[...])
 
 
 class ResNet(nnx.Module):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from gw_jax.nn.initial import constant
 from gw_jax.nn.shared import (
     check_statistics_options,
     require_num_features,
@@ -70,7 +71,6 @@ class BatchNorm(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        del rngs
         check_statistics_options(momentum, group_size)
         if epsilon < 0:
             raise ValueError(f"epsilon={epsilon}; it must be >= 0.")
@@ -82,12 +82,12 @@ class BatchNorm(nnx.Module):
         self.use_running_average = use_running_average
         self.dtype = dtype
         statistics_dtype = accumulation_dtype(param_dtype)
-        self.scale = nnx.Param(jnp.ones((num_features,), param_dtype)) if use_scale else None
-        self.bias = nnx.Param(jnp.zeros((num_features,), param_dtype)) if use_bias else None
-        self.mean = nnx.BatchStat(jnp.zeros((num_features,), statistics_dtype))
-        self.var = nnx.BatchStat(jnp.ones((num_features,), statistics_dtype))
+        self.scale = nnx.Param(constant(rngs, 1, (num_features,), param_dtype)) if use_scale else None
+        self.bias = nnx.Param(constant(rngs, 0, (num_features,), param_dtype)) if use_bias else None
+        self.mean = nnx.BatchStat(constant(rngs, 0, (num_features,), statistics_dtype))
+        self.var = nnx.BatchStat(constant(rngs, 1, (num_features,), statistics_dtype))
         # Nothing here depends on it; PyTorch's checkpoints hold it.
-        self.num_batches_tracked = nnx.BatchStat(jnp.zeros((), jnp.int32))
+        self.num_batches_tracked = nnx.BatchStat(constant(rngs, 0, (), jnp.int32))
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """What ``flax.nnx.view`` calls to make a training or an evaluation view of a model."""

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from gw_jax.nn.initial import constant, identities
 from gw_jax.nn.shared import (
     check_statistics_options,
     require_num_features,
@@ -102,7 +103,6 @@ class BatchWhitening(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        del rngs
         check_whitening_options(method, num_iterations, epsilon)
         if running not in ("whitening", "covariance"):
             raise ValueError(f"running={running!r} is not known; choose 'whitening' or 'covariance'.")
@@ -123,16 +123,12 @@ class BatchWhitening(nnx.Module):
         self.axis_name = axis_name
         self.use_running_average = use_running_average
         self.dtype = dtype
-        self.scale = nnx.Param(jnp.ones((num_features,), param_dtype)) if use_scale else None
-        self.bias = nnx.Param(jnp.zeros((num_features,), param_dtype)) if use_bias else None
-        mean, matrix = self._initial_statistics(accumulation_dtype(param_dtype))
-        self.mean = nnx.BatchStat(mean)
+        self.scale = nnx.Param(constant(rngs, 1, (num_features,), param_dtype)) if use_scale else None
+        self.bias = nnx.Param(constant(rngs, 0, (num_features,), param_dtype)) if use_bias else None
+        statistics_dtype = accumulation_dtype(param_dtype)
+        self.mean = nnx.BatchStat(constant(rngs, 0, (num_features,), statistics_dtype))
         # [groups, d, d], the identity where the last group is padded.
-        self.matrix = nnx.BatchStat(matrix)
-
-    def _initial_statistics(self, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-        identity = jnp.eye(self.channels_per_group, dtype=dtype)[None]
-        return jnp.zeros((self.num_features,), dtype), jnp.tile(identity, (self.num_groups, 1, 1))
+        self.matrix = nnx.BatchStat(identities(rngs, self.num_groups, self.channels_per_group, statistics_dtype))
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """What ``flax.nnx.view`` calls to make a training or an evaluation view of a model."""
@@ -147,9 +143,9 @@ class BatchWhitening(nnx.Module):
         """
         if matrix not in ("identity", "zero"):
             raise ValueError(f"matrix={matrix!r} is not known; choose 'identity' or 'zero'.")
-        mean, initial = self._initial_statistics(self.mean[...].dtype)
-        self.mean[...] = mean
-        self.matrix[...] = initial if matrix == "identity" else with_identity_padding(initial * 0, self._real)
+        identity = jnp.broadcast_to(jnp.eye(self.channels_per_group, dtype=self.matrix.dtype)[None], self.matrix.shape)
+        self.mean[...] = jnp.zeros_like(self.mean[...])
+        self.matrix[...] = identity if matrix == "identity" else with_identity_padding(identity * 0, self._real)
 
     @property
     def _real(self) -> np.ndarray:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from gw_jax.nn.initial import constant
 from gw_jax.nn.shared import require_num_features, scale_and_shift
 from gw_jax.ops.numerics import accumulation_dtype, require_floating, require_mask_shape
 from gw_jax.ops.statistics import centre_groups
@@ -48,7 +49,6 @@ class GroupNorm(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        del rngs
         if num_groups < 1 or num_features % num_groups:
             raise ValueError(
                 f"{num_features} channels cannot be cut into num_groups={num_groups} groups of equal size; "
@@ -60,8 +60,8 @@ class GroupNorm(nnx.Module):
         self.num_groups = num_groups
         self.epsilon = epsilon
         self.dtype = dtype
-        self.scale = nnx.Param(jnp.ones((num_features,), param_dtype)) if use_scale else None
-        self.bias = nnx.Param(jnp.zeros((num_features,), param_dtype)) if use_bias else None
+        self.scale = nnx.Param(constant(rngs, 1, (num_features,), param_dtype)) if use_scale else None
+        self.bias = nnx.Param(constant(rngs, 0, (num_features,), param_dtype)) if use_bias else None
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Normalises ``x`` ``[n, *spatial, c]``; ``mask`` ``[n, *spatial]`` is true where a position counts.

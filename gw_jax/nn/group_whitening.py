@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from gw_jax.nn.initial import constant
 from gw_jax.nn.shared import require_num_features
 from gw_jax.ops.group_whitening import Method, check_whitening_options, group_whiten, resolve_num_groups
 
@@ -55,7 +56,6 @@ class GroupWhitening(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        del rngs
         check_whitening_options(method, num_iterations, epsilon)
         self.num_features = num_features
         self.num_groups = resolve_num_groups(num_features, num_groups)
@@ -63,8 +63,8 @@ class GroupWhitening(nnx.Module):
         self.num_iterations = num_iterations
         self.epsilon = epsilon
         self.dtype = dtype
-        self.scale = nnx.Param(jnp.ones((num_features,), param_dtype)) if use_scale else None
-        self.bias = nnx.Param(jnp.zeros((num_features,), param_dtype)) if use_bias else None
+        self.scale = nnx.Param(constant(rngs, 1, (num_features,), param_dtype)) if use_scale else None
+        self.bias = nnx.Param(constant(rngs, 0, (num_features,), param_dtype)) if use_bias else None
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Whitens ``x`` ``[n, *spatial, num_features]``; ``mask`` ``[n, *spatial]`` is true where a position counts."""

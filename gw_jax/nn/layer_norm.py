@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from gw_jax.nn.initial import constant
 from gw_jax.nn.shared import require_num_features, scale_and_shift
 from gw_jax.ops.numerics import accumulation_dtype, require_floating, require_mask_shape
 
@@ -46,14 +47,13 @@ class LayerNorm(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        del rngs
         if epsilon < 0:
             raise ValueError(f"epsilon={epsilon}; it must be >= 0.")
         self.num_features = num_features
         self.epsilon = epsilon
         self.dtype = dtype
-        self.scale = nnx.Param(jnp.ones((num_features,), param_dtype)) if use_scale else None
-        self.bias = nnx.Param(jnp.zeros((num_features,), param_dtype)) if use_bias else None
+        self.scale = nnx.Param(constant(rngs, 1, (num_features,), param_dtype)) if use_scale else None
+        self.bias = nnx.Param(constant(rngs, 0, (num_features,), param_dtype)) if use_bias else None
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Normalises ``x`` ``[n, *spatial, c]``; where ``mask`` ``[n, *spatial]`` is false the output is zero.
