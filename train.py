@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 from gw_jax.errors import ConfigError, UserError
 from gw_jax.train import TrainConfig, run
-from gw_jax.train.config import check_field_name, flatten
+from gw_jax.train.fields import check_field_name, flatten
 
 DEFAULT_CONFIG = pathlib.Path(__file__).parent / "configs" / "quickstart.py"
 
@@ -35,7 +35,7 @@ def parse_flags(arguments: list[str]) -> tuple[TrainConfig, str]:
     for argument in arguments[1:]:
         name = argument.lstrip("-").split("=", 1)[0]
         if argument.startswith("-") and name.startswith("config."):
-            check_field_name(name.removeprefix("config."))
+            check_field_name(TrainConfig(), name.removeprefix("config."))
     config_file = next((a.split("=", 1)[1] for a in arguments if a.startswith(("--config=", "-config="))), None)
     if config_file is not None and not pathlib.Path(config_file.split(":")[0]).is_file():
         known = ", ".join(sorted(f"configs/{path.name}" for path in DEFAULT_CONFIG.parent.glob("*.py")))

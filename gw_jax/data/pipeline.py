@@ -67,6 +67,10 @@ class TrainBatches(Iterator[Batch]):
         """The position in the order, as JSON values; the same in every process."""
         return self._iterator.get_state()
 
+    def skip_to(self, step: int) -> None:
+        """Goes on after ``step`` batches from the start, without reading those."""
+        self.set_state({"next_index": step})
+
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on from a position that :meth:`get_state` returned."""
         self._iterator.set_state(state)

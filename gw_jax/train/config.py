@@ -7,20 +7,21 @@ once, and nothing writes to it after that.
 import dataclasses
 import difflib
 import re
-import types
-import typing
-from collections.abc import Iterator
 from typing import Any
 
 from gw_jax.errors import ConfigError
+from gw_jax.models.create_model import MNIST_NETWORKS
 from gw_jax.models.resnet import ARCHITECTURES, PLACEMENTS
 from gw_jax.nn import NORM_NAMES, norm_options
+from gw_jax.train.fields import check_types
 
 # Choices are strings checked by validate(): the flag parser does not know typing.Literal.
-MODES = ("train", "evaluate")
+MODES = ("train", "evaluate", "export")
 DTYPES = ("float32", "bfloat16", "float64")
 OPTIMIZERS = ("sgd",)
 SCHEDULES = ("constant", "step", "cosine")
+# The auto-encoder has no classes to learn.
+CLASSIFIERS = tuple(name for name in MNIST_NETWORKS if name != "autoencoder")
 STEMS = ("imagenet", "small")
 CHECKPOINT_CHOICES = ("best", "last")
 
@@ -55,24 +56,33 @@ class NormConfig:
     """Options of the norm; None leaves the layer's default. Those that the chosen norm does not have are left out."""
 
     num_groups: int | None = None
+    channels_per_group: int | None = None
     num_iterations: int | None = None
     epsilon: float | None = None
     momentum: float | None = None
     group_size: int | None = None
+    use_scale: bool | None = None
+    use_bias: bool | None = None
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class ModelConfig:
-    """The network; see :func:`gw_jax.create_model`.
+    """The network; see :func:`gw_jax.create_model`. Fields that a network does not have keep their defaults.
 
     Attributes:
-        name: network name.
+        name: network name: a ResNet, mlp, mlp_norm_linear or lenet.
         norm: the norm that ``whiten`` places.
         norm_options: its options.
         whiten: where it stands.
         batch_norm_group_size: examples that share statistics in the BatchNorms elsewhere; None for the whole batch.
         stem: "imagenet" or "small".
-        width: channels of the stem.
+        width: channels of the stem (64), or of the hidden layers of an MLP (100).
+        depth: hidden layers of an MLP (4).
+        last_norm: whether the norm also stands before the last layer.
+        apply_last_norm: False keeps its parameters without using it, as in the reference's ResNeXt.
+        dropout: probability of dropping a value before the last layer.
+        replace_stride_with_dilation: whether the stages 2, 3 and 4 dilate instead of halving the resolution.
+        zero_init_residual: whether blocks start as their shortcuts.
     """
 
     name: str = "resnet50"
@@ -81,7 +91,13 @@ class ModelConfig:
     whiten: str = "S1-B2"
     batch_norm_group_size: int | None = None
     stem: str = "imagenet"
-    width: int = 64
+    width: int | None = None
+    depth: int | None = None
+    last_norm: bool = False
+    apply_last_norm: bool = True
+    dropout: float = 0.0
+    replace_stride_with_dilation: tuple[bool, ...] = (False, False, False)
+    zero_init_residual: bool = False
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -162,7 +178,11 @@ class TrainConfig:
     """A whole run.
 
     Attributes:
-        mode: "train" (which goes on where the work directory's last checkpoint stands) or "evaluate".
+        mode: "train" (which goes on where the work directory's last checkpoint stands), "evaluate", or "export" (which
+            writes the checkpoint as a directory for ``gw_jax.load_pretrained`` and ``python -m gw_jax.convert``).
+        init_from: directory of a model that ``python -m gw_jax.convert`` wrote, whose parameters and statistics a new run
+            starts from, or that "evaluate" evaluates.
+        resume_from: the same with the momentum and the number of epochs done, for a run that PyTorch began.
         seed: decides initial parameters, order of the data and augmentation.
         num_epochs: length of training.
         eval_every_epochs: epochs between evaluations; the last epoch is always evaluated.
@@ -171,6 +191,8 @@ class TrainConfig:
     """
 
     mode: str = "train"
+    init_from: str | None = None
+    resume_from: str | None = None
     seed: int = 0
     num_epochs: int = 90
     eval_every_epochs: int = 1
@@ -191,11 +213,11 @@ def validate(config: TrainConfig) -> None:
     """
     if not isinstance(config, TrainConfig):
         raise ConfigError(f"get_config() returned a {type(config).__name__}; it must return a gw_jax.train.TrainConfig.")
-    _check_types(config, "config")
+    check_types(config, "config")
     for field, value, allowed in (
         ("mode", config.mode, MODES),
         ("dtype", config.dtype, DTYPES),
-        ("model.name", config.model.name, tuple(ARCHITECTURES)),
+        ("model.name", config.model.name, (*ARCHITECTURES, *CLASSIFIERS)),
         ("model.norm", config.model.norm, NORM_NAMES),
         ("model.whiten", config.model.whiten, tuple(PLACEMENTS)),
         ("model.stem", config.model.stem, STEMS),
@@ -216,6 +238,8 @@ def validate(config: TrainConfig) -> None:
         ("data.shift", config.data.shift, 0, None),
         ("data.num_threads", config.data.num_threads, 1, None),
         ("model.width", config.model.width, 1, None),
+        ("model.depth", config.model.depth, 1, None),
+        ("model.dropout", config.model.dropout, 0, 0.999999),
         ("model.batch_norm_group_size", config.model.batch_norm_group_size, 1, None),
         ("optimizer.learning_rate", config.optimizer.learning_rate, 0, None),
         ("optimizer.momentum", config.optimizer.momentum, 0, 1),
@@ -232,6 +256,11 @@ def validate(config: TrainConfig) -> None:
             continue
         bounds = f">= {low}" if high is None else f"{low} to {high}"
         raise ConfigError(f"config.{field}={number} is out of range; {bounds} is allowed.")
+    if config.init_from is not None and config.resume_from is not None:
+        raise ConfigError(
+            "config.init_from and config.resume_from are both set. The first takes the weights only, the second momentum "
+            "and epoch, too; set one."
+        )
     for pattern in config.optimizer.no_decay:
         try:
             re.compile(pattern)
@@ -244,74 +273,3 @@ def chosen_norm_options(config: ModelConfig) -> dict[str, Any]:
     known = norm_options(config.norm)
     options = dataclasses.asdict(config.norm_options)
     return {name: value for name, value in options.items() if value is not None and name in known}
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """All fields as ``{"optimizer.momentum": 0.9, ...}``, tuples as lists, as JSON has them."""
-    flat: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            flat.update(flatten(value, f"{prefix}{field.name}."))
-        else:
-            flat[prefix + field.name] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
-def check_field_name(path: str) -> None:
-    """Checks that ``path``, such as "optimizer.momentum", names a field that the command line can set.
-
-    Raises:
-        ConfigError: no such field; the message lists those that are there.
-    """
-    config: Any = TrainConfig()
-    parts = path.split(".")
-    for depth, part in enumerate(parts):
-        names = [field.name for field in dataclasses.fields(config)]
-        if part not in names:
-            where = ".".join(["config", *parts[:depth]])
-            close = difflib.get_close_matches(part, names, n=1)
-            elsewhere = [known for known in flatten(TrainConfig()) if known.rsplit(".", 1)[-1] == part]
-            suggestion = [".".join([*parts[:depth], close[0]])] if close else elsewhere
-            hint = f" Did you mean --config.{suggestion[0]}?" if suggestion else ""
-            raise ConfigError(f"{where} has no field {part!r}; it has {', '.join(names)}.{hint}")
-        config = getattr(config, part)
-        last = depth == len(parts) - 1
-        if last and dataclasses.is_dataclass(config):
-            inner = ", ".join(f"--config.{path}.{field.name}" for field in dataclasses.fields(config))
-            raise ConfigError(f"config.{path} is a group of fields; set one of {inner}.")
-        if not last and not dataclasses.is_dataclass(config):
-            raise ConfigError(f"config.{'.'.join(parts[: depth + 1])} is a value and has no field {parts[depth + 1]!r}.")
-
-
-def _check_types(config: Any, where: str) -> None:
-    hints = typing.get_type_hints(type(config))
-    for field in dataclasses.fields(config):
-        value, expected, name = getattr(config, field.name), hints[field.name], f"{where}.{field.name}"
-        if dataclasses.is_dataclass(expected):
-            if not isinstance(value, typing.cast(type, expected)):
-                raise ConfigError(f"{name} is a {type(value).__name__}; it must be a {_type_name(expected)}.")
-            _check_types(value, name)
-        elif not any(_is_a(value, allowed) for allowed in _alternatives(expected)):
-            raise ConfigError(f"{name}={value!r} is a {type(value).__name__}; it must be of type {_type_name(expected)}.")
-
-
-def _alternatives(expected: Any) -> Iterator[Any]:
-    if isinstance(expected, types.UnionType):
-        yield from typing.get_args(expected)
-    else:
-        yield expected
-
-
-def _is_a(value: Any, expected: Any) -> bool:
-    if typing.get_origin(expected) is tuple:
-        return isinstance(value, tuple) and all(isinstance(item, typing.get_args(expected)[0]) for item in value)
-    if expected is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if expected is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, expected)
-
-
-def _type_name(expected: Any) -> str:
-    return getattr(expected, "__name__", None) if isinstance(expected, type) else str(expected)  # type: ignore[return-value]

@@ -1,28 +1,22 @@
-"""A training run from its first step, or from its last checkpoint, to the curves; and evaluation alone."""
+"""A training run from its first step, or from its last checkpoint, to the curves."""
 
-import dataclasses
-import json
 import math
 import pathlib
-import signal
-from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from gw_jax.data.pipeline import TrainBatches, eval_batches
+from gw_jax.data.pipeline import TrainBatches
 from gw_jax.errors import CheckpointError, TrainingError
-from gw_jax.files import write_atomically
 from gw_jax.train.checkpoint import BEST_METRIC, Checkpoints, Progress
 from gw_jax.train.config import TrainConfig, validate
+from gw_jax.train.evaluate import Outcome, evaluate, evaluate_imported, evaluate_run, export_run
+from gw_jax.train.initial import initial_state
 from gw_jax.train.interrupt import StopRequest
 from gw_jax.train.metrics import MetricsWriter, Stopwatch, Terminal, read_metrics
 from gw_jax.train.plot import plot_curves
 from gw_jax.train.setup import Experiment, set_up
-from gw_jax.train.state import TrainState
 from gw_jax.train.workdir import check_same_run, claim_workdir
-
-EVALUATION_FILE = "evaluation.json"
 
 # What a training step reports, in the order in which checkpoints store it.
 STEP_METRICS = ("loss", "top1", "grad_norm")
@@ -30,21 +24,8 @@ STEP_METRICS = ("loss", "top1", "grad_norm")
 MAX_STEPS_AHEAD = 8
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """How a run ended.
-
-    Attributes:
-        metrics: the last evaluation: "eval/loss", "eval/top1", "eval/top5", "eval/count"; None if there was none.
-        stopped_by: the signal that stopped it before its end, or None.
-    """
-
-    metrics: dict[str, float] | None
-    stopped_by: signal.Signals | None = None
-
-
 def run(config: TrainConfig, workdir: str | pathlib.Path) -> Outcome:
-    """Trains or evaluates, as ``config.mode`` says, in ``workdir``.
+    """Trains, evaluates or exports, as ``config.mode`` says, in ``workdir``.
 
     Training goes on from the newest checkpoint of ``workdir``, if there is one, and then ends with the same numbers as a
     run that was never stopped.
@@ -55,69 +36,16 @@ def run(config: TrainConfig, workdir: str | pathlib.Path) -> Outcome:
     validate(config)
     workdir = pathlib.Path(workdir).expanduser()
     known = check_same_run(workdir, config)
-    if config.mode == "evaluate":
+    if config.mode == "evaluate" and config.init_from is not None and not known:
+        return evaluate_imported(set_up(config), workdir)
+    if config.mode != "train":
         if not known:
-            raise CheckpointError(f"{workdir} holds no run to evaluate. Train first, or give the --workdir of a run.")
-        return evaluate_run(set_up(config), workdir)
+            raise CheckpointError(f"{workdir} holds no run to {config.mode}. Train first, or give the --workdir of a run.")
+        return (evaluate_run if config.mode == "evaluate" else export_run)(set_up(config), workdir)
     experiment = set_up(config)
     claim_workdir(workdir, config)
     with StopRequest() as stop:
         return _Trainer(experiment, workdir, stop).train()
-
-
-def evaluate(
-    experiment: Experiment, state: TrainState, stopped: Callable[[], bool] = lambda: False
-) -> dict[str, float] | None:
-    """Loss, top-1 and top-5 over every example of the evaluation split, each counted once on any number of devices.
-
-    Returns None if ``stopped()`` became true on the way.
-
-    Raises:
-        TrainingError: the loss is not finite.
-    """
-    config = experiment.config.data
-    batches = eval_batches(
-        experiment.dataset.evaluation,
-        batch_size=config.eval_batch_size,
-        image_size=config.image_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        num_threads=config.num_threads,
-    )
-    sums = []
-    for batch in batches:
-        if stopped():
-            return None
-        sums.append(experiment.eval_step(state.params, state.batch_stats, experiment.put(batch)))
-    totals = {name: math.fsum(part[name].item() for part in jax.device_get(sums)) for name in sums[0]}
-    if not math.isfinite(totals["loss"]):
-        raise TrainingError(f"The evaluation loss at step {int(state.step)} is {totals['loss']}: the network diverged.")
-    count = int(totals["count"])
-    means = {f"eval/{name}": totals[name] / count for name in ("loss", "top1", "top5")}
-    return {**means, "eval/count": count}
-
-
-def evaluate_run(experiment: Experiment, workdir: pathlib.Path) -> Outcome:
-    """Evaluates the best (or last) checkpoint of ``workdir``, prints the result and writes ``evaluation.json``.
-
-    Raises:
-        CheckpointError: there is none, or it cannot be read.
-    """
-    checkpoints = Checkpoints(workdir, experiment.config.checkpoint)
-    try:
-        which = experiment.config.checkpoint.evaluate
-        step = checkpoints.best_step() if which == "best" else checkpoints.last_step()
-        if step is None:
-            raise CheckpointError(f"{workdir} holds no checkpoint yet. Train first: the same command with mode=train.")
-        state, _ = checkpoints.restore(step, experiment.state)
-    finally:
-        checkpoints.close()
-    metrics = evaluate(experiment, state)
-    assert metrics is not None
-    result = {"step": step, "checkpoint": which, **metrics}
-    write_atomically(workdir / EVALUATION_FILE, json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
-    return Outcome(metrics)
 
 
 class _Trainer:
@@ -137,7 +65,7 @@ class _Trainer:
             process_count=jax.process_count(),
             num_threads=config.data.num_threads,
         )
-        self.state, self.step = experiment.state, 0
+        self.state = experiment.state
         self.evaluated = True
         # Of the steps since the last line of metrics.jsonl: on the host (restored), and still on the devices.
         self.pending: list[list[float]] = []
@@ -147,6 +75,10 @@ class _Trainer:
             self.state, progress = self.checkpoints.restore(last, experiment.state)
             self.batches.set_state(progress.data)
             self.step, self.pending, self.evaluated = last, progress.pending, progress.evaluated
+        else:
+            self.state = initial_state(experiment)
+            self.step = int(self.state.step)
+            self.batches.skip_to(self.step)
         self.writer = MetricsWriter(workdir, step=self.step, evaluated=self.evaluated, tensorboard=config.log.tensorboard)
         self.terminal = Terminal(
             total=experiment.total_steps,

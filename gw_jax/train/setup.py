@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 from gw_jax.data.datasets import Dataset, open_dataset
 from gw_jax.data.specs import DatasetSpec
 from gw_jax.errors import ConfigError
+from gw_jax.nn import norm_options
 from gw_jax.train.config import TrainConfig, validate
 from gw_jax.train.schedule import make_optimizer, make_schedule
-from gw_jax.train.state import TrainState, create_state, make_mesh, make_model, split_batch
+from gw_jax.train.state import TrainState, create_state, make_mesh, make_model, model_arguments, split_batch
 from gw_jax.train.step import EvalStep, TrainStep, make_eval_step, make_train_step
 
 
@@ -26,6 +27,7 @@ class Experiment:
     config: TrainConfig
     mesh: Mesh
     dataset: Dataset
+    model_arguments: dict[str, Any]
     graphdef: nnx.GraphDef
     state: TrainState
     train_step: TrainStep
@@ -72,23 +74,25 @@ def set_up(config: TrainConfig, devices: list[jax.Device] | None = None) -> Expe
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, steps_per_epoch, config.num_epochs)
     optimizer = make_optimizer(config.optimizer, schedule)
 
-    def make() -> nnx.Module:
-        return make_model(
-            config.model,
-            num_classes=dataset.spec.num_classes,
-            in_channels=dataset.spec.image_shape[-1],
-            dtype=config.dtype,
-            seed=config.seed,
-        )
+    arguments = model_arguments(
+        config.model,
+        num_classes=dataset.spec.num_classes,
+        in_channels=dataset.spec.image_shape[-1],
+        image_size=config.data.image_size or dataset.spec.image_shape[0],
+    )
+
+    def make(rngs: nnx.Rngs) -> nnx.Module:
+        return make_model(arguments, dtype=config.dtype, rngs=rngs)
 
     try:
-        graphdef, state = create_state(make, optimizer, mesh)
+        graphdef, state = create_state(make, config.seed, optimizer, mesh)
     except ValueError as error:
         raise ConfigError(f"The network of config.model cannot be made: {error}") from error
     return Experiment(
         config=config,
         mesh=mesh,
         dataset=dataset,
+        model_arguments=arguments,
         graphdef=graphdef,
         state=state,
         train_step=make_train_step(graphdef, optimizer, config, dataset.spec, mesh),
@@ -113,7 +117,7 @@ def check_devices(config: TrainConfig, num_devices: int) -> None:
                 f"{num_devices}, such as {' or '.join(map(str, near))}."
             )
     groups = {"model.batch_norm_group_size": config.model.batch_norm_group_size}
-    if config.model.norm == "bn":
+    if "group_size" in norm_options(config.model.norm):
         groups["model.norm_options.group_size"] = config.model.norm_options.group_size
     for name, group_size in groups.items():
         if group_size is not None and config.data.batch_size % group_size:

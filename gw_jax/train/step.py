@@ -25,24 +25,29 @@ def make_train_step(
     """Compiles ``(state, batch) -> (state, metrics)``; the old state's memory is reused.
 
     The loss is the mean cross-entropy over the global batch. Metrics are the scalars ``loss``, ``top1`` and
-    ``grad_norm``, of this batch before the update. Augmentation depends on seed and step only.
+    ``grad_norm``, of this batch before the update. Augmentation and dropout depend on seed and step only.
     """
 
-    def loss_and_logits(params: Any, batch_stats: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
+    def loss_and_logits(
+        params: Any, batch_stats: Any, images: jax.Array, labels: jax.Array, dropout_key: jax.Array
+    ) -> tuple[jax.Array, Any]:
         model = nnx.merge(graphdef, params, batch_stats)
         model.train()
-        logits = model(images)
+        logits = model(images, dropout_key=dropout_key) if config.model.dropout else model(images)
         _, _, new_stats = split_model(model)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), (logits, new_stats)
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        shift_key, flip_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        shift_key, flip_key = jax.random.split(key)
         images = random_shift(batch["image"], shift_key, config.data.shift)
         if config.data.flip:
             images = random_flip(images, flip_key)
         images = normalise(images, spec.mean, spec.std, config.dtype)
         gradient = jax.value_and_grad(loss_and_logits, has_aux=True)
-        (loss, (logits, batch_stats)), grads = gradient(state.params, state.batch_stats, images, batch["label"])
+        (loss, (logits, batch_stats)), grads = gradient(
+            state.params, state.batch_stats, images, batch["label"], jax.random.fold_in(key, 1)
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {

@@ -8,7 +8,8 @@ from typing import Any
 
 from gw_jax.errors import ConfigError
 from gw_jax.files import write_atomically
-from gw_jax.train.config import TrainConfig, flatten
+from gw_jax.train.config import TrainConfig
+from gw_jax.train.fields import flatten
 
 CONFIG_FILE = "config.json"
 
@@ -52,6 +53,8 @@ def check_same_run(workdir: pathlib.Path, config: TrainConfig) -> bool:
             f"{path} cannot be read as the configuration of a run ({error!r}). Give another --workdir, or remove the file "
             "if you know that the run is the same."
         ) from error
+    # A field that is newer than the run had its default then.
+    stored = flatten(TrainConfig()) | stored
     given = flatten(config)
     differences = [
         f"config.{name} is {stored.get(name)!r} there and {given.get(name)!r} now"

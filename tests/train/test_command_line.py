@@ -11,7 +11,7 @@ import time
 import pytest
 
 from gw_jax.train import TrainConfig
-from gw_jax.train.config import flatten
+from gw_jax.train.fields import flatten
 
 ROOT = pathlib.Path(__file__).parents[2]
 # 2 epochs of 10 steps of the quickstart, with a network that takes a fraction of its time.

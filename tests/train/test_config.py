@@ -6,7 +6,8 @@ import pytest
 
 from gw_jax.errors import ConfigError
 from gw_jax.train import ModelConfig, NormConfig, TrainConfig
-from gw_jax.train.config import check_field_name, chosen_norm_options, flatten, validate
+from gw_jax.train.config import chosen_norm_options, validate
+from gw_jax.train.fields import check_field_name, flatten
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 
@@ -27,7 +28,7 @@ def test_the_projects_configs_are_valid_and_say_what_they_do(path):
         ("mode", "eval", "config.mode='eval' is not known; choose one of train, evaluate"),
         ("dtype", "float16", "config.dtype='float16' is not known"),
         ("model.name", "resnet5", "Did you mean 'resnet50'"),
-        ("model.norm", "batch", "config.model.norm='batch' is not known; choose one of gw, gw_zca, bn, gn, none"),
+        ("model.norm", "batch", "config.model.norm='batch' is not known; choose one of gw, gw_zca, bn, gn, ln"),
         ("model.whiten", "s1-b2", "Did you mean 'S1-B2'"),
         ("schedule.name", "cos", "Did you mean 'cosine'"),
         ("optimizer.name", "adam", "choose one of sgd"),
@@ -61,7 +62,7 @@ def test_something_else_than_a_config_is_named():
 
 @pytest.mark.parametrize("path", sorted(flatten(TrainConfig())))
 def test_known_fields_are_found(path):
-    check_field_name(path)
+    check_field_name(TrainConfig(), path)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_known_fields_are_found(path):
 )
 def test_misspelt_fields_are_named(path, message):
     with pytest.raises(ConfigError, match=message):
-        check_field_name(path)
+        check_field_name(TrainConfig(), path)
 
 
 def test_options_that_the_norm_lacks_are_left_out():
