@@ -196,7 +196,9 @@ def _infer_lenet(shapes: Shapes) -> Inferred:
 def _infer_mlp(shapes: Shapes) -> Inferred:
     after = "net.3.weight" in shapes
     stride, name = (4, "mlp_norm_linear") if after else (3, "mlp")
-    last = max(int(key.split(".")[1]) for key in shapes)
+    # Other keys are left over, and named as such later.
+    numbers = [key.split(".")[1] for key in shapes if key.startswith("net.")]
+    last = max(int(number) for number in numbers if number.isdigit())
     depth = (last - 1) // stride
     width, pixels = _need(shapes, "net.1.weight", 2)
     classes = _need(shapes, f"net.{last}.weight", 2)[0]

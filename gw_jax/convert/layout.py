@@ -56,7 +56,7 @@ class Entry:
 
     def take(self, variable: np.ndarray) -> np.ndarray:
         """The entry's value, as the file holds it."""
-        value = np.ascontiguousarray(self.view(variable)).reshape(self.shape)
+        value = np.array(self.view(variable), order="C").reshape(self.shape)
         return value.astype(np.int64) if self.key.endswith(COUNTER) else value
 
 

@@ -34,7 +34,7 @@ def norm_from_torch(
         ValueError: an unknown norm or option.
         CheckpointError: an entry is missing, left over, misshapen or not finite.
     """
-    name, translated = translate_norm_cfg(norm, norm_cfg, num_features)
+    name, translated = translate_norm_cfg(norm, norm_cfg)
     floating = [value.dtype for value in state.values() if np.issubdtype(value.dtype, np.floating)]
     if name != "none":
         default = jnp.zeros((), floating[0]).dtype if floating else jnp.zeros(()).dtype

@@ -22,7 +22,7 @@ from gw_jax.errors import CheckpointError, ConfigError
 from gw_jax.models.create_model import MNIST_NETWORKS
 from gw_jax.models.reference_names import REFERENCE_MNIST, REFERENCE_RESNETS
 from gw_jax.models.resnet import ARCHITECTURES
-from gw_jax.nn.reference_norms import GROUP_WHITENING, REFERENCE_NORMS, translate_norm_cfg
+from gw_jax.nn.reference_norms import REFERENCE_NORMS, translate_norm_cfg
 
 # The options of the published models and of the reference's scripts, where a file does not tell.
 USUAL_NORM_CFG: dict[str, dict[str, Any]] = {
@@ -163,9 +163,20 @@ def read(
     param_dtype: DTypeLike = jnp.float32,
 ) -> Imported:
     """As :func:`load_torch`, with the arrays still apart from the model, which is abstract, and with the training state."""
-    _check_arguments(arch, norm, arch_cfg)
+    check_arguments(arch, norm, arch_cfg)
     with _paused_garbage_collection():
-        return _read(pathlib.Path(path), arch, norm, norm_cfg, arch_cfg, apply_last_norm, dtype, param_dtype)
+        file = read_torch_file(pathlib.Path(path))
+        return interpret(
+            file,
+            str(path),
+            arch=arch,
+            norm=norm,
+            norm_cfg=norm_cfg,
+            arch_cfg=arch_cfg,
+            apply_last_norm=apply_last_norm,
+            dtype=dtype,
+            param_dtype=param_dtype,
+        )
 
 
 @contextlib.contextmanager
@@ -180,8 +191,10 @@ def _paused_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _read(
-    path: pathlib.Path,
+def interpret(
+    file: TorchFile,
+    path: str,
+    *,
     arch: str | None,
     norm: str,
     norm_cfg: dict[str, Any] | None,
@@ -190,7 +203,7 @@ def _read(
     dtype: DTypeLike | None,
     param_dtype: DTypeLike,
 ) -> Imported:
-    file = read_torch_file(path)
+    """Finds out which network ``file`` holds and takes its entries over; arguments are as for :func:`load_torch`."""
     cfg = vars(file.training["cfg"]) if file.training and hasattr(file.training.get("cfg"), "__dict__") else {}
     inferred = infer({key: value.shape for key, value in file.state.items()})
     guesses: list[str] = []
@@ -214,9 +227,16 @@ def _read(
     ignored = [key for key in file.state if key.endswith(COUNTER) and not any(key == entry.key for entry in table)]
     training = None if file.training is None else _training_state(file, table, shapes, notices)
     used = [entry.key for entry in table if entry.key in file.state]
-    arrays = fill(table, file.state, shapes, str(path))
+    arrays = fill(table, file.state, shapes, path)
+    if inferred.kind in ("DBN_Groups", "DBNSigma_Groups") and not any(
+        array.any() for name, array in arrays.items() if f"{name.removesuffix('mean')}matrix" in arrays
+    ):
+        notices.append(
+            "the running means of the batch whitening are all zero: the reference lost them on several GPUs. Train on, or "
+            "recompute them, before you evaluate"
+        )
     report = Report(
-        path=str(path),
+        path=path,
         sha256=file.checksum.result(),
         container=file.container,
         kind=file.kind,
@@ -233,7 +253,8 @@ def _read(
     return Imported(model, model_config, arrays, report, training)
 
 
-def _check_arguments(arch: str | None, norm: str, arch_cfg: dict[str, Any] | None) -> None:
+def check_arguments(arch: str | None, norm: str, arch_cfg: dict[str, Any] | None) -> None:
+    """Raises ConfigError unless the arguments of :func:`load_torch` are names that the reference or this project has."""
     known = (*REFERENCE_RESNETS, *REFERENCE_MNIST, *ARCHITECTURES, *MNIST_NETWORKS)
     for what, value, names in (("arch", arch, known), ("norm", norm, tuple(REFERENCE_NORMS))):
         if value is not None and value not in names:
@@ -287,6 +308,8 @@ def _norm(
     stored = cfg.get("norm")
     if asked in candidates and (asked != DEFAULT_NORM or stored not in candidates):
         chosen = asked
+        if asked == DEFAULT_NORM and stored is None:
+            guesses.append(f"norm={chosen} (the default; the keys fit {' and '.join(candidates[1:])}, too)")
     elif stored in candidates:
         chosen = stored
     elif asked != DEFAULT_NORM:
@@ -316,21 +339,18 @@ def _norm(
             guesses.append(f"norm_cfg {listed} (as in the published models; the file does not tell)")
     if inferred.channels_per_group is not None:
         options.setdefault("num_channels", inferred.channels_per_group)
-    if not inferred.affine:
-        options.setdefault("affine", False)
+    # The reference's IN has no scale and bias unless asked, nor have the norms of its MLP with linear layers after them.
+    if not inferred.affine or chosen == "IN" or inferred.name == "mlp_norm_linear":
+        options.setdefault("affine", inferred.affine)
     return chosen, options
 
 
 def _norm_arguments(norm: str, norm_cfg: dict[str, Any], inferred: Inferred) -> dict[str, Any]:
-    """``norm`` and ``norm_options`` of :func:`gw_jax.create_model`, in this project's terms where those say the same."""
+    """``norm`` and ``norm_options`` of :func:`gw_jax.create_model`, in this project's terms."""
     if inferred.name in ("lenet", "autoencoder"):
         return {}
     try:
-        if norm in GROUP_WHITENING and norm_cfg.get("num_channels"):
-            # Channels a group: the number of groups differs from layer to layer.
-            translate_norm_cfg(norm, {**norm_cfg, "num_channels": 1}, 1)
-            return {"norm": norm, "norm_options": norm_cfg}
-        name, options = translate_norm_cfg(norm, norm_cfg, 1)
+        name, options = translate_norm_cfg(norm, norm_cfg)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return {"norm": name, "norm_options": options}
@@ -373,9 +393,11 @@ def _training_state(file: TorchFile, table: list[Entry], shapes: dict[str, Any],
     for ours, theirs in (("learning_rate", "lr"), ("momentum", "momentum"), ("weight_decay", "weight_decay")):
         if isinstance(groups[0].get(theirs), (int, float)):
             facts[ours] = groups[0][theirs]
-    for theirs, scale in (("best_prec1", 0.01), ("best_acc", 1.0)):
-        if theirs in training:
-            facts["best_top1"] = round(float(tensors_to_arrays(training[theirs])) * scale, 8)
+    if "best_prec1" in training:
+        # Six digits of a float32 percentage.
+        facts["best_top1"] = round(float(tensors_to_arrays(training["best_prec1"])) / 100, 6)
+    if "best_acc" in training:
+        facts["best_acc"] = float(tensors_to_arrays(training["best_acc"]))
     momentum = _momentum(optimizer, groups, table, shapes, notices)
     return TrainingState(epochs=(epoch if isinstance(epoch, int) else -1) + 1, momentum=momentum, facts=facts)
 

@@ -182,10 +182,7 @@ def write_torch_file(
     if path.exists():
         raise CheckpointError(f"{path} exists already; it was not touched. Give another name, or move it away first.")
     torch = import_torch()
-    # Arrays of a model are read-only; PyTorch warns about those, although nothing writes to them here.
-    tensors = OrderedDict(
-        (key, torch.from_numpy(np.require(value, requirements=["C", "W"]))) for key, value in state.items()
-    )
+    tensors = OrderedDict((key, torch.from_numpy(value)) for key, value in state.items())
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         torch.save(tensors, temporary, _use_new_zipfile_serialization=container == "zip")

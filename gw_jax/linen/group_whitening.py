@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen
 from jax.typing import DTypeLike
 
-from gw_jax.ops.group_whitening import Method, group_whiten
+from gw_jax.ops.group_whitening import Method, group_whiten, groups_of
 
 
 class GroupWhitening(linen.Module):
@@ -22,6 +22,7 @@ class GroupWhitening(linen.Module):
         use_bias: whether there is a ``bias``, initially zeros.
         dtype: type of the output; None for the input's.
         param_dtype: type of ``scale`` and ``bias``.
+        channels_per_group: the size of a block instead of their number.
 
     Source: Huang et al., Group Whitening, CVPR 2021 (arXiv 2009.13333).
     """
@@ -34,6 +35,7 @@ class GroupWhitening(linen.Module):
     use_bias: bool = True
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
+    channels_per_group: int | None = None
 
     @linen.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -42,7 +44,7 @@ class GroupWhitening(linen.Module):
         ones, zeros = linen.initializers.ones, linen.initializers.zeros
         return group_whiten(
             x,
-            self.num_groups,
+            self.num_groups if self.channels_per_group is None else groups_of(x.shape[-1], self.channels_per_group),
             method=self.method,
             num_iterations=self.num_iterations,
             epsilon=self.epsilon,

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from gw_jax.models.linear import conv, linear
 from gw_jax.nn import make_norm, norm_options
+from gw_jax.nn.reference_norms import REFERENCE_NORMS
 
 CODE_SIZES = (128, 64, 12, 3)
 
@@ -136,4 +137,6 @@ def _flatten(x: jax.Array) -> jax.Array:
 
 
 def _without_affine(norm: str) -> dict[str, Any]:
+    if norm in REFERENCE_NORMS:
+        return {"affine": False}
     return {key: False for key in ("use_scale", "use_bias") if key in norm_options(norm)}

@@ -233,6 +233,11 @@ class ResNet(nnx.Module):
             planes = width * 2**stage
             features = planes * (4 if architecture.bottleneck else 1)
             inner = int(planes * architecture.width_per_group / 64) * architecture.groups
+            if inner < 1:
+                raise ValueError(
+                    f"width={width} leaves no channels for the {architecture.groups} groups of the network's 3x3 "
+                    f"convolutions; give at least {-(-64 // architecture.width_per_group)}."
+                )
             stride, first_dilation = 1 if stage == 0 else 2, dilation
             if stage > 0 and replace_stride_with_dilation[stage - 1]:
                 # The first block of the stage still sees its input at the old dilation.

@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 
 from gw_jax.nn.initial import constant
 from gw_jax.nn.shared import require_num_features
-from gw_jax.ops.group_whitening import Method, check_whitening_options, group_whiten, resolve_num_groups
+from gw_jax.ops.group_whitening import Method, check_whitening_options, group_whiten, groups_of, resolve_num_groups
 
 
 class GroupWhitening(nnx.Module):
@@ -29,6 +29,7 @@ class GroupWhitening(nnx.Module):
     Args:
         num_features: channels ``c`` of the input.
         num_groups: blocks the channels are cut into; must divide ``num_features``. More than that are clamped to it.
+        channels_per_group: the size of a block instead of their number, which then grows with the layers of a network.
         method: "newton" or "zca".
         num_iterations: Newton-Schulz iterations.
         epsilon: added to the covariance's diagonal; None for the reference's value (0, or 1e-5 with "zca").
@@ -47,6 +48,7 @@ class GroupWhitening(nnx.Module):
         num_features: int,
         *,
         num_groups: int = 32,
+        channels_per_group: int | None = None,
         method: Method = "newton",
         num_iterations: int = 5,
         epsilon: float | None = None,
@@ -58,6 +60,8 @@ class GroupWhitening(nnx.Module):
     ):
         check_whitening_options(method, num_iterations, epsilon)
         self.num_features = num_features
+        if channels_per_group is not None:
+            num_groups = groups_of(num_features, channels_per_group)
         self.num_groups = resolve_num_groups(num_features, num_groups)
         self.method: Method = method
         self.num_iterations = num_iterations

@@ -107,7 +107,7 @@ def make_norm(name: str, num_features: int, *, rngs: nnx.Rngs, **options: Any) -
                 f"them. For the options of this project call it {REFERENCE_NORMS[name]!r}."
             )
         common = {key: options.pop(key) for key in _COMMON if key in options}
-        name, options = translate_norm_cfg(name, options, num_features)
+        name, options = translate_norm_cfg(name, options)
         options |= common
     allowed = norm_options(name)
     if name == "none":

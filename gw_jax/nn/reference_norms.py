@@ -27,14 +27,14 @@ BATCH_WHITENING = ("ItN", "ItNSigma", "DBN", "DBNSigma")
 NORM_CFG_KEYS = ("T", "num_groups", "num_channels", "eps", "momentum", "affine", "dim", "mode", "track_running_stats")
 
 
-def translate_norm_cfg(norm: str, norm_cfg: dict[str, Any] | None, num_features: int) -> tuple[str, dict[str, Any]]:
-    """Our name and options for the reference's ``norm`` and ``norm_cfg`` on ``num_features`` channels.
+def translate_norm_cfg(norm: str, norm_cfg: dict[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    """Our name and options for the reference's ``norm`` and ``norm_cfg``.
 
     ======================  =====================================================================================
     ``T``                   ``num_iterations`` (IGWItN, ItN, ItNSigma)
     ``num_groups``          ``num_groups`` (IGWItN, IGWSVD, GN)
-    ``num_channels``        channels a group: ``num_groups = c // num_channels`` (IGWItN, IGWSVD), else
-                            ``channels_per_group`` (ItN and ItNSigma need it; DBN and DBNSigma: 16)
+    ``num_channels``        ``channels_per_group`` (ItN and ItNSigma need it; DBN and DBNSigma: 16); above 0 it wins over
+                            ``num_groups`` (IGWItN, IGWSVD)
     ``eps``                 ``epsilon``; IGWItN stores it without using it, so it is dropped there
     ``momentum``            1 - ``momentum``: the reference's is the share of the new statistics
     ``affine``              ``use_scale`` and ``use_bias``
@@ -75,12 +75,9 @@ def translate_norm_cfg(norm: str, norm_cfg: dict[str, Any] | None, num_features:
     if norm in ("GN", *GROUP_WHITENING) and "num_groups" in cfg:
         options["num_groups"] = _require(cfg, "num_groups", int)
     num_channels = cfg.get("num_channels")
-    if norm in GROUP_WHITENING and num_channels:
-        if _require(cfg, "num_channels", int) > num_features:
-            raise ValueError(
-                f"norm_cfg num_channels={num_channels} (channels a group) exceeds the {num_features} channels of a layer."
-            )
-        options["num_groups"] = num_features // num_channels
+    if norm in GROUP_WHITENING and num_channels is not None and _require(cfg, "num_channels", int) > 0:
+        options.pop("num_groups", None)
+        options["channels_per_group"] = num_channels
     if norm in BATCH_WHITENING:
         if num_channels is not None:
             options["channels_per_group"] = _require(cfg, "num_channels", int)

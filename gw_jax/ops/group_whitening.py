@@ -43,6 +43,19 @@ def resolve_num_groups(num_features: int, num_groups: int) -> int:
     return num_groups
 
 
+def groups_of(num_features: int, channels_per_group: int) -> int:
+    """The number of groups of ``channels_per_group`` channels each, as the reference counts them: rounded down.
+
+    Raises:
+        ValueError: ``channels_per_group`` is below 1 or above ``num_features``.
+    """
+    if not 1 <= channels_per_group <= num_features:
+        raise ValueError(
+            f"channels_per_group={channels_per_group} of {num_features} channels; 1 to {num_features} are allowed."
+        )
+    return num_features // channels_per_group
+
+
 def check_whitening_options(method: str, num_iterations: int, epsilon: float | None) -> float:
     """Checks the options that do not depend on the input and returns the epsilon to use.
 

@@ -52,7 +52,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": loss,
-            "top1": (logits.argmax(-1) == batch["label"]).mean(dtype=jnp.float32),
+            "top1": (jax.lax.argmax(logits, 1, jnp.int32) == batch["label"]).mean(dtype=jnp.float32),
             "grad_norm": optax.tree.norm(grads),
         }
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
