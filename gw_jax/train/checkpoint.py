@@ -35,6 +35,12 @@ class Progress:
     evaluated: bool
 
 
+def has_checkpoint(workdir: pathlib.Path) -> bool:
+    """Whether a complete checkpoint is in ``workdir``."""
+    directory = workdir / DIRECTORY
+    return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
+
+
 class Checkpoints:
     """The checkpoints of one work directory. Saving goes on in the background; :meth:`close` waits for it."""
 

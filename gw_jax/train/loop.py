@@ -1,5 +1,6 @@
 """A training run from its first step, or from its last checkpoint, to the curves."""
 
+import dataclasses
 import math
 import pathlib
 from typing import Any
@@ -8,7 +9,7 @@ import jax
 
 from gw_jax.data.pipeline import TrainBatches
 from gw_jax.errors import CheckpointError, TrainingError
-from gw_jax.train.checkpoint import BEST_METRIC, Checkpoints, Progress
+from gw_jax.train.checkpoint import BEST_METRIC, Checkpoints, Progress, has_checkpoint
 from gw_jax.train.config import TrainConfig, validate
 from gw_jax.train.evaluate import Outcome, evaluate, evaluate_imported, evaluate_run, export_run
 from gw_jax.train.initial import initial_state
@@ -43,6 +44,9 @@ def run(config: TrainConfig, workdir: str | pathlib.Path) -> Outcome:
             raise CheckpointError(f"{workdir} holds no run to {config.mode}. Train first, or give the --workdir of a run.")
         return (evaluate_run if config.mode == "evaluate" else export_run)(set_up(config), workdir)
     experiment = set_up(config)
+    if not has_checkpoint(workdir):
+        # Before the directory is claimed: what cannot start must not occupy it.
+        experiment = dataclasses.replace(experiment, state=initial_state(experiment))
     claim_workdir(workdir, config)
     with StopRequest() as stop:
         return _Trainer(experiment, workdir, stop).train()
@@ -76,7 +80,6 @@ class _Trainer:
             self.batches.set_state(progress.data)
             self.step, self.pending, self.evaluated = last, progress.pending, progress.evaluated
         else:
-            self.state = initial_state(experiment)
             self.step = int(self.state.step)
             self.batches.skip_to(self.step)
         self.writer = MetricsWriter(workdir, step=self.step, evaluated=self.evaluated, tensorboard=config.log.tensorboard)

@@ -77,7 +77,7 @@ def config():
     return make_config()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole_run(tmp_path_factory):
     """A work directory in which the run of ``config`` went to its end, undisturbed, and its outcome."""
     workdir = tmp_path_factory.mktemp("run") / "whole"
