@@ -1,7 +1,4 @@
-import importlib.util
-import json
 import math
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +7,19 @@ import pytest
 from flax import nnx
 
 import gw_jax
-
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
-_spec = importlib.util.spec_from_file_location(
-    "reference_weights", pathlib.Path(__file__).with_name("reference_weights.py")
-)
-reference_weights = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reference_weights)
+from gw_jax.models.reference_names import REFERENCE_RESNETS
+from gw_jax.models.resnet import ARCHITECTURES
+from gw_jax.nn.initial import NoKeys
 
 
 def shapes_of(name, **options):
-    return nnx.eval_shape(lambda: gw_jax.create_model(name, rngs=nnx.Rngs(0), **options))
+    return gw_jax.create_model(name, rngs=NoKeys(), **options)
+
+
+def logits_shape(model, images):
+    """Shape and type of the logits for images of that shape; nothing is computed."""
+    graphdef, state = nnx.split(model)
+    return jax.eval_shape(lambda state, x: nnx.merge(graphdef, state)(x), state, jax.ShapeDtypeStruct(images, jnp.float32))
 
 
 def num_parameters(model):
@@ -95,62 +94,6 @@ def test_where_blocks_whiten(name, whiten, expected):
             assert block.shortcut is None or isinstance(block.shortcut.norm, gw_jax.BatchNorm)
 
 
-def load_golden_network():
-    """The golden ResNet-18 in float64, filled by hand from the reference's keys; every key is used."""
-    case = json.loads((GOLDEN / "resnet18_gw.json").read_text())
-    state = {key: reference_weights.reproducible_array(key, tuple(shape), case["seed"]) for key, shape in case["entries"]}
-    model = gw_jax.create_model("resnet18", norm_options={"num_groups": 64}, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
-    used = {key for key in state if key.endswith("num_batches_tracked")}
-
-    def fill(variable, key, transform=lambda array: array.reshape(-1)):
-        assert variable.shape == transform(state[key]).shape
-        variable[...] = jnp.asarray(transform(state[key]))
-        used.add(key)
-
-    def conv(layer, key):
-        fill(layer.kernel, f"{key}.weight", lambda array: array.transpose(2, 3, 1, 0))
-
-    def norm(layer, key):
-        fill(layer.scale, f"{key}.weight")
-        fill(layer.bias, f"{key}.bias")
-        if isinstance(layer, gw_jax.BatchNorm):
-            fill(layer.mean, f"{key}.running_mean")
-            fill(layer.var, f"{key}.running_var")
-
-    conv(model.stem_conv, "conv1")
-    norm(model.stem_norm, "bn1")
-    for number, stage in enumerate((model.stage1, model.stage2, model.stage3, model.stage4), start=1):
-        for index, block in enumerate(stage):
-            for position in (1, 2):
-                conv(getattr(block, f"conv{position}"), f"layer{number}.{index}.conv{position}")
-                norm(getattr(block, f"norm{position}"), f"layer{number}.{index}.bn{position}")
-            if block.shortcut is not None:
-                conv(block.shortcut.conv, f"layer{number}.{index}.downsample.0")
-                norm(block.shortcut.norm, f"layer{number}.{index}.downsample.1")
-    fill(model.head.kernel, "fc.weight", lambda array: array.T)
-    fill(model.head.bias, "fc.bias")
-    assert used == set(state)
-    return model
-
-
-@pytest.mark.slow
-def test_the_golden_resnet18(float64):
-    golden = np.load(GOLDEN / "resnet18_gw.npz")
-    model = load_golden_network()
-
-    def images(seed, count):
-        array = np.random.default_rng([seed, 7]).standard_normal((count, 3, 224, 224)).astype(np.float32)
-        return jnp.asarray(array.transpose(0, 2, 3, 1), jnp.float64)
-
-    def close(result, expected):
-        return np.abs(np.asarray(result) - expected).max() <= 1e-8 * np.abs(expected).max()
-
-    model.eval()
-    assert close(model(images(0, 2)), golden["eval_logits"])
-    model.train()
-    assert close(model(images(1, 4)), golden["train_logits"])
-
-
 def inputs_of(block, monkeypatch):
     """A list that fills with the inputs of all blocks of the class ``block``."""
     seen, original = [], block.__call__
@@ -165,32 +108,32 @@ def inputs_of(block, monkeypatch):
 
 @pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d"])
 def test_bfloat16_activations_over_float32_parameters(name, monkeypatch):
-    options = {"width": 32, "num_classes": 10, "stem": "small", "norm_options": {"num_groups": 8}, "rngs": nnx.Rngs(0)}
+    options = {"width": 32, "num_classes": 10, "stem": "small", "norm_options": {"num_groups": 8}, "rngs": NoKeys()}
     model = gw_jax.create_model(name, dtype=jnp.bfloat16, **options)
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model)))}
     assert dtypes == {jnp.dtype(jnp.float32), jnp.dtype(jnp.int32)}
     seen = inputs_of(type(model.stage2[0]), monkeypatch)
     model.eval()
-    logits = jax.jit(lambda x: model(x))(jnp.ones((2, 16, 16, 3)))
+    logits = logits_shape(model, (2, 16, 16, 3))
     assert {x.dtype for x in seen} == {jnp.dtype(jnp.bfloat16)}
     assert logits.dtype == jnp.float32
 
 
 @pytest.mark.parametrize(("stem", "size", "stage1"), [("imagenet", 64, 16), ("imagenet", 97, 25), ("small", 28, 28)])
 def test_resolutions(stem, size, stage1, monkeypatch):
-    model = gw_jax.create_model("resnet18", stem=stem, width=8, num_classes=7, norm="none", in_channels=1, rngs=nnx.Rngs(0))
+    model = gw_jax.create_model("resnet18", stem=stem, width=8, num_classes=7, norm="none", in_channels=1, rngs=NoKeys())
     seen = inputs_of(type(model.stage1[0]), monkeypatch)
     model.eval()
-    assert jax.jit(lambda x: model(x))(jnp.ones((3, size, size, 1))).shape == (3, 7)
+    assert logits_shape(model, (3, size, size, 1)).shape == (3, 7)
     assert seen[0].shape == (3, stage1, stage1, 8)
     assert seen[-1].shape == (3, -(-stage1 // 8), -(-stage1 // 8), 64)
 
 
 def test_initialisation():
-    model = gw_jax.create_model("resnet50", num_classes=1000, rngs=nnx.Rngs(0))
+    model = gw_jax.create_model("resnet18", num_classes=1000, rngs=nnx.Rngs(0))
     kernel = np.asarray(model.stage3[1].conv2.kernel[...])
     np.testing.assert_allclose(kernel.std(), math.sqrt(2 / (9 * 256)), rtol=0.01)
-    bound = 1 / math.sqrt(2048)
+    bound = 1 / math.sqrt(512)
     for parameter in (model.head.kernel, model.head.bias):
         values = np.asarray(parameter[...])
         assert 0.99 * bound < np.abs(values).max() <= bound
@@ -208,8 +151,94 @@ def test_initialisation():
         ({"norm": "batchnorm"}, "No normalisation is called 'batchnorm'"),
         ({"norm_options": {"num_groups": 48}}, "64 channels cannot be cut into num_groups=48"),
         ({"num_classes": 0}, "num_classes=0"),
+        ({"name": "resnext50_32x4d", "width": 8}, "width=8 leaves no channels for the 32 groups .* give at least 16"),
+        ({"name": "resnet_whiten_010n18", "whiten": "all"}, "the reference's name for 'resnet18' with whiten='S1-B2'"),
+        ({"replace_stride_with_dilation": (False, False, True)}, "needs bottleneck blocks"),
+        ({"name": "resnet50", "replace_stride_with_dilation": (True,)}, "give three booleans"),
+        ({"zero_init_residual": True, "whiten": "all", "norm": "none"}, "zero_init_residual .* has none"),
+        ({"dropout": 1.5}, "dropout=1.5"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         gw_jax.create_model(**{"name": "resnet18", "rngs": nnx.Rngs(0), **arguments})
+
+
+@pytest.mark.parametrize("name", sorted(REFERENCE_RESNETS))
+def test_names_of_the_reference(name):
+    ours, whiten = REFERENCE_RESNETS[name]
+    alias = shapes_of(name, norm="gn") if name not in ARCHITECTURES else shapes_of(name, norm="gn", whiten=whiten)
+    assert nnx.graphdef(alias) == nnx.graphdef(shapes_of(ours, norm="gn", whiten=whiten))
+
+
+def test_shapes_only_are_those_of_the_network():
+    options = {"name": "resnet18", "width": 8, "norm": "dbn", "num_classes": 3, "last_norm": True, "dropout": 0.1}
+    shapes = gw_jax.create_model(**options, rngs=NoKeys())
+    traced = nnx.eval_shape(lambda: gw_jax.create_model(**options, rngs=nnx.Rngs(0)))
+    assert nnx.graphdef(shapes) == nnx.graphdef(traced)
+    for a, b in zip(jax.tree.leaves(nnx.state(shapes)), jax.tree.leaves(nnx.state(traced)), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+def test_dilation_keeps_the_resolution(monkeypatch):
+    options = {"width": 8, "num_classes": 3, "norm_options": {"num_groups": 4}}
+    plain, dilated = (
+        shapes_of("resnet50", **options, replace_stride_with_dilation=d) for d in ((False,) * 3, (False, True, True))
+    )
+    seen = inputs_of(type(plain.stage4[0]), monkeypatch)
+    for model in (plain, dilated):
+        logits_shape(model, (1, 64, 64, 3))
+    assert [x.shape[1] for x in (seen[15], seen[31])] == [2, 8]
+    # As in torchvision, the first block of a stage sees its input at the dilation of the stage before.
+    convs = [block.conv2 for stage in (dilated.stage3, dilated.stage4) for block in stage]
+    assert [conv.kernel_dilation[0] for conv in convs] == [1, 2, 2, 2, 2, 2, 2, 4, 4]
+    assert all(conv.strides == (1, 1) for conv in convs)
+
+
+def test_blocks_can_start_as_their_shortcuts():
+    model = gw_jax.create_model("resnet18", width=8, num_classes=3, zero_init_residual=True, rngs=nnx.Rngs(0), norm="bn")
+    assert not any(block.norm2.scale[...].any() for block in model.stage2)
+    assert model.stage2[0].norm1.scale[...].all()
+    x = jnp.asarray(np.random.default_rng(0).random((2, 4, 4, 8)), jnp.float32)
+    np.testing.assert_array_equal(model.stage1[1](x), x)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnext50_32x4d"])
+def test_last_norm_and_dropout_are_there_in_both_families(name):
+    model = shapes_of(name, width=16, num_classes=3, last_norm=True, dropout=0.5, norm="gn", norm_options={"num_groups": 8})
+    with pytest.raises(ValueError, match="dropout_key"):
+        logits_shape(model, (1, 32, 32, 3))
+    model.eval()
+    seen = []
+
+    class Recorder(nnx.Module):
+        def __call__(self, x):
+            seen.append(x.shape)
+            return x
+
+    model.last_norm = Recorder()
+    assert logits_shape(model, (1, 32, 32, 3)).shape == (1, 3)
+    assert seen == [(1, 512)]
+
+
+def test_last_norm_and_dropout_work():
+    options = {"width": 8, "num_classes": 3, "stem": "small", "last_norm": True, "norm": "bn"}
+    x = jnp.asarray(np.random.default_rng(0).random((4, 8, 8, 3)), jnp.float32)
+    model = gw_jax.create_model("resnet18", **options, dropout=0.5, rngs=nnx.Rngs(0))
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def run(state, key):
+        model = nnx.merge(graphdef, state)
+        return model.features(x), model(x, dropout_key=key)
+
+    features, logits = run(nnx.to_pure_dict(state), jax.random.key(0))
+    # BatchNorm over the batch of four: mean zero.
+    np.testing.assert_allclose(features.mean(0), 0, atol=1e-5)
+    other = run(nnx.to_pure_dict(state), jax.random.key(1))
+    np.testing.assert_array_equal(other[0], features)
+    assert not np.array_equal(other[1], logits)
+    model.apply_last_norm = False
+    graphdef = nnx.graphdef(model)
+    without = jax.jit(lambda state: nnx.merge(graphdef, state).features(x))(nnx.to_pure_dict(state))
+    assert np.abs(without.mean(0)).max() > 0.01

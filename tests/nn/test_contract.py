@@ -19,10 +19,12 @@ WITH_BATCH_STATISTICS = [name for name in NORMS if "axis_name" in norm_options(n
 
 
 def make(name, features=16, **options):
-    known = norm_options(name)
-    # 5 does not divide 16: the last group of the batch-whitening layers has one channel.
-    usual = {"num_groups": 4, "channels_per_group": 5, "use_scale": True, "use_bias": True}
-    options = {**{key: value for key, value in usual.items() if key in known}, **options}
+    usual = {"use_scale": True, "use_bias": True} if name != "none" else {}
+    if "num_groups" in norm_options(name):
+        usual["num_groups"] = 4
+    elif "channels_per_group" in norm_options(name):
+        usual["channels_per_group"] = 5  # Does not divide 16: the last group of the batch-whitening layers has one channel.
+    options = {**usual, **options}
     layer = make_norm(name, features, rngs=nnx.Rngs(0), **options)
     if name != "none" and layer.scale is not None:
         layer.scale[...] = jnp.linspace(0.5, 1.5, features, dtype=layer.scale.dtype)
@@ -120,6 +122,7 @@ def test_the_gradient_is_the_derivative(float64, name, train):
     apply, params, stats = with_statistics(layer)
     mask = jnp.asarray(np.random.default_rng(1).random((4, 3, 2)) < 0.8)
 
+    @jax.jit
     def scalar(params, x):
         return (apply(params, stats, x, mask)[0] ** 3).sum()
 
@@ -143,7 +146,7 @@ def test_a_mapped_axis_is_one_batch(float64, name, masked):
         y, pullback, stats = jax.vjp(lambda p, x: apply(p, stats, x, mask), params, x, has_aux=True)
         return y, stats, *pullback(upstream)
 
-    expected = run(whole, params, stats, x, upstream, mask)
+    expected = jax.jit(lambda x, u, m: run(whole, params, stats, x, u, m))(x, upstream, mask)
     mesh = jax.make_mesh((8,), ("members",), axis_types=(AxisType.Auto,))
     split, same = PartitionSpec("members"), PartitionSpec()
     sharded = jax.shard_map(
@@ -158,13 +161,13 @@ def test_a_mapped_axis_is_one_batch(float64, name, masked):
         arguments = [None if a is None else a.reshape(4, 2, *a.shape[1:]) for a in (x, upstream, mask)]
         return jax.vmap(lambda x, u, m: run(part, params, stats, x, u, m), axis_name="members")(*arguments)
 
-    y, new, params_gradient, x_gradient = sharded(x, upstream, mask)
+    y, new, params_gradient, x_gradient = jax.jit(sharded)(x, upstream, mask)
     np.testing.assert_allclose(y, expected[0], atol=1e-12)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), new, expected[1])
     summed = jax.tree.map(lambda g: g.reshape(8, 16).sum(0), params_gradient)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11), summed, expected[2])
     np.testing.assert_allclose(x_gradient, expected[3], atol=1e-12)
-    y, new, _, x_gradient = mapped(x, upstream, mask)
+    y, new, _, x_gradient = jax.jit(mapped)(x, upstream, mask)
     np.testing.assert_allclose(y.reshape(x.shape), expected[0], atol=1e-12)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, atol=1e-12), new, expected[1])
     np.testing.assert_allclose(x_gradient.reshape(x.shape), expected[3], atol=1e-12)
@@ -239,8 +242,8 @@ def test_hard_inputs_have_finite_values_and_gradients(name, value):
         x = x[:0]
     apply = functional(make(name))
     weight = jnp.asarray(images(x.shape, seed=1))
-    y = apply(jnp.asarray(x), mask)
-    gradient = jax.grad(lambda x: (apply(x, mask) * weight).sum())(jnp.asarray(x))
+    y = jax.jit(apply)(jnp.asarray(x), mask)
+    gradient = jax.jit(jax.grad(lambda x: (apply(x, mask) * weight).sum()))(jnp.asarray(x))
     assert y.shape == gradient.shape == x.shape
     assert np.isfinite(y).all()
     assert np.isfinite(gradient).all()

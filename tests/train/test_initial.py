@@ -17,6 +17,7 @@ from gw_jax.convert.layout import entries
 from gw_jax.errors import CheckpointError, ConfigError
 from gw_jax.train import run
 from gw_jax.train.checkpoint import Checkpoints
+from gw_jax.train.initial import initial_state
 from gw_jax.train.metrics import read_metrics
 from gw_jax.train.setup import set_up
 
@@ -112,8 +113,8 @@ def model_directory(config, shapes, tmp_path):
     return tmp_path / "model"
 
 
-def set_depth(config):
-    config.model.name = "resnet18"
+def set_placement(config):
+    config.model.whiten = "S1"
 
 
 def set_iterations(config):
@@ -127,7 +128,7 @@ def set_norm(config):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_depth, "name is 'resnet10' there and 'resnet18' here"),
+        (set_placement, "whiten is 'S1-B2' there and 'S1' here"),
         (set_iterations, "norm_options is {'num_groups': 4} there and {'num_groups': 4, 'num_iterations': 7} here"),
         (set_norm, "norm is 'gw' there and 'gn' here"),
     ],
@@ -140,11 +141,14 @@ def test_another_network_is_refused(config, model_directory, tmp_path, change, m
     assert not (tmp_path / "new" / "metrics.jsonl").exists()
 
 
-def test_groups_of_examples_and_dropout_may_differ(config, model_directory, tmp_path):
+def test_groups_of_examples_and_dropout_may_differ(config, model_directory):
     config.init_from = str(model_directory)
-    config.model.batch_norm_group_size, config.model.dropout, config.num_epochs = 4, 0.2, 1
-    config.schedule.warmup_epochs = 0
-    assert run(config, tmp_path / "new").metrics["eval/count"] == 50
+    config.model.batch_norm_group_size, config.model.dropout, config.seed = 4, 0.2, 5
+    experiment = set_up(config)
+    start = initial_state(experiment)
+    expected = gw_jax.load_pretrained(model_directory)
+    np.testing.assert_array_equal(start.params["head"]["kernel"], expected.head.kernel[...])
+    assert not np.array_equal(start.params["head"]["kernel"], experiment.state.params["head"]["kernel"])
 
 
 def test_what_cannot_be_resumed(config, model_directory, tmp_path):
@@ -174,7 +178,3 @@ def test_dropout_depends_on_seed_and_step_only(config, shapes):
             state, metrics = experiment.train_step(state, experiment.put(batch))
             losses.append(float(metrics["loss"]))
     assert losses[:2] == losses[2:]
-    config.model.dropout = 0.0
-    without = set_up(config)
-    _, metrics = without.train_step(without.state, without.put(batch))
-    assert float(metrics["loss"]) != losses[0]
