@@ -10,8 +10,8 @@ import sys
 from typing import Any
 
 from gw_jax.convert.layout import to_torch_state
-from gw_jax.convert.pretrained import load_pretrained, require_new, save_pretrained
-from gw_jax.convert.reading import DEFAULT_NORM, read
+from gw_jax.convert.pretrained import load_pretrained, require_new, write_directory
+from gw_jax.convert.reading import DEFAULT_NORM, paused_garbage_collection, read
 from gw_jax.convert.torch_file import write_torch_file
 from gw_jax.errors import ConfigError, UserError
 
@@ -88,7 +88,15 @@ def _import(args: argparse.Namespace) -> None:
     source = {
         key: getattr(report, key) for key in ("path", "sha256", "container", "kind", "reference_name", "guesses", "notices")
     }
-    save_pretrained(args.target, imported.arrays, imported.model_config, source=source, training=imported.training)
+    with paused_garbage_collection():
+        write_directory(
+            args.target,
+            imported.shapes,
+            imported.stream,
+            imported.model_config,
+            source=source,
+            training=imported.training,
+        )
     print(report)
     if imported.training is not None:
         momentum = "with" if imported.training.momentum else "without"

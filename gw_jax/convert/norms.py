@@ -1,7 +1,7 @@
 """Single norms of the reference as layers of this project."""
 
 import concurrent.futures
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -55,9 +55,17 @@ def norm_from_torch(
 
 
 def fill(table: list[Entry], state: dict[str, np.ndarray], shapes: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
-    """Moves every entry of ``table`` out of ``state`` into new arrays of the given ``shapes`` (and types), by path.
+    """All arrays of :func:`stream`, by path."""
+    return dict(stream(table, state, shapes, source))
 
-    Entries leave ``state`` on the way, so that memory is needed once.
+
+def stream(
+    table: list[Entry], state: dict[str, np.ndarray], shapes: Mapping[str, Any], source: str
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Moves every entry of ``table`` out of ``state`` into new arrays of the given ``shapes`` (and types).
+
+    Gives paths and arrays in the order of ``shapes``, each as soon as it is done. Entries leave ``state`` on the way, so
+    that memory is needed once. Names and shapes are checked at once, values when their turn comes.
 
     Raises:
         CheckpointError: an entry is missing, left over, misshapen or not finite. Nothing is guessed.
@@ -98,9 +106,12 @@ def fill(table: list[Entry], state: dict[str, np.ndarray], shapes: Mapping[str, 
             entry.put(array, value)
         return array
 
-    # Changing the order of axes is bound by memory, and NumPy lets go of the interpreter meanwhile.
-    with concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
-        return dict(zip(by_path, pool.map(fill_variable, by_path), strict=True))
+    def arrays() -> Iterator[tuple[str, np.ndarray]]:
+        # Changing the order of axes is bound by memory, and NumPy lets go of the interpreter meanwhile.
+        with concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
+            yield from zip(by_path, pool.map(fill_variable, by_path), strict=True)
+
+    return arrays()
 
 
 def initial_array(path: str, leaf: Any) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -23,6 +24,9 @@ FORMAT = 1
 CONFIG_FILE = "config.json"
 MODEL_FILE = "model.safetensors"
 TRAINING_FILE = "training.safetensors"
+
+# The types that parameters and statistics have, as the format calls them.
+SAFETENSORS_TYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16", "int32": "I32"}
 
 
 @dataclasses.dataclass
@@ -61,7 +65,7 @@ def fill_model(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> nnx.Modul
 
 def save_pretrained(
     directory: str | pathlib.Path,
-    model: nnx.Module | Mapping[str, np.ndarray],
+    model: nnx.Module,
     model_config: Mapping[str, Any],
     *,
     source: Mapping[str, Any] | None = None,
@@ -71,7 +75,7 @@ def save_pretrained(
 
     Args:
         directory: the new directory.
-        model: the network, or its arrays by path.
+        model: the network.
         model_config: the arguments of :func:`gw_jax.create_model` that make it, without ``rngs``, ``dtype`` and
             ``param_dtype``; JSON values.
         source: where it comes from, for people.
@@ -80,9 +84,20 @@ def save_pretrained(
     Raises:
         CheckpointError: ``directory`` exists, or cannot be written.
     """
-    from safetensors.numpy import save_file
+    arrays = variables(model)
+    write_directory(directory, arrays, iter(arrays.items()), model_config, source=source, training=training)
 
-    arrays = variables(model) if isinstance(model, nnx.Module) else model
+
+def write_directory(
+    directory: str | pathlib.Path,
+    shapes: Mapping[str, Any],
+    arrays: Iterator[tuple[str, Any]],
+    model_config: Mapping[str, Any],
+    *,
+    source: Mapping[str, Any] | None,
+    training: TrainingState | None,
+) -> None:
+    """As :func:`save_pretrained`, with the arrays as they come: paths and arrays in the order of ``shapes``."""
     content: dict[str, Any] = {"format": FORMAT, "gw_jax": __version__, "model": dict(model_config)}
     if source is not None:
         content["source"] = dict(source)
@@ -92,12 +107,33 @@ def save_pretrained(
     require_new(directory)
     try:
         with new_directory(directory) as temporary:
-            save_file({name: np.asarray(array) for name, array in arrays.items()}, temporary / MODEL_FILE)
+            write_safetensors(temporary / MODEL_FILE, shapes, arrays)
             if training is not None and training.momentum:
-                save_file(training.momentum, temporary / TRAINING_FILE)
+                write_safetensors(temporary / TRAINING_FILE, training.momentum, iter(training.momentum.items()))
             (temporary / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise CheckpointError(f"{directory} cannot be written: {error}. Nothing was left there.") from error
+
+
+def write_safetensors(path: pathlib.Path, shapes: Mapping[str, Any], arrays: Iterator[tuple[str, Any]]) -> None:
+    """Writes a safetensors file array by array, in the order of ``shapes``.
+
+    The library's own function wants all arrays at once and copies them; this one writes each while the next is made.
+    """
+    header, offset = {}, 0
+    for name, leaf in shapes.items():
+        end = offset + math.prod(leaf.shape) * leaf.dtype.itemsize
+        kind = SAFETENSORS_TYPES[leaf.dtype.name]
+        header[name] = {"dtype": kind, "shape": list(leaf.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, (written, array) in zip(shapes, arrays, strict=True):
+            if name != written:
+                raise ValueError(f"The array {written!r} came where {name!r} was due.")
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def require_new(path: pathlib.Path) -> None:

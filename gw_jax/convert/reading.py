@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import difflib
+import functools
 import gc
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +17,7 @@ from jax.typing import DTypeLike
 
 from gw_jax.convert.infer import CANDIDATES, Inferred, infer
 from gw_jax.convert.layout import COUNTER, Entry, entries, trained_keys, variables
-from gw_jax.convert.norms import fill
+from gw_jax.convert.norms import stream
 from gw_jax.convert.pretrained import TrainingState, abstract_model, fill_model
 from gw_jax.convert.torch_file import TorchFile, read_torch_file, tensors_to_arrays
 from gw_jax.errors import CheckpointError, ConfigError
@@ -93,13 +95,28 @@ class Report:
 
 @dataclasses.dataclass
 class Imported:
-    """A network read from a file: what makes it, its arrays by path, the report, and the training state if there is one."""
+    """A network read from a file.
+
+    Attributes:
+        model: the network, with shapes in place of arrays.
+        model_config: the arguments of :func:`gw_jax.create_model` that make it.
+        shapes: shapes and types of its arrays, by path.
+        stream: paths and arrays, once, in the order of ``shapes``; :attr:`arrays` has them all.
+        report: how it was read.
+        training: the training state, if the file has one.
+    """
 
     model: nnx.Module
     model_config: dict[str, Any]
-    arrays: dict[str, np.ndarray]
+    shapes: dict[str, Any]
+    stream: Iterator[tuple[str, np.ndarray]]
     report: Report
     training: TrainingState | None
+
+    @functools.cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays by path."""
+        return dict(self.stream)
 
 
 def load_torch(
@@ -164,7 +181,7 @@ def read(
 ) -> Imported:
     """As :func:`load_torch`, with the arrays still apart from the model, which is abstract, and with the training state."""
     check_arguments(arch, norm, arch_cfg)
-    with _paused_garbage_collection():
+    with paused_garbage_collection():
         file = read_torch_file(pathlib.Path(path))
         return interpret(
             file,
@@ -180,7 +197,7 @@ def read(
 
 
 @contextlib.contextmanager
-def _paused_garbage_collection() -> Iterator[None]:
+def paused_garbage_collection() -> Iterator[None]:
     """Networks are thousands of small objects; looking for garbage among them took a quarter of the time of an import."""
     enabled = gc.isenabled()
     gc.disable()
@@ -227,14 +244,13 @@ def interpret(
     ignored = [key for key in file.state if key.endswith(COUNTER) and not any(key == entry.key for entry in table)]
     training = None if file.training is None else _training_state(file, table, shapes, notices)
     used = [entry.key for entry in table if entry.key in file.state]
-    arrays = fill(table, file.state, shapes, path)
-    if inferred.kind in ("DBN_Groups", "DBNSigma_Groups") and not any(
-        array.any() for name, array in arrays.items() if f"{name.removesuffix('mean')}matrix" in arrays
-    ):
+    means = [value for key, value in file.state.items() if re.search(r"DBN(Sigma)?_Groups\.\d+\.running_mean$", key)]
+    if means and not any(mean.any() for mean in means):
         notices.append(
             "the running means of the batch whitening are all zero: the reference lost them on several GPUs. Train on, or "
             "recompute them, before you evaluate"
         )
+    arrays = stream(table, file.state, shapes, path)
     report = Report(
         path=path,
         sha256=file.checksum.result(),
@@ -250,7 +266,7 @@ def interpret(
         guesses=guesses,
         notices=[*(["every key had the prefix 'module.', which was removed"] if file.prefixed else []), *notices],
     )
-    return Imported(model, model_config, arrays, report, training)
+    return Imported(model, model_config, shapes, arrays, report, training)
 
 
 def check_arguments(arch: str | None, norm: str, arch_cfg: dict[str, Any] | None) -> None:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import gw_jax
 from gw_jax import files
@@ -40,6 +40,18 @@ def test_round_trip(model, tmp_path):
     np.testing.assert_array_equal(loaded(x), model(x))
     assert json.loads((tmp_path / "deep" / "model" / "config.json").read_text())["source"] == {"run": "a test"}
     assert gw_jax.load_pretrained(tmp_path / "deep" / "model", dtype=jnp.bfloat16).linears[0].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_the_library_reads_what_is_written(tmp_path, dtype):
+    arrays = {"a": jnp.arange(6, dtype=dtype).reshape(2, 3), "b.c": jnp.int32(7), "d": jnp.zeros((0, 4), dtype)}
+    pretrained.write_safetensors(tmp_path / "file", arrays, iter(arrays.items()))
+    read = load_file(tmp_path / "file")
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(np.asarray(read[name], np.float64), np.asarray(array, np.float64), strict=True)
+        assert read[name].dtype == array.dtype
+    with pytest.raises(ValueError, match="The array 'd' came where 'a' was due"):
+        pretrained.write_safetensors(tmp_path / "other", arrays, iter(reversed(arrays.items())))
 
 
 def test_an_existing_directory_is_not_touched(model, tmp_path):

@@ -14,6 +14,9 @@ from gw_jax.convert.pretrained import abstract_model, fill_model
 from gw_jax.errors import CheckpointError, ConfigError
 from gw_jax.models.reference_names import REFERENCE_MNIST, REFERENCE_RESNETS
 
+# The options of the published models, on narrow networks.
+pytestmark = pytest.mark.filterwarnings("ignore:num_groups=64 exceeds")
+
 # Options with which every norm of the reference works on the widths of the small networks below.
 NORM_CFG = {
     "IGWItN": {"T": 5, "num_groups": 4},
@@ -241,6 +244,15 @@ def test_options_that_do_not_fit(reference, norm_cfg, message):
     state = state_of(reference, **small("resnet18", width=64))
     with pytest.raises(ConfigError, match=message):
         interpret(reference, state, norm_cfg=norm_cfg)
+
+
+def test_lost_running_statistics_are_noticed(reference):
+    state = state_of(reference, **small("resnet18", "DBN"))
+    assert not interpret(reference, state).report.notices
+    for key in state:
+        if key.endswith(".running_mean") and "DBN_Groups" in key:
+            state[key] = np.zeros_like(state[key])
+    assert "running means of the batch whitening are all zero" in interpret(reference, state).report.notices[0]
 
 
 def test_iterative_normalisation_must_be_named(reference):

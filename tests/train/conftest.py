@@ -1,5 +1,7 @@
+import contextlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -34,6 +36,23 @@ class Shapes:
         halves = (np.s_[:, :8], np.s_[:, 8:], np.s_[:8], np.s_[8:])
         image[halves[label]] += 120
         return {"image": image, "label": label}
+
+
+@contextlib.contextmanager
+def quick_compilation():
+    """Compiles without most optimisations, which takes two thirds of the time. What is tested here is the same."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(autouse=True)
+def quick():
+    with quick_compilation():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -81,7 +100,7 @@ def config():
 def whole_run(tmp_path_factory):
     """A work directory in which the run of ``config`` went to its end, undisturbed, and its outcome."""
     workdir = tmp_path_factory.mktemp("run") / "whole"
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, quick_compilation():
         patch.setattr(gw_jax.train.setup, "open_dataset", lambda name, data_dir: make_shapes())
         return workdir, gw_jax.train.run(make_config(), workdir)
 
