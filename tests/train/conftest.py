@@ -41,7 +41,7 @@ class Shapes:
 @contextlib.contextmanager
 def quick_compilation():
     """Compiles without most optimisations, which takes two thirds of the time. What is tested here is the same."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield
