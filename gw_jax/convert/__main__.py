@@ -9,9 +9,10 @@ import pathlib
 import sys
 from typing import Any
 
+from gw_jax.convert.decide import DEFAULT_NORM
 from gw_jax.convert.layout import to_torch_state
 from gw_jax.convert.pretrained import load_pretrained, require_new, write_directory
-from gw_jax.convert.reading import DEFAULT_NORM, paused_garbage_collection, read
+from gw_jax.convert.reading import Request, paused_garbage_collection, read
 from gw_jax.convert.torch_file import write_torch_file
 from gw_jax.errors import ConfigError, UserError
 
@@ -76,14 +77,14 @@ def _import(args: argparse.Namespace) -> None:
         )
     if args.apply_last_norm not in (None, "True", "False", "true", "false"):
         raise ConfigError(f"--apply_last_norm={args.apply_last_norm}; True or False is allowed.")
-    imported = read(
-        args.source,
+    request = Request(
         arch=args.arch,
         norm=args.norm,
         norm_cfg=None if args.norm_cfg is None else parse_dict(args.norm_cfg),
         arch_cfg=None if args.arch_cfg is None else parse_dict(args.arch_cfg),
         apply_last_norm=None if args.apply_last_norm is None else args.apply_last_norm.lower() == "true",
     )
+    imported = read(args.source, request)
     report = imported.report
     source = {
         key: getattr(report, key) for key in ("path", "sha256", "container", "kind", "reference_name", "guesses", "notices")

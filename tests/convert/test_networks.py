@@ -34,8 +34,7 @@ def golden(reference, case):
 
 def model_of(reference, case, param_dtype):
     file = reference.in_memory(reference.golden_state(case))
-    options = {"apply_last_norm": None, "dtype": None, "param_dtype": param_dtype}
-    imported = reading.interpret(file, case, **reference.arguments(case), **options)
+    imported = reading.interpret(file, case, reading.Request(**reference.arguments(case), param_dtype=param_dtype))
     return fill_model(imported.model, imported.arrays)
 
 

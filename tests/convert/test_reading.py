@@ -30,9 +30,7 @@ NORM_CFG = {
 
 
 def interpret(reference, state, training=None, **arguments):
-    defaults = {"arch": None, "norm": "IGWItN", "norm_cfg": None, "arch_cfg": None, "apply_last_norm": None}
-    types = {"dtype": None, "param_dtype": jnp.float32}
-    return reading.interpret(reference.in_memory(state, training), "file.pth", **{**defaults, **types, **arguments})
+    return reading.interpret(reference.in_memory(state, training), "file.pth", reading.Request(**arguments))
 
 
 def state_of(reference, name, **arguments):
@@ -228,7 +226,7 @@ def test_another_network_than_asked_for(reference, arguments, message):
 )
 def test_names_that_are_not_known(arguments, message):
     with pytest.raises(ConfigError, match=message):
-        reading.read("file.pth", **arguments)
+        reading.read("file.pth", reading.Request(**arguments))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,59 @@
+"""How a ``.pth`` file was read, for people."""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass
+class Report:
+    """How a file was read.
+
+    Attributes:
+        path: the file.
+        sha256: its checksum.
+        container: "legacy" or "zip".
+        kind: state dict or training dict.
+        architecture: this project's name of the network.
+        reference_name: the reference's, or None.
+        evidence: how the architecture was found.
+        model_config: the arguments of :func:`gw_jax.create_model`.
+        num_parameters: trained values.
+        keys_used: entries of the file that went into the model.
+        keys_ignored: entries that say nothing about the function and were not there to fill.
+        guesses: what the file does not tell and the caller did not say.
+        notices: what else a reader should know.
+    """
+
+    path: str
+    sha256: str
+    container: str
+    kind: str
+    architecture: str
+    reference_name: str | None
+    evidence: str
+    model_config: dict[str, Any]
+    num_parameters: int
+    keys_used: list[str]
+    keys_ignored: list[str]
+    guesses: list[str]
+    notices: list[str]
+
+    def __str__(self) -> str:
+        """The report, a fact a line."""
+        reference = f" (the reference's {self.reference_name})" if self.reference_name else ""
+        arguments = ", ".join(f"{key}={value!r}" for key, value in self.model_config.items() if key != "name")
+        ignored = f"{len(self.keys_ignored)} ignored"
+        if self.keys_ignored:
+            ignored += f": {', '.join(self.keys_ignored[:3])}{', ...' if len(self.keys_ignored) > 3 else ''}"
+        lines = [
+            f"file          {self.path}: {self.kind}, {self.container} container",
+            f"sha256        {self.sha256}",
+            f"architecture  {self.architecture}{reference}",
+            f"found by      {self.evidence}",
+            f"arguments     {arguments}",
+            f"parameters    {self.num_parameters:,}",
+            f"keys          {len(self.keys_used)} used, {ignored}",
+            *(f"guessed       {guess}" for guess in self.guesses),
+            *(f"notice        {notice}" for notice in self.notices),
+        ]
+        return "\n".join(lines)
