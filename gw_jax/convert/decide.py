@@ -51,12 +51,12 @@ def decide_architecture(arch: str | None, inferred: Inferred) -> tuple[str, str]
         if not (basic and {whiten, inferred.whiten} == {"S1-B1", "S1-B2"}):
             raise CheckpointError(
                 f"arch={arch!r} was asked for, which has its norm at {whiten}, but the file has it at {inferred.whiten}: "
-                f"{inferred.evidence}. The reference calls that {reference_name(name, inferred.whiten, inferred)!r}."
+                f"{inferred.evidence}. The reference calls that {reference_name(name, inferred.whiten)!r}."
             )
     return name, whiten
 
 
-def reference_name(name: str, whiten: str, inferred: Inferred) -> str | None:
+def reference_name(name: str, whiten: str) -> str | None:
     """The reference's name of the network ``name`` with its norm at ``whiten``, if it has one."""
     for reference, ours in REFERENCE_MNIST.items():
         if ours == name:

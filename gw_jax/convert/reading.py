@@ -179,7 +179,7 @@ def interpret(file: TorchFile, path: str, request: Request) -> Imported:
         container=file.container,
         kind=file.kind,
         architecture=name,
-        reference_name=reference_name(name, whiten, inferred),
+        reference_name=reference_name(name, whiten),
         evidence=inferred.evidence,
         model_config=model_config,
         num_parameters=sum(int(np.prod(entry.shape)) for entry in table if entry.trained),
