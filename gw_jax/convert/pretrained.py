@@ -103,7 +103,7 @@ def write_directory(
         content["source"] = dict(source)
     if training is not None:
         content["training"] = {"epochs": training.epochs, **training.facts}
-    directory = pathlib.Path(directory)
+    directory = pathlib.Path(directory).expanduser()
     require_new(directory)
     try:
         with new_directory(directory) as temporary:
@@ -148,7 +148,7 @@ def read_config(directory: str | pathlib.Path) -> dict[str, Any]:
     Raises:
         CheckpointError: there is none, or it is not one of this project's.
     """
-    path = pathlib.Path(directory) / CONFIG_FILE
+    path = pathlib.Path(directory).expanduser() / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(
             f"{directory} holds no model: there is no {CONFIG_FILE}. 'python -m gw_jax.convert IN.pth OUT_DIR' makes such "
@@ -174,7 +174,7 @@ def read_arrays(directory: str | pathlib.Path, name: str, shapes: Mapping[str, A
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    path = pathlib.Path(directory) / name
+    path = pathlib.Path(directory).expanduser() / name
     try:
         arrays = load_file(path)
     except (OSError, SafetensorError) as error:

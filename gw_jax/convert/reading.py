@@ -126,7 +126,7 @@ def read(path: str | pathlib.Path, request: Request) -> Imported:
     """As :func:`load_torch`, with the arrays still apart from the model, which is abstract, and with the training state."""
     check_arguments(request.arch, request.norm, request.arch_cfg)
     with paused_garbage_collection():
-        return interpret(read_torch_file(pathlib.Path(path)), str(path), request)
+        return interpret(read_torch_file(pathlib.Path(path).expanduser()), str(path), request)
 
 
 @contextlib.contextmanager

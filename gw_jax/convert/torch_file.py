@@ -176,7 +176,7 @@ def write_torch_file(
         CheckpointError: ``path`` exists.
         ConfigError: PyTorch is not installed.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     if container not in ("legacy", "zip"):
         raise ConfigError(f"container={container!r} is not known; choose 'legacy' or 'zip'.")
     if path.exists():
