@@ -4,6 +4,7 @@ Compiled programs are shared by the test processes, and by those that the tests 
 """
 
 import atexit
+import contextlib
 import os
 import shutil
 import tempfile
@@ -27,6 +28,22 @@ def float64():
     """Double precision, in which the golden files and the truths of the numerical tests are written."""
     with jax.enable_x64(True):
         yield
+
+
+@contextlib.contextmanager
+def _quick_compilation():
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="session")
+def quick_compilation():
+    """A context that compiles without most optimisations, in two thirds of the time, where speed is all they change."""
+    return _quick_compilation
 
 
 @pytest.fixture(scope="session")

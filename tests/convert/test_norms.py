@@ -39,7 +39,7 @@ def layer_of(case, state):
 
 @pytest.mark.filterwarnings("ignore:num_groups=64 exceeds")
 @pytest.mark.parametrize("case", sorted(CASES))
-def test_golden_case(float64, case):
+def test_golden_case(float64, quick, case):
     layer = layer_of(case, part(case, "param"))
     layer.train()
     for step in range(3):

@@ -1,7 +1,5 @@
-import contextlib
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
@@ -38,19 +36,8 @@ class Shapes:
         return {"image": image, "label": label}
 
 
-@contextlib.contextmanager
-def quick_compilation():
-    """Compiles without most optimisations, which takes two thirds of the time. What is tested here is the same."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.fixture(autouse=True)
-def quick():
+def quick(quick_compilation):
     with quick_compilation():
         yield
 
@@ -97,7 +84,7 @@ def config():
 
 
 @pytest.fixture(scope="session")
-def whole_run(tmp_path_factory):
+def whole_run(tmp_path_factory, quick_compilation):
     """A work directory in which the run of ``config`` went to its end, undisturbed, and its outcome."""
     workdir = tmp_path_factory.mktemp("run") / "whole"
     with pytest.MonkeyPatch.context() as patch, quick_compilation():
