@@ -111,7 +111,9 @@ class Terminal:
         if progress_bar and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
+            # Terminals in containers often say that they have 0 rows and columns; tqdm would print nothing there.
+            size = {"dynamic_ncols": True} if _has_size() else {"ncols": 100, "nrows": 20}
+            self._bar = tqdm(total=total, initial=step, unit="step", **size)
 
     def advance(self) -> None:
         """Counts one step."""
@@ -144,3 +146,12 @@ class Terminal:
         """Leaves the bar as it is."""
         if self._bar is not None:
             self._bar.close()
+
+
+def _has_size() -> bool:
+    """Whether the terminal behind standard error knows how large it is."""
+    try:
+        size = os.get_terminal_size(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+    return size.columns > 0 and size.lines > 0
