@@ -152,9 +152,9 @@ def _array(path: pathlib.Path, key: str, value: Any) -> np.ndarray:
 
 def tensors_to_arrays(value: Any) -> Any:
     """``value`` with tensors of one element as Python numbers and others as arrays, through dicts, lists and tuples."""
-    torch = import_torch()
-    if isinstance(value, torch.Tensor):
-        return value.item() if value.numel() == 1 else value.detach().numpy()
+    if hasattr(value, "detach"):
+        array = value.detach().numpy()
+        return array.item() if array.size == 1 else array
     if isinstance(value, dict):
         return {key: tensors_to_arrays(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -294,7 +294,7 @@ def momentum_of(reference, state, keys, order):
 
 
 @pytest.mark.parametrize("ids", [False, True])
-def test_momentum_by_number_and_by_id(reference, torch, ids):
+def test_momentum_by_number_and_by_id(reference, ids):
     state = state_of(reference, **small("resnet18"))
     keys = [key for key in state if "running" not in key and not key.endswith("tracked")]
     # PyTorch 1.0 named parameters by their address, later versions by their number.
@@ -308,7 +308,7 @@ def test_momentum_by_number_and_by_id(reference, torch, ids):
     assert all(np.array_equal(value, 2 * imported.arrays[path]) for path, value in momentum.items())
 
 
-def test_momentum_that_does_not_fit(reference, torch):
+def test_momentum_that_does_not_fit(reference):
     state = state_of(reference, **small("resnet18"))
     keys = [key for key in state if "running" not in key and not key.endswith("tracked")]
     training = momentum_of(reference, state, keys, range(len(keys)))
