@@ -5,6 +5,7 @@ Layouts are NHWC. Strides sit on the 3x3 convolution of a bottleneck ("v1.5"), p
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from jax.typing import DTypeLike
 
 from gw_jax.models.linear import linear
 from gw_jax.nn import Dropout, make_norm
-from gw_jax.nn.initial import normal
+from gw_jax.nn.initial import make_or_copy, normal
 
 Stem = Literal["imagenet", "small"]
 
@@ -185,7 +186,7 @@ def _start_at_zero(block: BasicBlock | Bottleneck) -> None:
             "zero_init_residual sets the scale of each block's last norm to zero, but that norm has none "
             "(norm 'none' or 'in', or use_scale=False)."
         )
-    if isinstance(scale[...], jax.Array):  # Not where only shapes are wanted.
+    if isinstance(scale.get_value(), jax.Array):  # Not where only shapes are wanted.
         scale[...] = jnp.zeros_like(scale[...])
 
 
@@ -227,6 +228,8 @@ class ResNet(nnx.Module):
         self.apply_last_norm = apply_last_norm
         self.stem_conv = layers.conv(in_channels, width, 7, 2) if stem == "imagenet" else layers.conv(in_channels, width, 3)
         self.stem_norm = layers.make_norm("stem", width)
+        block = Bottleneck if architecture.bottleneck else BasicBlock
+        make_block = make_or_copy(rngs, functools.partial(block, layers))
         in_features, dilation = width, 1
         stages = []
         for stage, size in enumerate(architecture.stage_sizes):
@@ -252,7 +255,7 @@ class ResNet(nnx.Module):
                     groups=architecture.groups,
                     dilation=first_dilation if index == 0 else dilation,
                 )
-                blocks.append(Bottleneck(layers, shape) if architecture.bottleneck else BasicBlock(layers, shape))
+                blocks.append(make_block(shape))
                 in_features = features
                 if zero_init_residual:
                     _start_at_zero(blocks[-1])

@@ -1,21 +1,42 @@
 """Initial values of parameters and statistics, or only their shapes."""
 
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+Shape = TypeVar("Shape", bound=Hashable)
+
 
 class NoKeys(nnx.Rngs):
     """Stands for ``nnx.Rngs`` where a network is wanted without its values: every array is a ``jax.ShapeDtypeStruct``.
 
-    ``nnx.eval_shape`` gives the same by tracing the constructors, which takes three times as long (ResNet-101: 0.7 s).
+    ``nnx.eval_shape`` gives the same by tracing the constructors, which takes more than twice as long (ResNet-101:
+    0.7 s, and 0.3 s this way).
     """
 
     def params(self) -> None:
         """The key of a parameter: none."""
+
+
+def make_or_copy(rngs: nnx.Rngs, make: Callable[[Shape], Any]) -> Callable[[Shape], Any]:
+    """``make``, or a function that gives copies of its modules where only shapes are wanted.
+
+    A copy takes a tenth of the time of a constructor, and most blocks of a deep network are alike.
+    """
+    if not isinstance(rngs, NoKeys):
+        return make
+    made: dict[Shape, Any] = {}
+
+    def copy(shape: Shape) -> Any:
+        if shape not in made:
+            made[shape] = nnx.split(make(shape))
+        return nnx.merge(*made[shape], copy=True)
+
+    return copy
 
 
 def constant(rngs: nnx.Rngs, value: float, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
