@@ -73,7 +73,9 @@ def decide_norm(
     guesses: list[str],
     notices: list[str],
 ) -> tuple[str, dict[str, Any]]:
-    """The reference's name and options of the norm."""
+    """The reference's name and options of the norm; "No" for a network without norms, whatever was said."""
+    if inferred.name == "lenet":
+        return "No", {}
     candidates = CANDIDATES[inferred.kind or "BN"]
     stored = cfg.get("norm")
     if asked in candidates and (asked != DEFAULT_NORM or stored not in candidates):
@@ -117,7 +119,7 @@ def decide_norm(
 
 def norm_arguments(norm: str, norm_cfg: dict[str, Any], inferred: Inferred) -> dict[str, Any]:
     """``norm`` and ``norm_options`` of :func:`gw_jax.create_model`, in this project's terms."""
-    if inferred.name in ("lenet", "autoencoder"):
+    if inferred.name == "lenet":
         return {}
     try:
         name, options = translate_norm_cfg(norm, norm_cfg)

@@ -1,6 +1,5 @@
 """Models in a directory: ``model.safetensors`` with the arrays and ``config.json`` with what makes the network."""
 
-import dataclasses
 import json
 import math
 import pathlib
@@ -14,7 +13,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gw_jax._version import __version__
-from gw_jax.convert.layout import variables
+from gw_jax.convert.layout import map_by_path, variables
+from gw_jax.convert.training_state import TrainingState
 from gw_jax.errors import CheckpointError
 from gw_jax.files import new_directory
 from gw_jax.models import create_model
@@ -29,21 +29,6 @@ TRAINING_FILE = "training.safetensors"
 SAFETENSORS_TYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16", "int32": "I32"}
 
 
-@dataclasses.dataclass
-class TrainingState:
-    """What a training dict holds beside the network.
-
-    Attributes:
-        epochs: completed epochs.
-        momentum: SGD's momentum buffers by path of the parameter; empty if the optimiser had taken no step.
-        facts: learning rate, best top-1 and the like, as far as the dict has them; for people, and for ``config.json``.
-    """
-
-    epochs: int
-    momentum: dict[str, np.ndarray]
-    facts: dict[str, Any]
-
-
 def abstract_model(model_config: Mapping[str, Any], dtype: DTypeLike | None, param_dtype: DTypeLike) -> nnx.Module:
     """The network of ``model_config`` (arguments of :func:`gw_jax.create_model`) with shapes in place of arrays."""
     return create_model(**model_config, dtype=dtype, param_dtype=param_dtype, rngs=NoKeys())
@@ -53,11 +38,10 @@ def fill_model(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> nnx.Modul
     """``model``, which may be abstract, with ``arrays`` (by path) as its variables, in evaluation mode."""
     graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
 
-    def take(path: Any, leaf: Any) -> jax.Array:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        return jnp.asarray(arrays[name], leaf.dtype)
+    def take(path: str, leaf: Any) -> jax.Array:
+        return jnp.asarray(arrays[path], leaf.dtype)
 
-    filled = [jax.tree_util.tree_map_with_path(take, nnx.to_pure_dict(state)) for state in states]
+    filled = [map_by_path(take, nnx.to_pure_dict(state)) for state in states]
     model = nnx.merge(graphdef, *filled)
     model.eval()
     return model

@@ -23,13 +23,13 @@ from gw_jax.convert.decide import (
     norm_arguments,
     reference_name,
 )
+from gw_jax.convert.filling import stream
 from gw_jax.convert.infer import infer
 from gw_jax.convert.layout import COUNTER, entries, variables
-from gw_jax.convert.norms import stream
-from gw_jax.convert.pretrained import TrainingState, abstract_model, fill_model
+from gw_jax.convert.pretrained import abstract_model, fill_model
 from gw_jax.convert.report import Report
 from gw_jax.convert.torch_file import TorchFile, read_torch_file
-from gw_jax.convert.training_state import training_state
+from gw_jax.convert.training_state import TrainingState, training_state
 from gw_jax.errors import ConfigError
 from gw_jax.models.resnet import ARCHITECTURES
 
@@ -94,7 +94,8 @@ def load_torch(
     Args:
         path: the file.
         arch: the reference's name of the network, to insist on it: ``resnet_whiten_010n50``.
-        norm: the reference's name of the norm (``--norm``). Where the keys leave no doubt they decide.
+        norm: the reference's name of the norm (``--norm``). Where the keys leave no doubt they decide; the default
+            gives way to a training dict's ``cfg``.
         norm_cfg: its options (``--norm-cfg``), such as ``{"T": 5, "num_groups": 64}``.
         arch_cfg: further options of the network (``--arch-cfg``), such as ``{"last": True}``.
         apply_last_norm: whether ``last_bn`` takes part in the computation. None is what the reference did: yes in ResNets,
@@ -131,7 +132,7 @@ def read(path: str | pathlib.Path, request: Request) -> Imported:
 
 @contextlib.contextmanager
 def paused_garbage_collection() -> Iterator[None]:
-    """Networks are thousands of small objects; looking for garbage among them took a quarter of the time of an import."""
+    """Networks are thousands of small objects; one search for garbage among them took 0.2 s of the 1.4 s of an import."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,13 +1,28 @@
 """What a training dict says of the run: epochs, momentum, learning rate."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 from gw_jax.convert.layout import Entry, trained_keys
-from gw_jax.convert.pretrained import TrainingState
 from gw_jax.convert.torch_file import tensors_to_arrays
 from gw_jax.errors import CheckpointError
+
+
+@dataclasses.dataclass
+class TrainingState:
+    """What a training dict holds beside the network.
+
+    Attributes:
+        epochs: completed epochs.
+        momentum: SGD's momentum buffers by path of the parameter; empty if the optimiser had taken no step.
+        facts: learning rate, best top-1 and the like, as far as the dict has them; for people, and for ``config.json``.
+    """
+
+    epochs: int
+    momentum: dict[str, np.ndarray]
+    facts: dict[str, Any]
 
 
 def training_state(

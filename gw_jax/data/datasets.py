@@ -134,11 +134,6 @@ def describe(builder: Any, name: str) -> DatasetSpec:
 def _data_source(builder: Any, name: str, data_dir: str | None, split: str) -> Sequence[Any]:
     try:
         return builder.as_data_source(split=split)
-    except NotImplementedError as error:
-        raise DataError(
-            f"The data set {name!r} in {builder.data_path} is stored as {builder.info.file_format}, which cannot be read "
-            f"at random. Give another data_dir and prepare it there: {_prepare_command(name, 'DIR')}"
-        ) from error
     except (OSError, ValueError) as error:
         raise DataError(
             f"The split {split!r} of {name!r} in {builder.data_path} cannot be read: {error}. Remove that directory and "

@@ -51,8 +51,8 @@ class MLP(nnx.Module):
         self.dtype = dtype
         self.linears = nnx.List([linear(size, width, **types, rngs=rngs) for size in sizes])
         self.norms = nnx.List([make_norm(norm, width, **options, rngs=rngs) for _ in sizes])
-        after = [linear(width, width, **types, rngs=rngs) for _ in sizes]
-        self.linears_after_norm = nnx.List(after) if linear_after_norm else None
+        after = [linear(width, width, **types, rngs=rngs) for _ in sizes if linear_after_norm]
+        self.linears_after_norm = nnx.List(after) if after else None
         self.head = linear(width, num_classes, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:

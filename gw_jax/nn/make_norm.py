@@ -41,7 +41,7 @@ _NORMS: dict[str, tuple[Callable[..., nnx.Module], dict[str, Any], tuple[str, ..
 }
 NORM_NAMES = (*_NORMS, "none")
 
-# Options that every norm takes, in the reference's terms or in ours.
+# Options of ours that may stand beside the reference's, which has none like them.
 _COMMON = ("dtype", "param_dtype", "group_size", "axis_name")
 
 

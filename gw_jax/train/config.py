@@ -67,7 +67,7 @@ class NormConfig:
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class ModelConfig:
-    """The network; see :func:`gw_jax.create_model`. Fields that a network does not have keep their defaults.
+    """The network; see :func:`gw_jax.create_model`. Fields that a network does not have are left out.
 
     Attributes:
         name: network name: a ResNet, mlp, mlp_norm_linear or lenet.

@@ -1,5 +1,6 @@
 """Where a run starts that does not start from nothing: with an imported model, or with a run that PyTorch began."""
 
+import inspect
 import pathlib
 from typing import Any
 
@@ -8,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gw_jax.convert.layout import variables
+from gw_jax.convert.layout import by_path, map_by_path, variables
 from gw_jax.convert.pretrained import MODEL_FILE, TRAINING_FILE, read_arrays, read_config
 from gw_jax.errors import CheckpointError, ConfigError
+from gw_jax.models import create_model
 from gw_jax.nn.initial import NoKeys
 from gw_jax.train.setup import Experiment
 from gw_jax.train.state import TrainState, make_model, replicated, split_model
@@ -27,19 +29,20 @@ def initial_state(experiment: Experiment) -> TrainState:
         ConfigError: its network is not that of ``config.model``, or the run it comes from has done all epochs.
     """
     config = experiment.config
-    directory = config.resume_from or config.init_from
-    if directory is None:
+    given = config.resume_from or config.init_from
+    if given is None:
         return experiment.state
+    directory = pathlib.Path(given).expanduser()
     description = read_config(directory)
-    _check_same_network(experiment, pathlib.Path(directory), description["model"])
-    arrays = read_arrays(directory, MODEL_FILE, _leaves(experiment.state.params) | _leaves(experiment.state.batch_stats))
+    _check_same_network(experiment, directory, description["model"])
+    arrays = read_arrays(directory, MODEL_FILE, by_path(experiment.state.params) | by_path(experiment.state.batch_stats))
     params = _fill(experiment, experiment.state.params, arrays)
     state = TrainState(
         experiment.state.step, params, _fill(experiment, experiment.state.batch_stats, arrays), experiment.state.opt_state
     )
     if config.resume_from is None:
         return state
-    return _with_training_state(experiment, state, pathlib.Path(directory), description.get("training"))
+    return _with_training_state(experiment, state, directory, description.get("training"))
 
 
 def _with_training_state(
@@ -59,7 +62,7 @@ def _with_training_state(
     step = epochs * experiment.steps_per_epoch
     opt_state = optax.tree.set(state.opt_state, count=_place(experiment, np.asarray(step, np.int32)))
     if (directory / TRAINING_FILE).exists() and experiment.config.optimizer.momentum:
-        momentum = read_arrays(directory, TRAINING_FILE, _leaves(state.params))
+        momentum = read_arrays(directory, TRAINING_FILE, by_path(state.params))
         opt_state = optax.tree.set(opt_state, trace=_fill(experiment, state.params, momentum))
     return TrainState(_place(experiment, np.asarray(step, np.int32)), state.params, state.batch_stats, opt_state)
 
@@ -76,34 +79,30 @@ def _check_same_network(experiment: Experiment, directory: pathlib.Path, theirs:
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"The network of {directory} cannot be made: {error}") from error
     graphdef, _, _ = split_model(model)
-    here = _leaves(experiment.state.params) | _leaves(experiment.state.batch_stats)
+    here = by_path(experiment.state.params) | by_path(experiment.state.batch_stats)
     there = variables(model)
     same_shapes = here.keys() == there.keys() and all(here[key].shape == there[key].shape for key in here)
     if graphdef == experiment.graphdef and same_shapes:
         return
-    differences = [
-        f"{key} is {theirs.get(key, 'the default')!r} there and {ours.get(key, 'the default')!r} here"
-        for key in sorted({*theirs, *ours})
-        if theirs.get(key) != ours.get(key) and key not in _FREE_ARGUMENTS
-    ]
+    differences = []
+    for key, parameter in inspect.signature(create_model).parameters.items():
+        values = theirs.get(key, parameter.default), ours.get(key, parameter.default)
+        # None stands for whatever the network usually has.
+        if key not in _FREE_ARGUMENTS and None not in values and _plain(values[0]) != _plain(values[1]):
+            differences.append(f"{key} is {values[0]!r} there and {values[1]!r} here")
     raise ConfigError(
         f"The network in {directory} is not that of config.model and the data set: {'; '.join(differences)}. Set the "
         "fields of config.model to what is there."
     )
 
 
-def _leaves(tree: Any) -> dict[str, Any]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+def _plain(value: Any) -> Any:
+    """JSON has lists for tuples."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _fill(experiment: Experiment, tree: Any, arrays: dict[str, np.ndarray]) -> Any:
-    def take(path: Any, leaf: jax.Array) -> jax.Array:
-        return _place(experiment, arrays[jax.tree_util.keystr(path, simple=True, separator=".")].astype(leaf.dtype))
-
-    return jax.tree_util.tree_map_with_path(take, tree)
+    return map_by_path(lambda path, leaf: _place(experiment, arrays[path].astype(leaf.dtype)), tree)
 
 
 def _place(experiment: Experiment, array: np.ndarray) -> jax.Array:

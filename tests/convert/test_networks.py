@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from gw_jax.convert import load_torch, reading, to_torch_state, write_torch_file
-from gw_jax.convert.layout import entries
+from gw_jax.convert.layout import by_path, entries
 from gw_jax.convert.pretrained import fill_model
 from gw_jax.data import DatasetSpec
 from gw_jax.train import DataConfig, OptimizerConfig, ScheduleConfig, TrainConfig
@@ -101,10 +101,7 @@ def test_training(float64, reference):
 
 def in_order(tree, trained):
     """The leaves of ``tree`` in the order of the state dict."""
-    leaves = {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    leaves = by_path(tree)
     return [leaves[entry.path] for entry in trained]
 
 

@@ -111,6 +111,15 @@ def test_mnist_networks(reference, arch, norm):
     assert not again
 
 
+def test_a_network_without_norms_takes_no_notice_of_them(reference):
+    """The reference's LeNet ignores --norm, so its training dict may name any."""
+    cfg = Namespace(norm="DBN", norm_cfg={"num_channels": 2})
+    report = interpret(reference, state_of(reference, "lenet", num_classes=10), {"cfg": cfg}, norm="GN").report
+    assert "norm" not in report.model_config
+    assert not report.guesses
+    assert report.notices == ["the optimizer holds no momentum; training starts with none"]
+
+
 def test_the_order_of_flattened_pixels(reference):
     """LeNet's first linear layer sees c h w there and h w c here."""
     state = state_of(reference, "lenet", num_classes=10)
@@ -282,40 +291,3 @@ def test_damaged_states(reference, change, message):
     change(state)
     with pytest.raises(CheckpointError, match=re.escape(message)):
         assert interpret(reference, state, norm_cfg={"num_groups": 4}).arrays
-
-
-def momentum_of(reference, state, keys, order):
-    """A training dict whose momentum is twice the parameter, numbered by ``order``."""
-    buffers = {number: {"momentum_buffer": 2 * state[key]} for key, number in zip(keys, order, strict=True)}
-    return {
-        "epoch": 3,
-        "optimizer": {"state": buffers, "param_groups": [{"params": list(order), "lr": 0.1}, {"params": []}]},
-    }
-
-
-@pytest.mark.parametrize("ids", [False, True])
-def test_momentum_by_number_and_by_id(reference, ids):
-    state = state_of(reference, **small("resnet18"))
-    keys = [key for key in state if "running" not in key and not key.endswith("tracked")]
-    # PyTorch 1.0 named parameters by their address, later versions by their number.
-    order = [140000000000 - 64 * index for index in range(len(keys))] if ids else list(range(len(keys)))
-    training = momentum_of(reference, state, keys, order)
-    imported = interpret(reference, state, training, norm_cfg={"num_groups": 4})
-    momentum = imported.training.momentum
-    assert imported.training.facts == {"learning_rate": 0.1}
-    np.testing.assert_array_equal(momentum["stage2.0.conv1.kernel"], 2 * imported.arrays["stage2.0.conv1.kernel"])
-    assert len(momentum) == len(keys)
-    assert all(np.array_equal(value, 2 * imported.arrays[path]) for path, value in momentum.items())
-
-
-def test_momentum_that_does_not_fit(reference):
-    state = state_of(reference, **small("resnet18"))
-    keys = [key for key in state if "running" not in key and not key.endswith("tracked")]
-    training = momentum_of(reference, state, keys, range(len(keys)))
-    training["optimizer"]["state"][3]["momentum_buffer"] = np.zeros(2)
-    with pytest.raises(CheckpointError, match=r"The momentum of 'layer1\.0\.conv1\.weight' is of shape"):
-        interpret(reference, state, training, norm_cfg={"num_groups": 4})
-    adam = {"optimizer": {"state": {0: {"exp_avg": state["fc.bias"]}}, "param_groups": [{"params": [0]}]}}
-    imported = interpret(reference, state, adam, norm_cfg={"num_groups": 4})
-    assert not imported.training.momentum
-    assert any("not that of SGD with momentum" in notice for notice in imported.report.notices)

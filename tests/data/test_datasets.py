@@ -1,4 +1,6 @@
 import collections
+import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -117,6 +119,14 @@ def test_a_set_without_evaluation_split_is_named(tmp_path):
     write_set("TrainOnly", tmp_path, labelled((4, 4, 3), 2), examples, splits=("train",))
     with pytest.raises(DataError, match=r"has the splits \['train'\]; needed are train, and test or validation"):
         open_dataset("train_only", str(tmp_path))
+
+
+def test_files_without_random_access_are_named(tmp_path, data_dir):
+    shutil.copytree(pathlib.Path(data_dir) / "mnist5k", tmp_path / "mnist5k")
+    (description,) = tmp_path.rglob("dataset_info.json")
+    description.write_text(description.read_text().replace('"array_record"', '"tfrecord"'))
+    with pytest.raises(DataError, match=r"cannot be opened as ArrayRecord: .*TFRECORD.*Give another data_dir"):
+        open_dataset("mnist5k", str(tmp_path))
 
 
 def test_a_known_set_of_the_wrong_size_is_named(tmp_path):
