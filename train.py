@@ -11,7 +11,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from gw_jax.errors import ConfigError, UserError
-from gw_jax.train import TrainConfig, run
+from gw_jax.train import TrainConfig, distributed, run
 from gw_jax.train.fields import check_field_name, flatten
 
 DEFAULT_CONFIG = pathlib.Path(__file__).parent / "configs" / "quickstart.py"
@@ -22,6 +22,8 @@ def print_help() -> None:
     print(__doc__)
     print("--config=FILE    a file with get_config() -> TrainConfig; default: configs/quickstart.py")
     print("--workdir=DIR    checkpoints and metrics; default: runs/ and the name of the config file")
+    print("--coordinator=HOST:PORT --num_processes=N --process_id=I")
+    print("                 one process a host; under SLURM, Open MPI and on TPU slices they find each other by themselves")
     print("Fields (gw_jax/train/config.py explains them), with the values they have where the config file says nothing:")
     for name, value in flatten(TrainConfig()).items():
         print(f"  --config.{name}={value}")
@@ -45,6 +47,9 @@ def parse_flags(arguments: list[str]) -> tuple[TrainConfig, str]:
     workdir = flags.DEFINE_string(
         "workdir", None, "Directory of the run's checkpoints and metrics; default: runs/ and the name of the config file."
     )
+    flags.DEFINE_string("coordinator", None, "host:port of the first of several processes.")
+    flags.DEFINE_integer("num_processes", None, "Number of processes, one a host.")
+    flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
     try:
         remaining = flags.FLAGS(arguments)
     except flags.Error as error:
@@ -60,7 +65,9 @@ def main(arguments: list[str]) -> int:
     # TFDS warns about every data set that is not prepared yet.
     logging.set_verbosity(logging.ERROR)
     try:
-        outcome = run(*parse_flags(arguments))
+        config, workdir = parse_flags(arguments)
+        distributed.initialize(*(flags.FLAGS[name].value for name in ("coordinator", "num_processes", "process_id")))
+        outcome = run(config, workdir)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,5 +1,6 @@
 """Opening and preparing TFDS data sets in the ArrayRecord format, which is read at random and without TensorFlow."""
 
+import dataclasses
 import difflib
 import importlib
 import sys
@@ -13,6 +14,28 @@ from gw_jax.errors import DataError, raise_missing_package
 OWN_BUILDERS = {"mnist5k": "gw_jax.data.mnist5k"}
 
 
+class Records(Sequence[Any]):
+    """Random access to one split: dicts with ``image``, still encoded, and ``label`` (ReaL: its two kinds of label)."""
+
+    def __init__(self, source: Sequence[Any], name: str, split: str):
+        self._source, self._name, self._split = source, name, split
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._source[index]
+
+    def where(self, index: int) -> str:
+        """Names an example for people: "example 17 of imagenet2012/train (n01440764_10026.JPEG)"."""
+        try:
+            file_name = self[index]["file_name"]
+        except Exception:  # What is asked about is broken in some way, and not every set has the field.
+            file_name = None
+        known = f" ({file_name.decode() if isinstance(file_name, bytes) else file_name})" if file_name else ""
+        return f"example {index} of {self._name}/{self._split}{known}"
+
+
 class Dataset(NamedTuple):
     """A prepared data set: its description and random access to the records of both splits."""
 
@@ -21,36 +44,49 @@ class Dataset(NamedTuple):
     evaluation: Sequence[Any]
 
 
-def open_dataset(name: str, data_dir: str | None = None) -> Dataset:
+def open_dataset(
+    name: str, data_dir: str | None = None, *, evaluation: str | None = None, allow_partial: bool = False
+) -> Dataset:
     """Opens the TFDS image-classification set ``name``; one of this package's own is prepared on first use.
 
     Args:
         name: a TFDS name, with a configuration or version if wanted ("imagenette/full-size-v2").
-        data_dir: where prepared sets are; None for the TFDS default (``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``).
+        data_dir: where prepared sets are, a path or a bucket (gs://...); None for the TFDS default (``$TFDS_DATA_DIR`` or
+            ``~/tensorflow_datasets``).
+        evaluation: another set to evaluate on, such as "imagenet_v2/matched-frequency"; None for the set's own split.
+        allow_partial: takes a known set although examples are missing, such as a few classes for a trial.
 
     Raises:
-        DataError: no such set, not prepared, prepared in a format without random access, or not a set of labelled images.
+        DataError: no such set, not prepared, prepared in a format without random access, not of the size it should have,
+            or not a set of labelled images.
     """
+    spec, builder = _open(name, data_dir)
+    if spec.train_split is None:
+        raise DataError(f"The data set {name!r} has no split to train on; it is one to evaluate on: config.data.eval_name.")
+    train = _records(builder, name, data_dir, spec.train_split, None if allow_partial else spec.num_train)
+    if evaluation is not None:
+        other, builder = _open(evaluation, data_dir)
+        if other.num_classes != spec.num_classes:
+            raise DataError(
+                f"{evaluation!r} has {other.num_classes} classes and {name!r} {spec.num_classes}; evaluate on a set with "
+                "the "
+                "same classes."
+            )
+        spec = dataclasses.replace(spec, eval_split=other.eval_split, num_eval=other.num_eval)
+    held_out = _records(builder, evaluation or name, data_dir, spec.eval_split, None if allow_partial else spec.num_eval)
+    return Dataset(dataclasses.replace(spec, num_train=len(train), num_eval=len(held_out)), train, held_out)
+
+
+def _open(name: str, data_dir: str | None) -> tuple[DatasetSpec, Any]:
     builder = load_builder(name, data_dir)
     if not builder.is_prepared():
         if name not in OWN_BUILDERS:
             raise DataError(
                 f"The data set {name!r} is not prepared in {builder.data_path}. "
-                f"Prepare it once with: {_prepare_command(name, data_dir)}"
+                f"Prepare it once with: {prepare_command(name, data_dir)}"
             )
         prepare(builder)
-    spec = SPECS.get(name) or describe(builder, name)
-    train, evaluation = (_data_source(builder, name, data_dir, split) for split in (spec.train_split, spec.eval_split))
-    for split, source, expected in (
-        (spec.train_split, train, spec.num_train),
-        (spec.eval_split, evaluation, spec.num_eval),
-    ):
-        if len(source) != expected:
-            raise DataError(
-                f"The split {split!r} of {name!r} in {builder.data_path} has {len(source)} examples; {expected} belong "
-                f"there. Remove that directory and prepare the set again: {_prepare_command(name, data_dir)}"
-            )
-    return Dataset(spec, train, evaluation)
+    return SPECS.get(builder.name) or describe(builder, name), builder
 
 
 def load_builder(name: str, data_dir: str | None = None) -> Any:
@@ -77,23 +113,32 @@ def load_builder(name: str, data_dir: str | None = None) -> Any:
         # Raised where the directory holds the set in another file format.
         raise DataError(
             f"The data set {name!r} cannot be opened as ArrayRecord: {error}. Give another data_dir and prepare it there: "
-            f"{_prepare_command(name, 'DIR')}"
+            f"{prepare_command(name, 'DIR')}"
         ) from error
 
 
-def prepare(builder: Any) -> None:
+def prepare(builder: Any, manual_dir: str | None = None) -> None:
     """Downloads (where needed) and prepares the set of ``builder``; an interrupted attempt leaves nothing that counts.
+
+    Args:
+        builder: from :func:`load_builder`.
+        manual_dir: where files are that must be downloaded by hand.
 
     Raises:
         DataError: the set's own builder failed, for instance because it needs TensorFlow.
     """
     print(f"Preparing the data set {builder.info.full_name} in {builder.data_path} ...", file=sys.stderr)
     try:
-        builder.download_and_prepare()
+        if manual_dir is None:
+            builder.download_and_prepare()
+        else:
+            import tensorflow_datasets as tfds
+
+            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
     except ImportError as error:
         raise DataError(
-            f"Preparing {builder.info.full_name} needs the package {error.name!r}. Install it (for TensorFlow: "
-            "pip install tensorflow; only preparing needs it, training does not) and run the command again."
+            f"Preparing {builder.info.full_name} needs the package {error.name!r}. Install it (for TensorFlow the extra: "
+            "pip install 'gw_jax[prepare]'; only preparing needs it, training does not) and run the command again."
         ) from error
     except Exception as error:  # Builders fail in their own ways: no network, a missing file, a full disk.
         reason = f"{type(error).__name__}: {error}"
@@ -114,9 +159,9 @@ def describe(builder: Any, name: str) -> DatasetSpec:
             "classification set has 'image' [height, width, channels] and a class 'label'."
         )
     splits = builder.info.splits
-    evaluation = next((split for split in ("test", "validation") if split in splits), None)
+    evaluation = next((split for split in ("validation", "test") if split in splits), None)
     if "train" not in splits or evaluation is None:
-        raise DataError(f"The data set {name!r} has the splits {sorted(splits)}; needed are train, and test or validation.")
+        raise DataError(f"The data set {name!r} has the splits {sorted(splits)}; needed are train, and validation or test.")
     colour = image.shape[-1] == 3
     return DatasetSpec(
         name=name,
@@ -131,16 +176,30 @@ def describe(builder: Any, name: str) -> DatasetSpec:
     )
 
 
-def _data_source(builder: Any, name: str, data_dir: str | None, split: str) -> Sequence[Any]:
+def _records(builder: Any, name: str, data_dir: str | None, split: str, expected: int | None) -> Records:
+    import tensorflow_datasets as tfds
+
+    again = f"Remove that directory and prepare the set again: {prepare_command(name, data_dir)}"
+    if split not in builder.info.splits:
+        raise DataError(
+            f"The data set {name!r} in {builder.data_path} has no split {split!r}, only {sorted(builder.info.splits)}. "
+            f"{again}"
+        )
     try:
-        return builder.as_data_source(split=split)
+        source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
     except (OSError, ValueError) as error:
         raise DataError(
-            f"The split {split!r} of {name!r} in {builder.data_path} cannot be read: {error}. Remove that directory and "
-            f"prepare the set again: {_prepare_command(name, data_dir)}"
+            f"The split {split!r} of {name!r} in {builder.data_path} cannot be read: {error}. {again}"
         ) from error
+    if expected is not None and len(source) != expected:
+        raise DataError(
+            f"The split {split!r} of {name!r} in {builder.data_path} has {len(source)} examples; {expected} belong there. "
+            f"{again} (or set config.data.allow_partial=True if a part of it is what you want)"
+        )
+    return Records(source, name, split)
 
 
-def _prepare_command(name: str, data_dir: str | None) -> str:
+def prepare_command(name: str, data_dir: str | None) -> str:
+    """The command that prepares ``name`` in ``data_dir``."""
     where = f" --data_dir={data_dir}" if data_dir else ""
     return f"python -m gw_jax.data.prepare {name}{where}"

@@ -8,25 +8,32 @@ Evaluation visits every example of the split once: the last batch is padded and 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
+from gw_jax.data.examples import Batch, BrokenRecords, EvalExamples, Share, TrainExamples
+from gw_jax.data.images import Transform
+from gw_jax.data.reading import BatchReader
 from gw_jax.errors import DataError, raise_missing_package
-
-Batch = dict[str, np.ndarray]
 
 
 class TrainBatches(Iterator[Batch]):
-    """Training batches ``{"image": uint8 [b, h, w, c], "label": int32 [b]}`` of this process, without end.
+    """Training batches ``{"image": uint8 [b, h, w, c], "label": int32 [b]}`` of this process, to the end of the run.
+
+    An example that cannot be read is named on standard error, counted, and replaced by the one after it in the data set.
 
     Args:
-        source: random access to the examples of the training split.
+        source: random access to the examples of the training split: ``{"image": bytes or array, "label": int}``.
         batch_size: examples of the global batch.
         num_epochs: length of the run.
-        seed: decides the order.
-        image_size: edge to which images are resized, or None where they are all of one shape.
+        seed: decides the order and the random crops.
+        transform: how images get their size.
+        channels: 1 or 3, for encoded images.
         process_index: which of the processes this is.
         process_count: number of processes; divides ``batch_size``.
-        num_threads: reading and decoding threads.
+        num_threads: reading and decoding threads, in each worker if there are any.
+        num_workers: reading and decoding processes; 0 leaves the work to threads of this one.
+        max_broken: examples that may be broken; one more ends the run.
+
+    Raises:
+        DataError: the split has less than a batch.
     """
 
     def __init__(
@@ -36,97 +43,114 @@ class TrainBatches(Iterator[Batch]):
         batch_size: int,
         num_epochs: int,
         seed: int,
-        image_size: int | None = None,
+        transform: Transform | None = None,
+        channels: int = 3,
         process_index: int = 0,
         process_count: int = 1,
         num_threads: int = 2,
+        num_workers: int = 0,
+        max_broken: int = 10,
     ):
-        grain = _import_grain()
+        try:
+            import grain
+        except ImportError as error:
+            raise_missing_package(error, "The input pipeline")
         self.steps_per_epoch = len(source) // batch_size
         if self.steps_per_epoch == 0:
             raise DataError(
                 f"data.batch_size={batch_size} exceeds the {len(source)} examples of the training split; "
                 f"choose at most {len(source)}."
             )
-        share = batch_size // process_count
         per_epoch = self.steps_per_epoch * batch_size
-        order = grain.MapDataset.range(len(source)).seed(seed).shuffle()[:per_epoch].repeat(num_epochs)
-
-        def load(position: int) -> Batch:
-            step, rank = divmod(position, share)
-            return read_example(source, int(order[step * batch_size + process_index * share + rank]), image_size)
-
-        dataset = grain.MapDataset.range(self.steps_per_epoch * num_epochs * share).map(load).batch(share)
-        options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(2 * share, num_threads))
-        self._iterator = iter(dataset.to_iter_dataset(options))
+        share = Share(
+            batch_size=batch_size,
+            first=process_index * (batch_size // process_count),
+            size=batch_size // process_count,
+        )
+        load = TrainExamples(
+            source=source,
+            order=grain.MapDataset.range(len(source)).seed(seed).shuffle()[:per_epoch].repeat(num_epochs),
+            share=share,
+            transform=transform or Transform(),
+            channels=channels,
+            seed=seed,
+        )
+        self.broken = BrokenRecords(source, max_broken)
+        self._reader = BatchReader(
+            load,
+            share.size,
+            self.steps_per_epoch * num_epochs,
+            cyclic=False,
+            num_threads=num_threads,
+            num_workers=num_workers,
+        )
 
     def __next__(self) -> Batch:
-        return next(self._iterator)
+        return self.broken.take(self._reader.read())
 
     def get_state(self) -> dict[str, Any]:
         """The position in the order, as JSON values; the same in every process."""
-        return self._iterator.get_state()
-
-    def skip_to(self, step: int) -> None:
-        """Goes on after ``step`` batches from the start, without reading those."""
-        self.set_state({"next_index": step})
+        return {"next_index": self._reader.position}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on from a position that :meth:`get_state` returned."""
-        self._iterator.set_state(state)
+        self.skip_to(state["next_index"])
+
+    def skip_to(self, step: int) -> None:
+        """Goes on after ``step`` batches from the start, without reading those."""
+        self._reader.seek(step)
+
+    def close(self) -> None:
+        """Ends the workers, if there are any."""
+        self._reader.close()
 
 
-def eval_batches(
-    source: Sequence[Any],
-    *,
-    batch_size: int,
-    image_size: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-    num_threads: int = 2,
-) -> Iterator[Batch]:
-    """Yields this process's share of the evaluation split: image, label and ``mask`` (bool ``[b]``, false for padding).
+class EvalBatches:
+    """This process's share of the evaluation split: image, label and ``mask`` (bool ``[b]``, false for padding).
 
-    Every process yields the same number of batches. Arguments are as for :class:`TrainBatches`.
+    Every pass over it gives the same batches, and every process gets the same number of them. Workers stay alive between
+    two passes. Examples with several right answers have these in ``labels``, bool ``[b, num_classes]``; one without any
+    does not count, nor does one that cannot be read. Arguments are as for :class:`TrainBatches`.
     """
-    grain = _import_grain()
-    share = batch_size // process_count
-    num_batches = -(-len(source) // batch_size)
 
-    def load(position: int) -> Batch:
-        batch, rank = divmod(position, share)
-        index = batch * batch_size + process_index * share + rank
-        counts = index < len(source)
-        # Padding repeats a real example, so that it needs no case of its own in a network; the mask leaves it out.
-        example = read_example(source, index if counts else 0, image_size)
-        return {**example, "mask": np.asarray(counts)}
+    def __init__(
+        self,
+        source: Sequence[Any],
+        *,
+        batch_size: int,
+        transform: Transform | None = None,
+        channels: int = 3,
+        num_classes: int | None = None,
+        process_index: int = 0,
+        process_count: int = 1,
+        num_threads: int = 2,
+        num_workers: int = 0,
+        max_broken: int = 10,
+    ):
+        size = batch_size // process_count
+        load = EvalExamples(
+            source=source,
+            share=Share(batch_size=batch_size, first=process_index * size, size=size),
+            transform=transform or Transform(),
+            channels=channels,
+            num_classes=num_classes,
+        )
+        self.broken = BrokenRecords(source, max_broken)
+        self._reader = BatchReader(
+            load,
+            size,
+            -(-len(source) // batch_size),
+            cyclic=num_workers > 0,
+            num_threads=num_threads,
+            num_workers=num_workers,
+        )
 
-    dataset = grain.MapDataset.range(num_batches * share).map(load).batch(share)
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(2 * share, num_threads))
-    return iter(dataset.to_iter_dataset(options))
+    def __iter__(self) -> Iterator[Batch]:
+        """One pass over the split."""
+        self._reader.seek(0)
+        for _ in range(self._reader.num_batches):
+            yield self.broken.take(self._reader.read())
 
-
-def read_example(source: Sequence[Any], index: int, image_size: int | None) -> Batch:
-    """Reads, decodes and, where ``image_size`` is given, resizes one example."""
-    example = source[index]
-    image = np.asarray(example["image"], np.uint8)
-    if image_size is not None and image.shape[:2] != (image_size, image_size):
-        image = _resize(image, image_size)
-    return {"image": image, "label": np.asarray(example["label"], np.int32)}
-
-
-def _resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Resizes to ``size x size`` with Pillow's antialiased bilinear filter."""
-    from PIL import Image
-
-    channels = image.shape[-1]
-    pixels = Image.fromarray(image[..., 0] if channels == 1 else image).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(pixels, np.uint8).reshape(size, size, channels)
-
-
-def _import_grain() -> Any:
-    try:
-        import grain
-    except ImportError as error:
-        raise_missing_package(error, "The input pipeline")
-    return grain
+    def close(self) -> None:
+        """Ends the workers, if there are any."""
+        self._reader.close()

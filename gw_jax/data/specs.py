@@ -15,7 +15,7 @@ class DatasetSpec:
         name: its TFDS name.
         num_classes: number of labels.
         image_shape: ``(height, width, channels)``; height and width are None where images differ.
-        train_split: TFDS split to train on.
+        train_split: TFDS split to train on; None where there is none.
         eval_split: TFDS split to evaluate on.
         num_train: examples of ``train_split``.
         num_eval: examples of ``eval_split``.
@@ -26,7 +26,7 @@ class DatasetSpec:
     name: str
     num_classes: int
     image_shape: tuple[int | None, int | None, int]
-    train_split: str
+    train_split: str | None
     eval_split: str
     num_train: int
     num_eval: int
@@ -42,6 +42,14 @@ def _cifar(num_classes: int, mean: tuple[float, ...], std: tuple[float, ...]) ->
     return DatasetSpec(f"cifar{num_classes}", num_classes, (32, 32, 3), "train", "test", 50000, 10000, mean, std)
 
 
+def _imagenet(name: str, num_train: int, eval_split: str, num_eval: int) -> DatasetSpec:
+    train_split = "train" if num_train else None
+    return DatasetSpec(
+        name, 1000, (None, None, 3), train_split, eval_split, num_train, num_eval, IMAGENET_MEAN, IMAGENET_STD
+    )
+
+
+# By TFDS name, without the configuration ("imagenet_v2/matched-frequency" is "imagenet_v2").
 SPECS: dict[str, DatasetSpec] = {
     spec.name: spec
     for spec in (
@@ -50,5 +58,8 @@ SPECS: dict[str, DatasetSpec] = {
         _mnist_like("fashion_mnist", 60000, 10000, 0.2860, 0.3530),
         _cifar(10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
         _cifar(100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+        _imagenet("imagenet2012", 1281167, "validation", 50000),
+        _imagenet("imagenet2012_real", 0, "validation", 50000),
+        _imagenet("imagenet_v2", 0, "test", 10000),
     )
 }

@@ -11,7 +11,9 @@ from jax.typing import DTypeLike
 from gw_jax.nn.initial import constant
 from gw_jax.nn.shared import (
     check_statistics_options,
+    initial_rows,
     require_num_features,
+    running_average,
     scale_and_shift,
     split_batch_in_groups,
     update_running_average,
@@ -48,6 +50,9 @@ class BatchNorm(nnx.Module):
         use_bias: whether there is a ``bias`` ``[c]``, initially zeros.
         group_size: examples that share statistics in training; must divide the batch (with ``axis_name``, the
             share of the batch that one member of the axis sees).
+        statistics_sets: None for one running statistic, averaged over the groups. The number of groups in a training batch
+            for a row each (the statistics get a leading axis), averaged in evaluation only: the same numbers, without the
+            communication that the average needs where devices hold whole groups.
         axis_name: mapped axis over which statistics are averaged. With ``group_size``, groups stay within one member
             and only the running statistics are averaged.
         use_running_average: whether the layer starts in evaluation; ``model.train()`` and ``model.eval()`` switch it.
@@ -65,27 +70,29 @@ class BatchNorm(nnx.Module):
         use_scale: bool = True,
         use_bias: bool = True,
         group_size: int | None = None,
+        statistics_sets: int | None = None,
         axis_name: Hashable | None = None,
         use_running_average: bool = False,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_statistics_options(momentum, group_size)
+        check_statistics_options(momentum, group_size, statistics_sets)
         if epsilon < 0:
             raise ValueError(f"epsilon={epsilon}; it must be >= 0.")
         self.num_features = num_features
         self.momentum = momentum
         self.epsilon = epsilon
         self.group_size = group_size
+        self.statistics_sets = statistics_sets
         self.axis_name = axis_name
         self.use_running_average = use_running_average
         self.dtype = dtype
         statistics_dtype = accumulation_dtype(param_dtype)
         self.scale = nnx.Param(constant(rngs, 1, (num_features,), param_dtype)) if use_scale else None
         self.bias = nnx.Param(constant(rngs, 0, (num_features,), param_dtype)) if use_bias else None
-        self.mean = nnx.BatchStat(constant(rngs, 0, (num_features,), statistics_dtype))
-        self.var = nnx.BatchStat(constant(rngs, 1, (num_features,), statistics_dtype))
+        self.mean = nnx.BatchStat(initial_rows(self, rngs, 0, (num_features,), statistics_dtype))
+        self.var = nnx.BatchStat(initial_rows(self, rngs, 1, (num_features,), statistics_dtype))
         # Nothing here depends on it; PyTorch's checkpoints hold it.
         self.num_batches_tracked = nnx.BatchStat(constant(rngs, 0, (), jnp.int32))
 
@@ -119,8 +126,8 @@ class BatchNorm(nnx.Module):
             sets = jnp.where(keep, sets, 0)
         if self.use_running_average:
             channel = (1,) * x.ndim + (self.num_features,)
-            centred = sets - self.mean[...].astype(sets.dtype).reshape(channel)
-            factor = jax.lax.rsqrt(self.var[...].astype(sets.dtype) + self.epsilon).reshape(channel)
+            centred = sets - running_average(self, self.mean).astype(sets.dtype).reshape(channel)
+            factor = jax.lax.rsqrt(running_average(self, self.var).astype(sets.dtype) + self.epsilon).reshape(channel)
         else:
             centred, factor = self._batch_statistics(sets, keep)
         # Scale and 1 / sqrt(var) meet before they touch the activations: one product less a value.

@@ -12,7 +12,9 @@ from jax.typing import DTypeLike
 from gw_jax.nn.initial import constant, identities
 from gw_jax.nn.shared import (
     check_statistics_options,
+    initial_rows,
     require_num_features,
+    running_average,
     scale_and_shift,
     split_batch_in_groups,
     update_running_average,
@@ -73,6 +75,9 @@ class BatchWhitening(nnx.Module):
         use_bias: whether there is a ``bias`` ``[c]``, initially zeros.
         group_size: consecutive examples that share statistics in training, None for the whole batch; must divide the batch
             (with ``axis_name``, the share of one member). The running statistics take the average over the sets.
+        statistics_sets: None for one running statistic, averaged over the groups. The number of groups in a training batch
+            for a row each (the statistics get a leading axis), averaged in evaluation only: the same numbers, without the
+            communication that the average needs where devices hold whole groups.
         axis_name: mapped axis (of ``jax.shard_map``, ``pmap`` or ``vmap``) over which statistics are taken. Members with
             more unmasked positions weigh more. With ``group_size``, only the running statistics are averaged.
         use_running_average: whether the layer starts in evaluation; ``model.train()`` and ``model.eval()`` switch it.
@@ -97,6 +102,7 @@ class BatchWhitening(nnx.Module):
         use_scale: bool = True,
         use_bias: bool = True,
         group_size: int | None = None,
+        statistics_sets: int | None = None,
         axis_name: Hashable | None = None,
         use_running_average: bool = False,
         dtype: DTypeLike | None = None,
@@ -106,7 +112,7 @@ class BatchWhitening(nnx.Module):
         check_whitening_options(method, num_iterations, epsilon)
         if running not in ("whitening", "covariance"):
             raise ValueError(f"running={running!r} is not known; choose 'whitening' or 'covariance'.")
-        check_statistics_options(momentum, group_size)
+        check_statistics_options(momentum, group_size, statistics_sets)
         if channels_per_group is None:
             channels_per_group = DEFAULT_CHANNELS_PER_GROUP[method]
         if channels_per_group < 1:
@@ -120,15 +126,17 @@ class BatchWhitening(nnx.Module):
         self.momentum = momentum
         self.epsilon = DEFAULT_BATCH_EPSILON[method] if epsilon is None else epsilon
         self.group_size = group_size
+        self.statistics_sets = statistics_sets
         self.axis_name = axis_name
         self.use_running_average = use_running_average
         self.dtype = dtype
         self.scale = nnx.Param(constant(rngs, 1, (num_features,), param_dtype)) if use_scale else None
         self.bias = nnx.Param(constant(rngs, 0, (num_features,), param_dtype)) if use_bias else None
         statistics_dtype = accumulation_dtype(param_dtype)
-        self.mean = nnx.BatchStat(constant(rngs, 0, (num_features,), statistics_dtype))
+        self.mean = nnx.BatchStat(initial_rows(self, rngs, 0, (num_features,), statistics_dtype))
         # [groups, d, d], the identity where the last group is padded.
-        self.matrix = nnx.BatchStat(identities(rngs, self.num_groups, self.channels_per_group, statistics_dtype))
+        counts = (self.num_groups,) if statistics_sets is None else (statistics_sets, self.num_groups)
+        self.matrix = nnx.BatchStat(identities(rngs, counts, self.channels_per_group, statistics_dtype))
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """What ``flax.nnx.view`` calls to make a training or an evaluation view of a model."""
@@ -143,7 +151,7 @@ class BatchWhitening(nnx.Module):
         """
         if matrix not in ("identity", "zero"):
             raise ValueError(f"matrix={matrix!r} is not known; choose 'identity' or 'zero'.")
-        identity = jnp.broadcast_to(jnp.eye(self.channels_per_group, dtype=self.matrix.dtype)[None], self.matrix.shape)
+        identity = jnp.broadcast_to(jnp.eye(self.channels_per_group, dtype=self.matrix.dtype), self.matrix.shape)
         self.mean[...] = jnp.zeros_like(self.mean[...])
         self.matrix[...] = identity if matrix == "identity" else with_identity_padding(identity * 0, self._real)
 
@@ -180,11 +188,11 @@ class BatchWhitening(nnx.Module):
 
     def _evaluation(self, sets: jax.Array, keep: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         real, dtype = self._real, sets.dtype
-        mean = split_channels(self.mean[...].astype(dtype), self.num_groups, self.channels_per_group)
+        mean = split_channels(running_average(self, self.mean).astype(dtype), self.num_groups, self.channels_per_group)
         centred = sets - mean.reshape((1,) * (sets.ndim - 2) + mean.shape)
         if keep is not None:
             centred = jnp.where(keep, centred, 0)
-        matrix = self.matrix[...].astype(dtype)[None]
+        matrix = running_average(self, self.matrix).astype(dtype)[None]
         if self.running == "whitening":
             return matrix, centred
         # The stored covariance includes epsilon. Taking it off to add it to the eigenvalues bounds those that rounding

@@ -44,11 +44,11 @@ def constant(rngs: nnx.Rngs, value: float, shape: tuple[int, ...], dtype: DTypeL
     return _shape_only(shape, dtype) if isinstance(rngs, NoKeys) else jnp.full(shape, value, dtype)
 
 
-def identities(rngs: nnx.Rngs, count: int, size: int, dtype: DTypeLike) -> Any:
-    """``count`` identity matrices, ``[count, size, size]``."""
+def identities(rngs: nnx.Rngs, counts: tuple[int, ...], size: int, dtype: DTypeLike) -> Any:
+    """Identity matrices, ``[*counts, size, size]``."""
     if isinstance(rngs, NoKeys):
-        return _shape_only((count, size, size), dtype)
-    return jnp.tile(jnp.eye(size, dtype=dtype)[None], (count, 1, 1))
+        return _shape_only((*counts, size, size), dtype)
+    return jnp.array(jnp.broadcast_to(jnp.eye(size, dtype=dtype), (*counts, size, size)))
 
 
 def uniform(bound: float) -> nnx.Initializer:

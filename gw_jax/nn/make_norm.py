@@ -42,7 +42,7 @@ _NORMS: dict[str, tuple[Callable[..., nnx.Module], dict[str, Any], tuple[str, ..
 NORM_NAMES = (*_NORMS, "none")
 
 # Options of ours that may stand beside the reference's, which has none like them.
-_COMMON = ("dtype", "param_dtype", "group_size", "axis_name")
+_COMMON = ("dtype", "param_dtype", "group_size", "statistics_sets", "axis_name")
 
 
 @functools.cache
@@ -94,7 +94,8 @@ def make_norm(name: str, num_features: int, *, rngs: nnx.Rngs, **options: Any) -
         rngs: the generators of the parameters.
         **options: keyword arguments of the layer. With the reference's name they are the reference's (``T``,
             ``num_groups``, ``num_channels``, ``eps``, ``momentum`` as the share of the *new* statistics, ``affine``),
-            beside ``dtype``, ``param_dtype``, ``group_size`` and ``axis_name``, which it does not have.
+            beside ``dtype``, ``param_dtype``, ``group_size``, ``statistics_sets`` and ``axis_name``, which it does not
+            have.
 
     Raises:
         ValueError: an unknown name, or an option that the layer does not have; the message lists the known ones.

@@ -1,17 +1,20 @@
 """What several normalisation layers do alike: checks, groups of examples, running averages, scale and shift."""
 
 from collections.abc import Hashable
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from gw_jax.nn.initial import constant
+
 
 class _WithRunningStatistics(Protocol):
     momentum: float
     group_size: int | None
+    statistics_sets: int | None
     axis_name: Hashable | None
 
 
@@ -24,12 +27,18 @@ def require_num_features(layer: nnx.Module, x: jax.Array, num_features: int) -> 
         )
 
 
-def check_statistics_options(momentum: float, group_size: int | None) -> None:
+def check_statistics_options(momentum: float, group_size: int | None, statistics_sets: int | None) -> None:
     """Raises ValueError unless the options of running statistics are in range."""
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum={momentum}; it is the share of the old statistics that is kept, 0 to 1.")
     if group_size is not None and group_size < 1:
         raise ValueError(f"group_size={group_size}; give a number of examples >= 1, or None for the whole batch.")
+    if statistics_sets is not None and (group_size is None or statistics_sets < 1):
+        raise ValueError(
+            f"statistics_sets={statistics_sets} with group_size={group_size}; it is the number of groups in a batch, >= "
+            "1, and "
+            "needs a group_size."
+        )
 
 
 def split_batch_in_groups(layer: nnx.Module, values: jax.Array, group_size: int | None) -> jax.Array:
@@ -55,20 +64,46 @@ def update_running_average(
 ) -> None:
     """``running <- momentum * running + (1 - momentum) * average of batch over the sets of examples``.
 
+    With ``layer.statistics_sets``, every set has its own row of ``running``, and nothing is averaged here.
+
     Args:
-        layer: gives momentum, group_size and axis_name.
+        layer: gives momentum, group_size, statistics_sets and axis_name.
         running: the statistic.
-        batch: its values for every set, ``[s, *running.shape]``.
+        batch: its values for every set, ``[s, *shape]``.
         count: observations in every set, ``[s]``. Sets without any take no part; without any at all nothing changes.
+
+    Raises:
+        ValueError: the batch has another number of sets than the running statistics.
     """
     old = running[...]
     seen = (count > 0).reshape(-1, *(1,) * (batch.ndim - 1))
-    total = jnp.where(seen, jax.lax.stop_gradient(batch), 0).sum(0)
-    sets = seen.sum(dtype=total.dtype)
-    if layer.axis_name is not None and layer.group_size is not None:
-        total, sets = jax.lax.psum((total, sets), layer.axis_name)
-    new = (total / jnp.maximum(sets, 1)).astype(old.dtype)
-    running[...] = jnp.where(sets > 0, layer.momentum * old + (1 - layer.momentum) * new, old)
+    values = jnp.where(seen, jax.lax.stop_gradient(batch), 0)
+    if layer.statistics_sets is not None:
+        if batch.shape[0] != layer.statistics_sets:
+            raise ValueError(
+                f"{type(layer).__name__} got a batch of {batch.shape[0]} sets of examples and keeps the statistics of "
+                f"statistics_sets={layer.statistics_sets}; train with batches of statistics_sets * group_size examples."
+            )
+        new, seen_at_all = values.astype(old.dtype), seen
+    else:
+        total, sets = values.sum(0), seen.sum(dtype=values.dtype)
+        if layer.axis_name is not None and layer.group_size is not None:
+            total, sets = jax.lax.psum((total, sets), layer.axis_name)
+        new, seen_at_all = (total / jnp.maximum(sets, 1)).astype(old.dtype), sets > 0
+    running[...] = jnp.where(seen_at_all, layer.momentum * old + (1 - layer.momentum) * new, old)
+
+
+def running_average(layer: _WithRunningStatistics, running: nnx.BatchStat) -> jax.Array:
+    """The running statistic for evaluation: with ``layer.statistics_sets``, the average over their rows."""
+    return running[...] if layer.statistics_sets is None else running[...].mean(0)
+
+
+def initial_rows(
+    layer: _WithRunningStatistics, rngs: nnx.Rngs, value: float, shape: tuple[int, ...], dtype: DTypeLike
+) -> Any:
+    """Initial running statistics of one value: ``shape``, with ``statistics_sets`` as first axis if there are any."""
+    rows = () if layer.statistics_sets is None else (layer.statistics_sets,)
+    return constant(rngs, value, (*rows, *shape), dtype)
 
 
 def scale_and_shift(

@@ -1,6 +1,7 @@
 """The training run: ``run(config, workdir)``. Needs the extra ``examples``."""
 
 from gw_jax.train.config import (
+    AugmentConfig,
     CheckpointConfig,
     DataConfig,
     LogConfig,
@@ -13,6 +14,7 @@ from gw_jax.train.config import (
 from gw_jax.train.loop import Outcome, run
 
 __all__ = [
+    "AugmentConfig",
     "CheckpointConfig",
     "DataConfig",
     "LogConfig",

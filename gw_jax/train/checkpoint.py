@@ -4,8 +4,12 @@ The only file that knows Orbax. A checkpoint is complete or absent: it is writte
 renamed last.
 """
 
+import contextlib
 import dataclasses
 import pathlib
+import shutil
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,6 +18,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from gw_jax.errors import CheckpointError
 from gw_jax.train.config import CheckpointConfig
+from gw_jax.train.distributed import is_main, wait_for_everyone
 from gw_jax.train.state import TrainState
 
 DIRECTORY = "checkpoints"
@@ -82,9 +87,10 @@ class Checkpoints:
         )
         if step in self._manager.all_steps():
             # A stop during the evaluation saved this step, before its metrics were known.
-            self._manager.wait_until_finished()
+            self.wait()
             self._manager.delete(step)
-        self._manager.save(step, args=args, metrics=metrics, force=True)
+        with self._named_failures():
+            self._manager.save(step, args=args, metrics=metrics, force=True)
         return self.path(step)
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, Progress]:
@@ -107,13 +113,59 @@ class Checkpoints:
                 f"Move that directory away to {remedy}."
             ) from error
 
+    def restore_newest(self, like: TrainState) -> tuple[int, TrainState, Progress]:
+        """Reads the newest checkpoint; where it is damaged, sets it aside, says so, and reads the one before.
+
+        Raises:
+            CheckpointError: none can be read. None is set aside then: more likely the run differs than all are damaged.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        errors: list[CheckpointError] = []
+        for step in steps:
+            try:
+                state, progress = self.restore(step, like)
+            except CheckpointError as error:
+                errors.append(error)
+                continue
+            for damaged, reason in zip(steps, errors, strict=False):
+                aside = self.directory / f"damaged-{damaged}"
+                if is_main():
+                    print(f"warning: {reason} It was moved to {aside}; the run goes on from step {step}.", file=sys.stderr)
+                    shutil.rmtree(aside, ignore_errors=True)
+                    self.path(damaged).rename(aside)
+            if errors:
+                wait_for_everyone("damaged checkpoints set aside")
+                self._manager.reload()
+            return step, state, progress
+        raise errors[0]
+
     def wait(self) -> None:
-        """Waits until what was given to :meth:`save` is on disk."""
-        self._manager.wait_until_finished()
+        """Waits until what was given to :meth:`save` is on disk.
+
+        Raises:
+            CheckpointError: it cannot be written, for instance because the disk is full.
+        """
+        with self._named_failures():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _named_failures(self) -> Iterator[None]:
+        """Saving goes on in the background, and what went wrong there comes up at the next call."""
+        try:
+            yield
+        except Exception as error:  # The storage library's own errors are not documented.
+            steps = self._manager.all_steps()
+            rest = f"The checkpoint of step {max(steps)} is whole" if steps else "Nothing was saved before"
+            raise CheckpointError(
+                f"A checkpoint cannot be written to {self.directory} ({type(error).__name__}: {_first_line(error)}). Is "
+                "the disk "
+                f"full? {rest}; make room, and the same command goes on."
+            ) from error
 
     def close(self) -> None:
-        """Waits for the last save and frees the threads."""
-        self._manager.close()
+        """Waits for the last save and frees the threads. What went wrong in a save is for :meth:`wait` to say."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
 
 
 def _top1(metrics: dict[str, float]) -> float:
@@ -121,7 +173,8 @@ def _top1(metrics: dict[str, float]) -> float:
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
-    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _first_line(error: Exception) -> str:

@@ -5,19 +5,22 @@ import json
 import math
 import pathlib
 import signal
-from collections.abc import Callable
+import sys
 
 import jax
 from flax import nnx
 
 from gw_jax.convert import save_pretrained
-from gw_jax.data.pipeline import eval_batches
-from gw_jax.errors import CheckpointError, TrainingError
+from gw_jax.data.pipeline import EvalBatches
+from gw_jax.errors import CheckpointError, DataError, TrainingError
 from gw_jax.files import write_atomically
+from gw_jax.nn.initial import NoKeys
 from gw_jax.train.checkpoint import Checkpoints
+from gw_jax.train.distributed import is_main
 from gw_jax.train.initial import initial_state
-from gw_jax.train.setup import Experiment
-from gw_jax.train.state import TrainState
+from gw_jax.train.interrupt import MAX_STEPS_AHEAD, StopAgreement, StopRequest
+from gw_jax.train.setup import Experiment, image_transform
+from gw_jax.train.state import TrainState, average_rows, make_model, split_model
 
 EVALUATION_FILE = "evaluation.json"
 
@@ -35,31 +38,46 @@ class Outcome:
     stopped_by: signal.Signals | None = None
 
 
+def open_eval_batches(experiment: Experiment) -> EvalBatches:
+    """This process's share of the evaluation split, for as many passes as wanted; close it in the end."""
+    config, spec = experiment.config.data, experiment.dataset.spec
+    return EvalBatches(
+        experiment.dataset.evaluation,
+        batch_size=config.eval_batch_size,
+        transform=image_transform(config),
+        channels=spec.image_shape[-1],
+        num_classes=spec.num_classes,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=config.num_threads,
+        num_workers=config.num_workers,
+        max_broken=config.max_broken,
+    )
+
+
 def evaluate(
-    experiment: Experiment, state: TrainState, stopped: Callable[[], bool] = lambda: False
+    experiment: Experiment, state: TrainState, batches: EvalBatches, stop: StopRequest | None = None
 ) -> dict[str, float] | None:
     """Loss, top-1 and top-5 over every example of the evaluation split, each counted once on any number of devices.
 
-    Returns None if ``stopped()`` became true on the way.
+    Returns None if a stop was wanted on the way: by this process or, where there are several, by any of them.
 
     Raises:
         TrainingError: the loss is not finite.
     """
-    config = experiment.config.data
-    batches = eval_batches(
-        experiment.dataset.evaluation,
-        batch_size=config.eval_batch_size,
-        image_size=config.image_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        num_threads=config.num_threads,
-    )
+    agreement = StopAgreement(stop)
+    params, batch_stats = state.evaluated
     sums = []
     for batch in batches:
-        if stopped():
+        sums.append(experiment.eval_step(params, batch_stats, experiment.put(agreement.ask(batch))))
+        # No more than a few batches at a time on the devices.
+        if len(sums) > MAX_STEPS_AHEAD:
+            agreement.hear(jax.block_until_ready(sums[-1 - MAX_STEPS_AHEAD]))
+        if agreement.reached:
             return None
-        sums.append(experiment.eval_step(state.params, state.batch_stats, experiment.put(batch)))
     totals = {name: math.fsum(part[name].item() for part in jax.device_get(sums)) for name in sums[0]}
+    if not totals["count"]:
+        raise DataError("No example of the evaluation split counts: none could be read, or none has a label.")
     if not math.isfinite(totals["loss"]):
         raise TrainingError(f"The evaluation loss at step {int(state.step)} is {totals['loss']}: the network diverged.")
     count = int(totals["count"])
@@ -67,17 +85,17 @@ def evaluate(
     return {**means, "eval/count": count}
 
 
-def evaluate_run(experiment: Experiment, workdir: pathlib.Path) -> Outcome:
+def evaluate_run(experiment: Experiment, workdir: pathlib.Path, stop: StopRequest) -> Outcome:
     """Evaluates the best (or last) checkpoint of ``workdir``, prints the result and writes ``evaluation.json``.
 
     Raises:
         CheckpointError: there is none, or it cannot be read.
     """
     step, state = _restore_chosen(experiment, workdir)
-    return _evaluate_and_report(experiment, state, workdir, step, experiment.config.checkpoint.evaluate)
+    return _evaluate_and_report(experiment, state, workdir, step, experiment.config.checkpoint.evaluate, stop)
 
 
-def evaluate_imported(experiment: Experiment, workdir: pathlib.Path) -> Outcome:
+def evaluate_imported(experiment: Experiment, workdir: pathlib.Path, stop: StopRequest) -> Outcome:
     """Evaluates the model of ``config.init_from``, prints the result and writes ``evaluation.json``.
 
     Raises:
@@ -85,7 +103,7 @@ def evaluate_imported(experiment: Experiment, workdir: pathlib.Path) -> Outcome:
         ConfigError: it holds another network.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    return _evaluate_and_report(experiment, initial_state(experiment), workdir, 0, str(experiment.config.init_from))
+    return _evaluate_and_report(experiment, initial_state(experiment), workdir, 0, str(experiment.config.init_from), stop)
 
 
 def export_run(experiment: Experiment, workdir: pathlib.Path) -> Outcome:
@@ -96,8 +114,11 @@ def export_run(experiment: Experiment, workdir: pathlib.Path) -> Outcome:
     """
     step, state = _restore_chosen(experiment, workdir)
     directory = workdir / f"exported-{step}"
-    model = nnx.merge(experiment.graphdef, state.params, state.batch_stats)
-    save_pretrained(directory, model, experiment.model_arguments, source={"workdir": str(workdir), "step": step})
+    params, batch_stats = state.evaluated
+    arguments = experiment.plain_model_arguments
+    graphdef, _, _ = split_model(make_model(arguments, dtype=experiment.config.dtype, rngs=NoKeys()))
+    model = nnx.merge(graphdef, params, average_rows(batch_stats))
+    save_pretrained(directory, model, arguments, source={"workdir": str(workdir), "step": step})
     print(f"Exported the checkpoint of step {step} to {directory}: gw_jax.load_pretrained({str(directory)!r})")
     return Outcome(None)
 
@@ -116,11 +137,20 @@ def _restore_chosen(experiment: Experiment, workdir: pathlib.Path) -> tuple[int,
 
 
 def _evaluate_and_report(
-    experiment: Experiment, state: TrainState, workdir: pathlib.Path, step: int, source: str
+    experiment: Experiment, state: TrainState, workdir: pathlib.Path, step: int, source: str, stop: StopRequest
 ) -> Outcome:
-    metrics = evaluate(experiment, state)
-    assert metrics is not None
-    result = {"step": step, "checkpoint": source, **metrics}
-    write_atomically(workdir / EVALUATION_FILE, json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+    batches = open_eval_batches(experiment)
+    try:
+        metrics = evaluate(experiment, state, batches, stop)
+    finally:
+        batches.close()
+    if metrics is None:
+        print("Stopped before the evaluation was over. The same command starts it again.", file=sys.stderr)
+        return Outcome(None, stop.signal or signal.SIGTERM)
+    name = experiment.config.data.eval_name
+    result = {"step": step, "checkpoint": source, **({"eval_name": name} if name else {}), **metrics}
+    if is_main():
+        file = EVALUATION_FILE if name is None else f"evaluation-{name.replace('/', '-')}.json"
+        write_atomically(workdir / file, json.dumps(result, indent=2) + "\n")
+        print(json.dumps(result))
     return Outcome(metrics)

@@ -1,5 +1,6 @@
 """Where a run starts that does not start from nothing: with an imported model, or with a run that PyTorch began."""
 
+import dataclasses
 import inspect
 import pathlib
 from typing import Any
@@ -15,7 +16,7 @@ from gw_jax.errors import CheckpointError, ConfigError
 from gw_jax.models import create_model
 from gw_jax.nn.initial import NoKeys
 from gw_jax.train.setup import Experiment
-from gw_jax.train.state import TrainState, make_model, replicated, split_model
+from gw_jax.train.state import TrainState, make_model, split_model
 
 # What may differ between the imported network and the run's: neither changes what the network computes in evaluation.
 _FREE_ARGUMENTS = ("batch_norm_options", "dropout", "zero_init_residual")
@@ -34,12 +35,24 @@ def initial_state(experiment: Experiment) -> TrainState:
         return experiment.state
     directory = pathlib.Path(given).expanduser()
     description = read_config(directory)
-    _check_same_network(experiment, directory, description["model"])
-    arrays = read_arrays(directory, MODEL_FILE, by_path(experiment.state.params) | by_path(experiment.state.batch_stats))
-    params = _fill(experiment, experiment.state.params, arrays)
-    state = TrainState(
-        experiment.state.step, params, _fill(experiment, experiment.state.batch_stats, arrays), experiment.state.opt_state
-    )
+    theirs = description["model"]
+    ours = experiment.plain_model_arguments
+    if config.init_new_head:
+        ours = {**ours, "num_classes": theirs.get("num_classes", ours["num_classes"])}
+    shapes = _check_same_network(ours, theirs, directory, config.dtype)
+    arrays = read_arrays(directory, MODEL_FILE, shapes)
+
+    def take(path: str, leaf: Any) -> Any:
+        if config.init_new_head and path.startswith("head."):
+            return leaf
+        # Where every group of examples has running statistics of its own, all start alike.
+        return _place(np.broadcast_to(arrays[path].astype(leaf.dtype), leaf.shape), leaf)
+
+    old = experiment.state
+    params, batch_stats = map_by_path(take, old.params), map_by_path(take, old.batch_stats)
+    # Arrays of their own, once more because of the memory.
+    ema = None if old.ema is None else jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
+    state = dataclasses.replace(old, params=params, batch_stats=batch_stats, ema=ema)
     if config.resume_from is None:
         return state
     return _with_training_state(experiment, state, directory, description.get("training"))
@@ -60,39 +73,45 @@ def _with_training_state(
             "none to do. Raise config.num_epochs, or use config.init_from to start anew with its weights."
         )
     step = epochs * experiment.steps_per_epoch
-    opt_state = optax.tree.set(state.opt_state, count=_place(experiment, np.asarray(step, np.int32)))
+    count = _place(np.asarray(step, np.int32), state.step)
+    opt_state = optax.tree.set(state.opt_state, count=count)
     if (directory / TRAINING_FILE).exists() and experiment.config.optimizer.momentum:
         momentum = read_arrays(directory, TRAINING_FILE, by_path(state.params))
-        opt_state = optax.tree.set(opt_state, trace=_fill(experiment, state.params, momentum))
-    return TrainState(_place(experiment, np.asarray(step, np.int32)), state.params, state.batch_stats, opt_state)
+
+        def velocity(path: str, leaf: Any) -> Any:
+            return _place(momentum[path].astype(leaf.dtype), leaf)
+
+        opt_state = optax.tree.set(opt_state, trace=map_by_path(velocity, state.params))
+    return dataclasses.replace(state, step=_place(np.asarray(step, np.int32), state.step), opt_state=opt_state)
 
 
-def _check_same_network(experiment: Experiment, directory: pathlib.Path, theirs: dict[str, Any]) -> None:
-    ours = experiment.model_arguments
-    dtype = experiment.config.dtype
+def _check_same_network(
+    ours: dict[str, Any], theirs: dict[str, Any], directory: pathlib.Path, dtype: str
+) -> dict[str, Any]:
+    """The shapes of the network of ``theirs``, by path, which must be that of ``ours``."""
     aligned = {key: value for key, value in theirs.items() if key not in _FREE_ARGUMENTS}
     aligned |= {key: ours[key] for key in _FREE_ARGUMENTS if key in ours}
     if "group_size" in ours.get("norm_options", {}):
         aligned["norm_options"] = {**theirs.get("norm_options", {}), "group_size": ours["norm_options"]["group_size"]}
     try:
-        model = make_model(aligned, dtype=dtype, rngs=NoKeys())
+        there = make_model(aligned, dtype=dtype, rngs=NoKeys())
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"The network of {directory} cannot be made: {error}") from error
-    graphdef, _, _ = split_model(model)
-    here = by_path(experiment.state.params) | by_path(experiment.state.batch_stats)
-    there = variables(model)
-    same_shapes = here.keys() == there.keys() and all(here[key].shape == there[key].shape for key in here)
-    if graphdef == experiment.graphdef and same_shapes:
-        return
+    here = make_model(ours, dtype=dtype, rngs=NoKeys())
+    shapes, expected = variables(there), variables(here)
+    same_shapes = shapes.keys() == expected.keys() and all(shapes[key].shape == expected[key].shape for key in shapes)
+    if split_model(there)[0] == split_model(here)[0] and same_shapes:
+        return shapes
     differences = []
     for key, parameter in inspect.signature(create_model).parameters.items():
         values = theirs.get(key, parameter.default), ours.get(key, parameter.default)
         # None stands for whatever the network usually has.
         if key not in _FREE_ARGUMENTS and None not in values and _plain(values[0]) != _plain(values[1]):
             differences.append(f"{key} is {values[0]!r} there and {values[1]!r} here")
+    hint = " (For other classes, set config.init_new_head=True.)" if "num_classes" in " ".join(differences) else ""
     raise ConfigError(
         f"The network in {directory} is not that of config.model and the data set: {'; '.join(differences)}. Set the "
-        "fields of config.model to what is there."
+        f"fields of config.model to what is there.{hint}"
     )
 
 
@@ -101,10 +120,6 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _fill(experiment: Experiment, tree: Any, arrays: dict[str, np.ndarray]) -> Any:
-    return map_by_path(lambda path, leaf: _place(experiment, arrays[path].astype(leaf.dtype)), tree)
-
-
-def _place(experiment: Experiment, array: np.ndarray) -> jax.Array:
-    # A copy of JAX's own, because the training step takes over the memory of its state.
-    return jax.device_put(jnp.array(array), replicated(experiment.mesh))
+def _place(array: np.ndarray, like: jax.Array) -> jax.Array:
+    """``array`` as ``like`` lies on the devices: a copy, because the training step takes over the memory of its state."""
+    return jax.make_array_from_callback(array.shape, like.sharding, lambda index: jnp.array(array[index]))

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import pathlib
+import signal
+import time
 from typing import Any
 
 import jax
@@ -11,44 +13,56 @@ from gw_jax.data.pipeline import TrainBatches
 from gw_jax.errors import CheckpointError, TrainingError
 from gw_jax.train.checkpoint import BEST_METRIC, Checkpoints, Progress, has_checkpoint
 from gw_jax.train.config import TrainConfig, validate
-from gw_jax.train.evaluate import Outcome, evaluate, evaluate_imported, evaluate_run, export_run
+from gw_jax.train.distributed import check_same_everywhere, is_main, wait_for_everyone
+from gw_jax.train.evaluate import Outcome, evaluate, evaluate_imported, evaluate_run, export_run, open_eval_batches
+from gw_jax.train.fields import flatten
+from gw_jax.train.hardware import CHIPS
 from gw_jax.train.initial import initial_state
-from gw_jax.train.interrupt import StopRequest
+from gw_jax.train.interrupt import MAX_STEPS_AHEAD, StopAgreement, StopRequest
 from gw_jax.train.metrics import MetricsWriter, Stopwatch, Terminal, read_metrics
 from gw_jax.train.plot import plot_curves
-from gw_jax.train.setup import Experiment, set_up
-from gw_jax.train.workdir import check_same_run, claim_workdir
+from gw_jax.train.profiler import Profiler
+from gw_jax.train.setup import Experiment, image_transform, set_up
+from gw_jax.train.workdir import check_room, check_same_run, claim_workdir, versions
 
 # What a training step reports, in the order in which checkpoints store it.
 STEP_METRICS = ("loss", "top1", "grad_norm")
-# Steps that may be under way at a time: enough to keep devices busy, few enough to keep their batches in memory.
-MAX_STEPS_AHEAD = 8
 
 
 def run(config: TrainConfig, workdir: str | pathlib.Path) -> Outcome:
     """Trains, evaluates or exports, as ``config.mode`` says, in ``workdir``.
 
     Training goes on from the newest checkpoint of ``workdir``, if there is one, and then ends with the same numbers as a
-    run that was never stopped.
+    run that was never stopped. On several hosts, ``workdir`` is a directory that all of them share.
 
     Raises:
         UserError: anything that the user can mend; the message says how. Nothing that was saved is lost.
     """
     validate(config)
     workdir = pathlib.Path(workdir).expanduser()
+    check_same_everywhere({**flatten(config), **versions(), "workdir": str(workdir)})
     known = check_same_run(workdir, config)
-    if config.mode == "evaluate" and config.init_from is not None and not known:
-        return evaluate_imported(set_up(config), workdir)
-    if config.mode != "train":
-        if not known:
-            raise CheckpointError(f"{workdir} holds no run to {config.mode}. Train first, or give the --workdir of a run.")
-        return (evaluate_run if config.mode == "evaluate" else export_run)(set_up(config), workdir)
-    experiment = set_up(config)
-    if not has_checkpoint(workdir):
-        # Before the directory is claimed: what cannot start must not occupy it.
-        experiment = dataclasses.replace(experiment, state=initial_state(experiment))
-    claim_workdir(workdir, config)
+    wait_for_everyone("work directory looked at")
     with StopRequest() as stop:
+        if config.mode == "evaluate" and config.init_from is not None and not known:
+            return evaluate_imported(set_up(config), workdir, stop)
+        if config.mode != "train":
+            if not known:
+                raise CheckpointError(
+                    f"{workdir} holds no run to {config.mode}. Train first, or give the --workdir of a run."
+                )
+            if config.mode == "evaluate":
+                return evaluate_run(set_up(config), workdir, stop)
+            return export_run(set_up(config), workdir)
+        experiment = set_up(config)
+        if not has_checkpoint(workdir):
+            # Before the directory is claimed: what cannot start must not occupy it.
+            experiment = dataclasses.replace(experiment, state=initial_state(experiment))
+        wait_for_everyone("ready")
+        if is_main():
+            claim_workdir(workdir, config)
+        wait_for_everyone("work directory claimed")
+        check_room(workdir, experiment.state)
         return _Trainer(experiment, workdir, stop).train()
 
 
@@ -58,27 +72,32 @@ class _Trainer:
     def __init__(self, experiment: Experiment, workdir: pathlib.Path, stop: StopRequest):
         config = experiment.config
         self.experiment, self.workdir, self.stop, self.config = experiment, workdir, stop, config
+        self.agreement = StopAgreement(stop)
         self.checkpoints = Checkpoints(workdir, config.checkpoint)
         self.batches = TrainBatches(
             experiment.dataset.train,
             batch_size=config.data.batch_size,
             num_epochs=config.num_epochs,
             seed=config.seed,
-            image_size=config.data.image_size,
+            transform=image_transform(config.data),
+            channels=experiment.dataset.spec.image_shape[-1],
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             num_threads=config.data.num_threads,
+            num_workers=config.data.num_workers,
+            max_broken=config.data.max_broken,
         )
+        self.eval_batches = open_eval_batches(experiment)
         self.state = experiment.state
         self.evaluated = True
         # Of the steps since the last line of metrics.jsonl: on the host (restored), and still on the devices.
         self.pending: list[list[float]] = []
         self.in_flight: list[Any] = []
         self.metrics: dict[str, float] | None = None
-        if (last := self.checkpoints.last_step()) is not None:
-            self.state, progress = self.checkpoints.restore(last, experiment.state)
+        if self.checkpoints.last_step() is not None:
+            self.step, self.state, progress = self.checkpoints.restore_newest(experiment.state)
             self.batches.set_state(progress.data)
-            self.step, self.pending, self.evaluated = last, progress.pending, progress.evaluated
+            self.pending, self.evaluated = progress.pending, progress.evaluated
         else:
             self.step = int(self.state.step)
             self.batches.skip_to(self.step)
@@ -89,16 +108,18 @@ class _Trainer:
             steps_per_epoch=experiment.steps_per_epoch,
             progress_bar=config.log.progress_bar,
         )
+        self.profiler = Profiler(workdir, config.log)
         self.stopwatch = Stopwatch()
-        self.compiled = False
+        self.compiled_step: Any = None
+        self.peak_steps_per_second: float | None = None
 
     def train(self) -> Outcome:
         """Runs to the end, or to a wish to stop."""
         saved_at = self._announce()
         try:
-            if not self.evaluated and not self.stop:
+            if not self.evaluated and not self.agreement.reached:
                 self._evaluate_and_save()
-            while self.step < self.experiment.total_steps and not self.stop:
+            while self.step < self.experiment.total_steps and not self.agreement.reached:
                 self._take_step()
                 ends_epoch = self.step % self.experiment.steps_per_epoch == 0
                 if ends_epoch or self.step % self.config.log.every_steps == 0:
@@ -111,10 +132,13 @@ class _Trainer:
                 elif every is not None and self.step % every == 0:
                     self._save()
                     saved_at = self.step
-            if self.stop:
+            if self.agreement.reached:
                 return self._end_early(saved_at)
             self.checkpoints.wait()
         finally:
+            self.profiler.close()
+            self.batches.close()
+            self.eval_batches.close()
             self.terminal.close()
             self.writer.close()
             self.checkpoints.close()
@@ -123,7 +147,8 @@ class _Trainer:
     def _announce(self) -> int:
         """Says where the run starts; returns the step that is saved already."""
         devices = self.experiment.mesh.devices.flat
-        where = f"{self.experiment.mesh.size} {devices[0].device_kind} device(s)"
+        hosts = f" of {jax.process_count()} hosts" if jax.process_count() > 1 else ""
+        where = f"{self.experiment.mesh.size} {devices[0].device_kind} device(s){hosts}"
         if self.step:
             self.terminal.say(
                 f"Going on from step {self.step} of {self.experiment.total_steps} in {self.workdir}, on {where}."
@@ -133,18 +158,34 @@ class _Trainer:
         return self.step
 
     def _take_step(self) -> None:
-        batch = self.experiment.put(next(self.batches))
-        self.state, metrics = self.experiment.train_step(self.state, batch)
+        began = time.perf_counter()
+        batch = next(self.batches)
+        waited = time.perf_counter() - began
+        batch = self.experiment.put(self.agreement.ask(batch))
+        if self.compiled_step is None:
+            self._compile(batch)
+        self.profiler.before(self.step)
+        # Whatever moves between host and devices here moves on purpose.
+        with jax.transfer_guard("disallow"):
+            self.state, metrics = self.compiled_step(self.state, batch)
         self.step += 1
         self.in_flight.append(metrics)
         self.terminal.advance()
         if len(self.in_flight) > MAX_STEPS_AHEAD:
-            jax.block_until_ready(self.in_flight[-1 - MAX_STEPS_AHEAD])
-        self.stopwatch.count(self.config.data.batch_size)
-        if not self.compiled:
-            jax.block_until_ready(metrics)
-            self.compiled = True
+            self.agreement.hear(jax.block_until_ready(self.in_flight[-1 - MAX_STEPS_AHEAD]))
+        self.profiler.after(self.step, metrics)
+        self.stopwatch.count(self.config.data.batch_size, waited)
         self.stopwatch.start()
+
+    def _compile(self, batch: Any) -> None:
+        """Compiles the step for the shapes of ``batch``, and counts its operations where the devices' peak is known."""
+        lowered = self.experiment.train_step.lower(self.state, batch)
+        self.compiled_step = lowered.compile()
+        chip = CHIPS.get(self.experiment.mesh.devices.flat[0].device_kind)
+        if chip is not None:
+            # Of the whole batch, before the compiler splits it up.
+            flops = (lowered.cost_analysis() or {}).get("flops")
+            self.peak_steps_per_second = self.experiment.mesh.size * chip.flops / flops if flops else None
 
     def _collect(self) -> None:
         """Waits for all steps taken and moves their metrics to the host.
@@ -153,8 +194,11 @@ class _Trainer:
             TrainingError: the loss or the gradient of one of them is not finite.
         """
         first = self.step - len(self.in_flight) + 1
-        values = [[float(m[name]) for name in STEP_METRICS] for m in jax.device_get(self.in_flight)]
+        arrived = jax.device_get(self.in_flight)
         self.in_flight = []
+        for metrics in arrived:
+            self.agreement.hear(metrics)
+        values = [[float(metrics[name]) for name in STEP_METRICS] for metrics in arrived]
         for step, numbers in enumerate(values, start=first):
             if not all(map(math.isfinite, numbers)):
                 self._raise_not_finite(step, dict(zip(STEP_METRICS, numbers, strict=True)))
@@ -182,8 +226,8 @@ class _Trainer:
         }
         self.pending = []
         values = {**means, "train/learning_rate": float(self.experiment.schedule(self.step - 1))}
-        if (rate := self.stopwatch.read()) is not None:
-            values["train/images_per_sec"] = rate
+        measured = self.stopwatch.read(self.peak_steps_per_second)
+        values |= {f"train/{name}": value for name, value in measured.items()}
         self._write(values)
 
     def _write(self, values: dict[str, float]) -> None:
@@ -194,7 +238,9 @@ class _Trainer:
     def _evaluate_and_save(self) -> bool:
         """Evaluates, writes the line and saves; false if a wish to stop came first."""
         self.stopwatch.pause()
-        metrics = evaluate(self.experiment, self.state, stopped=lambda: bool(self.stop))
+        # The devices' memory is for the evaluation now.
+        jax.block_until_ready(self.in_flight)
+        metrics = evaluate(self.experiment, self.state, self.eval_batches, self.stop)
         if metrics is None:
             return False
         self.metrics = metrics
@@ -211,16 +257,18 @@ class _Trainer:
         return self.checkpoints.save(self.state, progress, best)
 
     def _end_early(self, saved_at: int) -> Outcome:
-        assert self.stop.signal is not None
+        # The wish may have come from another host.
+        wish = self.stop.signal or signal.SIGTERM
         path = self.checkpoints.path(self.step) if saved_at == self.step else self._save()
         self.checkpoints.wait()
         self.terminal.say(
-            f"Stopped by {self.stop.signal.name} after step {self.step}; saved in {path}. "
-            "The same command goes on from there."
+            f"Stopped by {wish.name} after step {self.step}; saved in {path}. The same command goes on from there."
         )
-        return Outcome(self.metrics, self.stop.signal)
+        return Outcome(self.metrics, wish)
 
     def _finish(self) -> Outcome:
+        if not is_main():
+            return Outcome(self.metrics)
         evaluations = [line for line in read_metrics(self.workdir) if "eval/count" in line]
         last = {name: value for name, value in evaluations[-1].items() if name.startswith("eval/")}
         if self.config.log.plot:

@@ -9,8 +9,11 @@ from typing import Any
 
 from gw_jax.errors import raise_missing_package
 from gw_jax.files import write_atomically
+from gw_jax.train.distributed import is_main
 
 METRICS_FILE = "metrics.jsonl"
+# What depends on the clock; all other numbers of a run are the same however often it is stopped and started again.
+CLOCK_METRICS = ("train/images_per_sec", "train/step_ms", "train/data_wait", "train/mfu")
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -31,10 +34,13 @@ class MetricsWriter:
     """Appends lines to ``metrics.jsonl`` and scalars to TensorBoard files.
 
     A run that goes on from step ``step`` first drops what was written after that step (and, unless ``evaluated``,
-    the evaluation at it): the steps are taken again.
+    the evaluation at it): the steps are taken again. Only the first of several processes writes.
     """
 
     def __init__(self, workdir: pathlib.Path, *, step: int, evaluated: bool, tensorboard: bool):
+        self._file = self._tensorboard = None
+        if not is_main():
+            return
         kept = [
             line
             for line in read_metrics(workdir)
@@ -42,7 +48,6 @@ class MetricsWriter:
         ]
         write_atomically(workdir / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = (workdir / METRICS_FILE).open("a")
-        self._tensorboard = None
         if tensorboard:
             try:
                 import tensorboardX
@@ -52,6 +57,8 @@ class MetricsWriter:
 
     def write(self, step: int, epoch: float, values: dict[str, float]) -> None:
         """Writes one line, on disk when this returns."""
+        if self._file is None:
+            return
         self._file.write(json.dumps({"step": step, "epoch": epoch, **values}, allow_nan=False) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -61,18 +68,19 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Closes all files."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 
 
 class Stopwatch:
-    """Images a second of training alone: without compilation, evaluation and saving."""
+    """Where the time of training goes, without compilation, evaluation and saving."""
 
     def __init__(self) -> None:
         self._running_since: float | None = None
-        self._seconds = 0.0
-        self._images = 0
+        self._seconds, self._waited = 0.0, 0.0
+        self._images, self._steps = 0, 0
 
     def start(self) -> None:
         """Starts, or goes on after :meth:`pause`; call it when no step is under way."""
@@ -85,20 +93,32 @@ class Stopwatch:
             self._seconds += time.perf_counter() - self._running_since
             self._running_since = None
 
-    def count(self, images: int) -> None:
-        """Counts ``images`` if time is being counted."""
+    def count(self, images: int, waited: float) -> None:
+        """Counts a step over ``images``, ``waited`` seconds of which went by until its batch was there."""
         if self._running_since is not None:
-            self._images += images
+            self._images, self._steps, self._waited = self._images + images, self._steps + 1, self._waited + waited
 
-    def read(self) -> float | None:
-        """Images a second since the last call, or None if none were counted. Call it when all steps have ended."""
+    def read(self, peak_steps_per_second: float | None) -> dict[str, float]:
+        """What was counted since the last call; empty if nothing was. Call it when all steps have ended.
+
+        Keys: ``images_per_sec``, ``step_ms``, ``data_wait`` (share of the time spent waiting for batches) and, where
+        ``peak_steps_per_second`` is known, ``mfu`` (model FLOPs utilisation: steps a second as a share of it).
+        """
         running = self._running_since is not None
         self.pause()
-        rate = self._images / self._seconds if self._images and self._seconds else None
-        self._seconds, self._images = 0.0, 0
+        values = {}
+        if self._steps and self._seconds:
+            values = {
+                "images_per_sec": self._images / self._seconds,
+                "step_ms": 1e3 * self._seconds / self._steps,
+                "data_wait": min(self._waited / self._seconds, 1.0),
+            }
+            if peak_steps_per_second is not None:
+                values["mfu"] = self._steps / self._seconds / peak_steps_per_second
+        self._seconds, self._waited, self._images, self._steps = 0.0, 0.0, 0, 0
         if running:
             self.start()
-        return rate
+        return values
 
 
 class Terminal:
@@ -108,7 +128,8 @@ class Terminal:
         self._total, self._steps_per_epoch = total, steps_per_epoch
         self._started, self._first_step = time.perf_counter(), step
         self._bar = None
-        if progress_bar and sys.stderr.isatty():
+        self._quiet = not is_main()
+        if progress_bar and sys.stderr.isatty() and not self._quiet:
             from tqdm import tqdm
 
             # Terminals in containers often say that they have 0 rows and columns; tqdm would print nothing there.
@@ -137,6 +158,8 @@ class Terminal:
 
     def say(self, message: str) -> None:
         """Prints a line without breaking the bar."""
+        if self._quiet:
+            return
         if self._bar is not None:
             self._bar.write(message, file=sys.stderr)
         else:

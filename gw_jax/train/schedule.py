@@ -13,8 +13,9 @@ def make_schedule(config: ScheduleConfig, learning_rate: float, steps_per_epoch:
     """The learning rate as a function of the number of steps taken.
 
     With ``e = step / steps_per_epoch``: "constant" is ``learning_rate``; "step" is ``learning_rate * gamma^floor(e /
-    step_epochs)``; "cosine" is ``learning_rate * (1 + cos(pi (e - w) / (num_epochs - w))) / 2``. The first ``w =
-    warmup_epochs`` epochs go up linearly from zero to the peak instead.
+    step_epochs)``; with ``t = (e - w) / (num_epochs - w)``, "cosine" is ``learning_rate * (1 + cos(pi t)) / 2`` and
+    "polynomial" is ``learning_rate * (1 - t)^power``. The first ``w = warmup_epochs`` epochs go up linearly from zero to
+    the peak instead.
     """
     total = num_epochs * steps_per_epoch
     warmup = round(config.warmup_epochs * steps_per_epoch)
@@ -27,6 +28,8 @@ def make_schedule(config: ScheduleConfig, learning_rate: float, steps_per_epoch:
         learning_rate *= config.gamma ** sum(boundary <= warmup for boundary in boundaries)
         later = {boundary - warmup: config.gamma for boundary in boundaries if boundary > warmup}
         after = optax.piecewise_constant_schedule(learning_rate, later)
+    elif config.name == "polynomial":
+        after = optax.polynomial_schedule(learning_rate, 0.0, config.power, max(total - warmup, 1))
     else:
         after = optax.cosine_decay_schedule(learning_rate, max(total - warmup, 1))
     if warmup == 0:
@@ -35,10 +38,21 @@ def make_schedule(config: ScheduleConfig, learning_rate: float, steps_per_epoch:
 
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """SGD with momentum and L2 weight decay, as in PyTorch: the decay is added to the gradient before the momentum."""
+    """SGD with momentum, or LARS. L2 weight decay is added to the gradient before the momentum, as in PyTorch."""
+
+    def mask(params: Any) -> Any:
+        return decay_mask(params, config.no_decay)
+
+    momentum = config.momentum or None
+    if config.name == "lars":
+        return optax.chain(
+            optax.add_decayed_weights(config.weight_decay, mask=mask),
+            optax.masked(optax.scale_by_trust_ratio(trust_coefficient=config.trust_coefficient), mask),
+            optax.sgd(schedule, momentum=momentum, nesterov=config.nesterov),
+        )
     return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=lambda params: decay_mask(params, config.no_decay)),
-        optax.sgd(schedule, momentum=config.momentum or None, nesterov=config.nesterov),
+        optax.add_decayed_weights(config.weight_decay, mask=mask),
+        optax.sgd(schedule, momentum=momentum, nesterov=config.nesterov),
     )
 
 

@@ -4,8 +4,12 @@ import importlib.metadata
 import json
 import pathlib
 import platform
+import shutil
 from typing import Any
 
+import jax
+
+from gw_jax._version import __version__
 from gw_jax.errors import ConfigError
 from gw_jax.files import write_atomically
 from gw_jax.train.config import TrainConfig
@@ -14,7 +18,17 @@ from gw_jax.train.fields import flatten
 CONFIG_FILE = "config.json"
 
 # Fields that may change between the starts of one run: they alter no result.
-FREE_FIELDS = ("mode", "data.data_dir", "data.num_threads", "checkpoint.", "log.")
+FREE_FIELDS = (
+    "mode",
+    "data.data_dir",
+    "data.num_threads",
+    "data.num_workers",
+    "data.max_broken",
+    "checkpoint.",
+    "log.",
+)
+# Those that may differ from the run's when it is only evaluated: they say on what.
+EVALUATION_FIELDS = ("data.eval_", "data.name", "data.allow_partial", "dtype")
 
 
 def claim_workdir(workdir: pathlib.Path, config: TrainConfig) -> None:
@@ -26,13 +40,35 @@ def claim_workdir(workdir: pathlib.Path, config: TrainConfig) -> None:
     check_same_run(workdir, config)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        versions = {
-            name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain")
-        }
-        content = {"config": flatten(config), "versions": {"python": platform.python_version(), **versions}}
+        content = {"config": flatten(config), "versions": versions()}
         write_atomically(workdir / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise ConfigError(f"The work directory {workdir} cannot be written: {error}. Give another --workdir.") from error
+
+
+def versions() -> dict[str, str]:
+    """The versions that a run's numbers may depend on."""
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain")
+    return {
+        "python": platform.python_version(),
+        "gw_jax": __version__,
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def check_room(workdir: pathlib.Path, state: Any) -> None:
+    """Checks that two checkpoints of ``state`` fit on the disk: the new one and the old one, which is removed after it.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    needed = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    free = shutil.disk_usage(workdir).free
+    if free < needed:
+        raise ConfigError(
+            f"The work directory {workdir} is on a disk with {free / 1e6:.0f} MB free; two checkpoints of this run take "
+            f"{needed / 1e6:.0f} MB. Make room, or give another --workdir."
+        )
 
 
 def check_same_run(workdir: pathlib.Path, config: TrainConfig) -> bool:
@@ -56,10 +92,11 @@ def check_same_run(workdir: pathlib.Path, config: TrainConfig) -> bool:
     # A field that is newer than the run had its default then.
     stored = flatten(TrainConfig()) | stored
     given = flatten(config)
+    free = FREE_FIELDS + (EVALUATION_FIELDS if config.mode == "evaluate" else ())
     differences = [
         f"config.{name} is {stored.get(name)!r} there and {given.get(name)!r} now"
         for name in sorted({*stored, *given})
-        if not name.startswith(FREE_FIELDS) and stored.get(name) != given.get(name)
+        if not name.startswith(free) and stored.get(name) != given.get(name)
     ]
     if differences:
         raise ConfigError(

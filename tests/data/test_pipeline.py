@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gw_jax.data import TrainBatches, eval_batches
+from gw_jax.data import EvalBatches, TrainBatches
+from gw_jax.data.images import Transform
 from gw_jax.errors import DataError
 
 
@@ -83,7 +84,7 @@ def test_a_batch_larger_than_the_split_is_named():
 def test_evaluation_counts_every_example_once(count, process_count):
     seen, sizes = [], set()
     for index in range(process_count):
-        batches = list(eval_batches(Source(count), batch_size=8, process_index=index, process_count=process_count))
+        batches = list(EvalBatches(Source(count), batch_size=8, process_index=index, process_count=process_count))
         sizes.add(len(batches))
         for batch in batches:
             assert len(batch["label"]) == 8 // process_count
@@ -100,7 +101,7 @@ def test_images_are_resized_as_pillow_does(channels):
         def __getitem__(self, index):
             return {"image": image, "label": index}
 
-    batch = next(train(Varied(8), image_size=6))
+    batch = next(train(Varied(8), transform=Transform(size=6)))
     pixels = Image.fromarray(image[..., 0] if channels == 1 else image)
     expected = np.asarray(pixels.resize((6, 6), Image.Resampling.BILINEAR)).reshape(6, 6, channels)
     assert (batch["image"] == expected).all()

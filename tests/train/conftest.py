@@ -73,7 +73,7 @@ def make_config():
 def shapes(monkeypatch):
     """The data set "shapes", 160 examples to train on and 50 to evaluate on, in place of TFDS."""
     dataset = make_shapes()
-    monkeypatch.setattr(gw_jax.train.setup, "open_dataset", lambda name, data_dir: dataset)
+    monkeypatch.setattr(gw_jax.train.setup, "open_dataset", lambda name, data_dir, **_: dataset)
     return dataset
 
 
@@ -88,7 +88,7 @@ def whole_run(tmp_path_factory, quick_compilation):
     """A work directory in which the run of ``config`` went to its end, undisturbed, and its outcome."""
     workdir = tmp_path_factory.mktemp("run") / "whole"
     with pytest.MonkeyPatch.context() as patch, quick_compilation():
-        patch.setattr(gw_jax.train.setup, "open_dataset", lambda name, data_dir: make_shapes())
+        patch.setattr(gw_jax.train.setup, "open_dataset", lambda name, data_dir, **_: make_shapes())
         return workdir, gw_jax.train.run(make_config(), workdir)
 
 

@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import os
-import shutil
+import re
 import signal
 
 import jax
@@ -12,14 +12,12 @@ import pytest
 
 from gw_jax.errors import CheckpointError, ConfigError, TrainingError
 from gw_jax.train import loop, run, state
-from gw_jax.train.metrics import read_metrics
-
-SPEED = "train/images_per_sec"
+from gw_jax.train.metrics import CLOCK_METRICS, read_metrics
 
 
 def results(workdir):
     """All lines of metrics.jsonl, without the figures that depend on the clock."""
-    return [{name: value for name, value in line.items() if name != SPEED} for line in read_metrics(workdir)]
+    return [{name: value for name, value in line.items() if name not in CLOCK_METRICS} for line in read_metrics(workdir)]
 
 
 def stop_after(monkeypatch, step, number=signal.SIGTERM):
@@ -45,7 +43,8 @@ def test_a_run_to_its_end(finished, config):
     assert outcome.metrics == {k: v for k, v in evaluations[-1].items() if k.startswith("eval/")}
     training = [line for line in lines if "train/loss" in line]
     assert [line["step"] for line in training] == [4, 8, 10, 12, 16, 20, 24, 28, 30]
-    assert all(line[SPEED] > 0 for line in training[1:])
+    assert all(line["train/images_per_sec"] > 0 and line["train/step_ms"] > 0 for line in training[1:])
+    assert all(0 <= line["train/data_wait"] <= 1 for line in training[1:])
     assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list((workdir / "tensorboard").glob("events*"))
     stored = json.loads((workdir / "config.json").read_text())
@@ -81,9 +80,9 @@ def test_stopped_and_resumed_ends_with_the_same_numbers(finished, config, tmp_pa
 def test_stopped_in_an_evaluation(finished, config, tmp_path, monkeypatch):
     workdir = tmp_path / "stopped"
 
-    def evaluate(experiment, state, stopped):
+    def evaluate(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
-        return original(experiment, state, stopped)
+        return original(*arguments)
 
     original = loop.evaluate
     with monkeypatch.context() as patch:
@@ -160,32 +159,43 @@ def test_another_config_in_the_work_directory_is_refused(finished, config):
     run(other, workdir)  # How often lines are written may change.
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "scrambled"])
-def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(finished, config, damage, tmp_path):
-    workdir = tmp_path / damage
-    shutil.copytree(finished[0], workdir)
-    before = results(workdir)
-    files = sorted((workdir / "checkpoints" / "30" / "state").glob("**/d/*"), key=lambda path: path.stat().st_size)
-    for path in files:
+def damage_checkpoint(directory, how):
+    for path in directory.glob("state/**/d/*"):
         content = path.read_bytes()
-        if damage == "truncated":
-            path.write_bytes(content[: len(content) // 2])
-        elif damage == "scrambled":
-            middle = len(content) // 2
+        middle = len(content) // 2
+        if how == "truncated":
+            path.write_bytes(content[:middle])
+        elif how == "scrambled":
             path.write_bytes(
                 content[:middle] + bytes(255 - b for b in content[middle : middle + 16]) + content[middle + 16 :]
             )
         else:
             path.unlink()
-    with pytest.raises(
-        CheckpointError, match=r"checkpoints/30 cannot be read.*Move that directory away to go on from step 20"
-    ):
+
+
+@pytest.mark.parametrize("how", ["truncated", "missing", "scrambled"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_goes_on(finished, config, how, tmp_path, capfd):
+    workdir, _ = finished
+    before = results(workdir)
+    damage_checkpoint(workdir / "checkpoints" / "30", how)
+    run(config, workdir)
+    message = capfd.readouterr().err
+    assert re.search(r"warning: The checkpoint \S*checkpoints/30 cannot be read", message)
+    assert f"moved to {workdir}/checkpoints/damaged-30; the run goes on from step 20" in message
+    assert results(workdir) == before
+    assert (workdir / "checkpoints" / "30").is_dir()
+
+
+def test_checkpoints_that_are_all_damaged_stay_and_are_named(finished, config):
+    workdir, _ = finished
+    before = results(workdir)
+    there = sorted((workdir / "checkpoints").iterdir())
+    for directory in there:
+        damage_checkpoint(directory, "truncated")
+    with pytest.raises(CheckpointError, match=r"checkpoints/30 cannot be read"):
         run(config, workdir)
     assert results(workdir) == before
-    assert (workdir / "checkpoints" / "20").is_dir()
-    shutil.move(workdir / "checkpoints" / "30", tmp_path / f"moved-{damage}")
-    run(config, workdir)
-    assert results(workdir) == before
+    assert sorted((workdir / "checkpoints").iterdir()) == there
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(shapes, config, tmp_path, monkeypatch):

@@ -1,0 +1,129 @@
+"""Reading batches by threads of this process, or by processes of their own that are started again where they die.
+
+A position is the number of a batch, whoever reads it, so that nothing depends on how many threads or processes there are.
+Worker processes import this package and therefore JAX, but never use it: they see no device.
+"""
+
+import ctypes
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from gw_jax.errors import DataError, raise_missing_package
+
+Batch = dict[str, np.ndarray]
+
+# How often in a row dead workers are started again before the run gives up.
+MAX_RESTARTS = 3
+# Linux: the signal that a process gets when its parent dies.
+_PR_SET_PDEATHSIG = 1
+
+
+class BatchReader:
+    """Batches ``start, start + 1, ...`` of ``share`` examples each, read ahead.
+
+    Args:
+        load: gives the example at a position ``0 <= position < num_batches * share``; picklable where there are workers.
+        share: examples of a batch.
+        num_batches: batches of one pass.
+        cyclic: whether a pass follows the other without end.
+        num_threads: reading threads, in each worker if there are any.
+        num_workers: reading processes.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[int], Batch],
+        share: int,
+        num_batches: int,
+        *,
+        cyclic: bool,
+        num_threads: int,
+        num_workers: int,
+    ):
+        self._load, self._share, self.num_batches, self._cyclic = load, share, num_batches, cyclic
+        self._num_threads, self._num_workers = num_threads, num_workers
+        self.position = 0
+        self._iterator: Any = None
+        self._restarts = 0
+
+    def read(self) -> Batch:
+        """The batch at :attr:`position`, which moves on.
+
+        Raises:
+            StopIteration: the pass is over, and there is but one.
+            DataError: workers die again and again.
+        """
+        while True:
+            if self.position >= self.num_batches and not self._cyclic:
+                self.close()
+                raise StopIteration
+            if self._iterator is None:
+                self._iterator = self._start()
+            try:
+                batch = next(self._iterator)
+            except RuntimeError as error:
+                if "Worker process" not in str(error):
+                    raise
+                self.close()
+                self._restarts += 1
+                if self._restarts > MAX_RESTARTS:
+                    raise DataError(
+                        f"Reading workers died {self._restarts} times in a row ({error}). If memory ran out, lower "
+                        "config.data.num_workers or config.data.batch_size."
+                    ) from error
+                print("warning: a reading worker died; the workers are started again.", file=sys.stderr, flush=True)
+                continue
+            self._restarts = 0
+            self.position += 1
+            if self._cyclic:
+                self.position %= self.num_batches
+            return batch
+
+    def seek(self, position: int) -> None:
+        """Goes on at ``position``, without reading what lies before."""
+        if position != self.position:
+            self.close()
+            self.position = position
+
+    def close(self) -> None:
+        """Ends the workers, if there are any."""
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None and hasattr(iterator, "close"):
+            iterator.close()
+
+    def _start(self) -> Iterator[Batch]:
+        try:
+            import grain
+        except ImportError as error:
+            raise_missing_package(error, "The input pipeline")
+        load, total, offset = self._load, self.num_batches * self._share, self.position * self._share
+
+        def example(position: int) -> Batch:
+            return load((position + offset) % total)
+
+        left = sys.maxsize // self._share * self._share if self._cyclic else total - offset
+        dataset = grain.MapDataset.range(left).map(example).batch(self._share)
+        # A worker holds one batch of its own and one that is ready.
+        ahead = 1 if self._num_workers else max(2 * self._share, self._num_threads)
+        reading = dataset.to_iter_dataset(grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=ahead))
+        if self._num_workers:
+            from absl import flags
+
+            # Grain reads flags of its own when it starts a process.
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()
+            options = grain.MultiprocessingOptions(num_workers=self._num_workers, per_worker_buffer_size=1)
+            reading = reading.mp_prefetch(options, worker_init_fn=_become_worker)
+        return iter(reading)
+
+
+def _become_worker(index: int, count: int) -> None:
+    """Lets the terminal's Ctrl-C to the run, and ends with the run however that ends."""
+    del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
