@@ -1,7 +1,7 @@
 """Compiling for TPU slices on a machine without one, and reading what the compiler made: memory, traffic, collectives.
 
-``libtpu`` holds the compiler (``pip install libtpu``). What it says about memory, bytes and collectives is what a slice would
-run; its estimates of time are not used.
+``libtpu`` holds the compiler (``pip install libtpu``). What it says about memory, bytes and collectives is what a slice
+would run; its estimates of time are not used.
 """
 
 import collections
@@ -50,7 +50,8 @@ def devices(topology: str) -> list[Any]:
         return list(topologies.get_topology_desc(topology, "tpu").devices)
     except Exception as error:  # The runtime's errors: no libtpu, or an unknown name.
         raise ConfigError(
-            f"The TPU slice {topology!r} cannot be described ({type(error).__name__}: {str(error).splitlines()[0]}). Names are "
+            f"The TPU slice {topology!r} cannot be described ({type(error).__name__}: {str(error).splitlines()[0]}). "
+            "Names are "
             "such as v5e:2x2, v5e:16x16, v4:2x2x1 or v4:4x4x4, and the compiler is a package: pip install libtpu."
         ) from error
 
@@ -124,7 +125,7 @@ def lower_steps(config: TrainConfig, slice_devices: list[Any]) -> dict[str, Any]
         ConfigError: the config is not valid, names a set whose sizes are not known, or does not fit the devices.
     """
     validate(config)
-    if config.data.name not in SPECS or config.data.image_size is None and None in SPECS[config.data.name].image_shape:
+    if config.data.name not in SPECS or (config.data.image_size is None and None in SPECS[config.data.name].image_shape):
         raise ConfigError(
             f"config.data.name={config.data.name!r} with image_size={config.data.image_size} does not tell the shape of a "
             f"batch; choose one of {', '.join(SPECS)}, with an image_size for ImageNet."

@@ -4,9 +4,9 @@
                                      [--largest_batch] [--config.FIELD=VALUE ...] [--json]
 
 For the training and the evaluation step it reports, a chip: memory, bytes moved, operations, collectives by kind with their
-bytes, and the bound on images a second that the chip's published peak sets (whatever is slower, arithmetic or memory; no run
-reaches it). ``--largest_batch`` finds the largest batch that fits: it compiles two batches, extends the line through their
-memory, and compiles the batch where it meets the chip's. A ResNet-50 step takes two minutes to compile.
+bytes, and the bound on images a second that the chip's published peak sets (whatever is slower, arithmetic or memory; no
+run reaches it). ``--largest_batch`` finds the largest batch that fits: it compiles two batches, extends the line through
+their memory, and compiles the batch where it meets the chip's. A ResNet-50 step takes two minutes to compile.
 """
 
 import argparse
@@ -84,7 +84,9 @@ def _gcd(a: int, b: int) -> int:
     return a
 
 
-def report(topology: str, config: TrainConfig, batch: int, programs: dict[str, tpu.Program], devices: list[Any]) -> dict[str, Any]:
+def report(
+    topology: str, config: TrainConfig, batch: int, programs: dict[str, tpu.Program], devices: list[Any]
+) -> dict[str, Any]:
     """What is printed about one batch, as JSON values."""
     chip = CHIPS[devices[0].device_kind]
     result: dict[str, Any] = {
@@ -111,10 +113,13 @@ def print_report(result: dict[str, Any]) -> None:
         if step not in result:
             continue
         p = result[step]
-        moved = ", ".join(f"{v['count']} {kind} of {v['bytes'] / 1e6:.1f} MB" for kind, v in p["collectives"].items()) or "none"
+        moved = (
+            ", ".join(f"{v['count']} {kind} of {v['bytes'] / 1e6:.1f} MB" for kind, v in p["collectives"].items()) or "none"
+        )
         print(
             f"  {step}: {p['peak'] / 1e9:.2f} GB a chip ({p['temporaries'] / 1e9:.2f} GB of it temporary, "
-            f"{p['donated'] / 1e9:.2f} GB donated){'' if p['fits'] else ', DOES NOT FIT'}; {p['bytes'] / 1e9:.1f} GB moved, "
+            f"{p['donated'] / 1e9:.2f} GB donated){'' if p['fits'] else ', DOES NOT FIT'}; {p['bytes'] / 1e9:.1f} GB "
+            "moved, "
             f"{p['flops'] / 1e12:.2f} TFLOP; at most {p['images_per_sec_bound_per_chip']:,.0f} images/s and chip; "
             f"collectives: {moved}; compiled in {p['seconds']:.0f} s"
         )

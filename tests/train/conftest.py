@@ -69,6 +69,20 @@ def make_config():
     )
 
 
+def set_field(config, path, value):
+    """Sets a field by the name that the command line has for it."""
+    *groups, name = path.split(".")
+    for group in groups:
+        config = getattr(config, group)
+    setattr(config, name, value)
+
+
+@pytest.fixture(name="set_field")
+def set_field_fixture():
+    """The function of that name, for tests, which cannot import this file."""
+    return set_field
+
+
 @pytest.fixture
 def shapes(monkeypatch):
     """The data set "shapes", 160 examples to train on and 50 to evaluate on, in place of TFDS."""

@@ -237,13 +237,9 @@ def test_a_diverging_run_stops(shapes, config, tmp_path):
         ({"dtype": "float64"}, r"dtype=float64 needs 64-bit types; set the environment variable JAX_ENABLE_X64=1"),
     ],
 )
-def test_what_does_not_fit_is_named_before_anything_is_written(shapes, config, tmp_path, changes, message):
+def test_what_does_not_fit_is_named_before_anything_is_written(shapes, config, set_field, tmp_path, changes, message):
     for path, value in changes.items():
-        *groups, name = path.split(".")
-        target = config
-        for group in groups:
-            target = getattr(target, group)
-        setattr(target, name, value)
+        set_field(config, path, value)
     with pytest.raises(ConfigError, match=message):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
