@@ -1,6 +1,5 @@
 """``train.py`` as a user starts it: a process of its own, on the real digits."""
 
-import json
 import os
 import pathlib
 import signal
@@ -12,7 +11,6 @@ import pytest
 
 from gw_jax.train import TrainConfig
 from gw_jax.train.fields import flatten
-from gw_jax.train.metrics import CLOCK_METRICS
 
 ROOT = pathlib.Path(__file__).parents[2]
 # 2 epochs of 10 steps of the quickstart, with a network that takes a fraction of its time.
@@ -53,14 +51,6 @@ def train(workdir, data_dir, *arguments):
     )
 
 
-def lines(workdir):
-    found = []
-    for line in (workdir / "metrics.jsonl").read_text().splitlines():
-        values = json.loads(line)
-        found.append({name: value for name, value in values.items() if name not in CLOCK_METRICS})
-    return found
-
-
 def kill_at(workdir, data_dir, step, number, *arguments):
     """Starts a run and sends ``number`` when ``metrics.jsonl`` shows ``step``; returns the ended process."""
     process = subprocess.Popen(
@@ -74,26 +64,6 @@ def kill_at(workdir, data_dir, step, number, *arguments):
         time.sleep(0.02)
     output, errors = process.communicate()
     return process.returncode, output, errors
-
-
-@pytest.mark.slow
-def test_killed_and_started_again_ends_with_the_same_lines(tmp_path, data_dir):
-    whole = train(tmp_path / "whole", data_dir, *SMALL)
-    assert whole.returncode == 0, whole.stderr
-    assert "Done after step 20" in whole.stdout
-    expected = lines(tmp_path / "whole")
-    assert expected[-1]["eval/count"] == 1000
-
-    code, _, _ = kill_at(tmp_path / "killed", data_dir, 6, signal.SIGKILL, *SMALL)
-    assert code == -signal.SIGKILL
-    code, _, errors = kill_at(tmp_path / "killed", data_dir, 15, signal.SIGTERM, *SMALL)
-    assert code == 0
-    assert "Stopped by SIGTERM after step" in errors
-    assert "The same command goes on from there." in errors
-    again = train(tmp_path / "killed", data_dir, *SMALL)
-    assert again.returncode == 0
-    assert "Going on from step" in again.stderr
-    assert lines(tmp_path / "killed") == expected
 
 
 def test_help_lists_every_field(tmp_path):
