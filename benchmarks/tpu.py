@@ -14,6 +14,7 @@ from typing import Any
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
+    "JAX_ENABLE_COMPILATION_CACHE": "false",  # It cannot hold programs of devices that are not there.
     "TPU_WORKER_HOSTNAMES": "localhost",
     # Two compilations at a time on one machine.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",

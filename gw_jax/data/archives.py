@@ -14,7 +14,10 @@ COPIES_WHILE_PREPARING = 2.1
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """A tar file: its name, its size in bytes, and what the names of its members look like."""
+    """A tar file: its name, its size in bytes, and what the names of its members look like.
+
+    Where that has a group, it counts the members from 1: TFDS takes the labels of the images by their order.
+    """
 
     name: str
     size: int
@@ -22,7 +25,7 @@ class Archive:
 
 
 TRAIN = Archive("ILSVRC2012_img_train.tar", 147_897_477_120, r"n\d{8}\.tar")
-VALIDATION = Archive("ILSVRC2012_img_val.tar", 6_744_924_160, r"ILSVRC2012_val_\d{8}\.JPEG")
+VALIDATION = Archive("ILSVRC2012_img_val.tar", 6_744_924_160, r"ILSVRC2012_val_(\d{8})\.JPEG")
 # What each TFDS builder reads in its manual_dir.
 ARCHIVES: dict[str, tuple[Archive, ...]] = {
     "imagenet2012": (TRAIN, VALIDATION),
@@ -71,17 +74,19 @@ def check_archives(name: str, manual_dir: str, *, allow_partial: bool) -> int:
 
 
 def _check_members(path: Any, size: int, archive: Archive) -> None:
-    end, count = 0, 0
+    end, count, numbers = 0, 0, set()
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                if not re.fullmatch(archive.members, member.name.removeprefix("./")):
+                name = re.fullmatch(archive.members, member.name)
+                if name is None:
                     raise DataError(
                         f"{path} holds {member.name!r}; members like {archive.members} belong there. It is another "
                         "archive, "
                         "or was packed again: take the official file."
                     )
                 end, count = member.offset_data + member.size, count + 1
+                numbers.update(map(int, name.groups()))
     except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{path} is damaged or not a tar file ({error}). Download or copy it again.") from error
     except OSError as error:
@@ -89,6 +94,11 @@ def _check_members(path: Any, size: int, archive: Archive) -> None:
     if count == 0 or end > size:
         what = "is empty" if count == 0 else f"ends after {size:,} bytes, within a member that goes to {end:,}"
         raise DataError(f"{path} {what}; it is truncated. Download or copy it again.")
+    if numbers and numbers != set(range(1, count + 1)):
+        raise DataError(
+            f"{path} lacks images before its last, number {max(numbers)}: the others would get wrong labels. A part of the "
+            f"archive must hold its first images, such as 1 to {count}."
+        )
 
 
 def check_free_space(data_dir: str, needed: float) -> None:

@@ -68,13 +68,14 @@ def _convert_shard(records: Any, expected: int, source: Any, out: Any) -> None:
     # One record a group, as TFDS writes it: each can be read without its neighbours.
     writer, count = array_record_module.ArrayRecordWriter(os.fspath(unfinished), "group_size:1"), 0
     try:
-        for record in records.as_numpy_iterator():
-            writer.write(record)
-            count += 1
-    except Exception as error:  # TensorFlow's errors for damaged files, and a full disk.
+        try:
+            for record in records.as_numpy_iterator():
+                writer.write(record)
+                count += 1
+        finally:
+            writer.close()
+    except Exception as error:  # TensorFlow's errors for damaged files, and a full disk, of which only closing tells.
         raise DataError(f"{source} cannot be converted after {count} records ({type(error).__name__}: {error}).") from error
-    finally:
-        writer.close()
     if count != expected:
         unfinished.unlink()
         raise DataError(f"{source} holds {count} records; {expected} belong there. Copy it again from where it came.")

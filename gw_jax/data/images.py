@@ -58,7 +58,7 @@ def random_crop_box(
     log_ratio = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(CROP_ATTEMPTS):
         area = width * height * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(*log_ratio))
+        aspect = rng.uniform(*ratio)
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
@@ -119,8 +119,13 @@ def resize_shorter_edge(picture: Any, size: int) -> Any:
 
 def centre_crop(picture: Any, size: int) -> Any:
     """The ``size`` x ``size`` pixels in the middle, rounded as torchvision does; what lies outside is black."""
-    left, top = round((picture.size[0] - size) / 2), round((picture.size[1] - size) / 2)
+    left, top = (_crop_start(edge, size) for edge in picture.size)
     return picture.crop((left, top, left + size, top + size))
+
+
+def _crop_start(edge: int, size: int) -> int:
+    # A cut is rounded to even, black borders are smaller at the start.
+    return round((edge - size) / 2) if edge >= size else -((size - edge) // 2)
 
 
 def _resized(picture: Any, size: tuple[int, int]) -> Any:

@@ -49,11 +49,12 @@ def main(arguments: list[str] | None = None) -> None:
         if builder.is_prepared():
             print(f"{builder.info.full_name} is prepared already.", file=sys.stderr)
         elif source is not None:
-            convert_tfrecord(builder, source)
+            with _alone(builder):
+                convert_tfrecord(builder, source)
             builder = load_builder(given.name, data_dir)
         else:
             _prepare_from_scratch(builder, manual_dir, given.allow_partial)
-        counts = _counts(builder, given.allow_partial)
+        counts = _counts(builder, given.allow_partial, prepare_command(given.name, data_dir))
     except UserError as error:
         sys.exit(f"error: {error}")
     spec = SPECS.get(builder.name)
@@ -114,7 +115,7 @@ def _alone(builder: Any) -> Iterator[None]:
         yield
 
 
-def _counts(builder: Any, allow_partial: bool) -> dict[str, int]:
+def _counts(builder: Any, allow_partial: bool, command: str) -> dict[str, int]:
     """The examples of every split, counted in the files; splits whose size is known must have it."""
     spec = SPECS.get(builder.name)
     expected = {} if spec is None else {spec.train_split: spec.num_train, spec.eval_split: spec.num_eval}
@@ -126,7 +127,7 @@ def _counts(builder: Any, allow_partial: bool) -> dict[str, int]:
             raise DataError(
                 f"The split {split!r} in {builder.data_path} has {counts.get(split, 0):,} examples; {count:,} belong "
                 "there. "
-                f"Remove that directory and prepare the set again: {prepare_command(builder.name, None)}"
+                f"Remove that directory and prepare the set again: {command}"
             )
     return counts
 

@@ -4,9 +4,13 @@ A position is the number of a batch, whoever reads it, so that nothing depends o
 Worker processes import this package and therefore JAX, but never use it: they see no device.
 """
 
-import ctypes
+import gc
+import multiprocessing
+import multiprocessing.connection
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,8 +22,6 @@ Batch = dict[str, np.ndarray]
 
 # How often in a row dead workers are started again before the run gives up.
 MAX_RESTARTS = 3
-# Linux: the signal that a process gets when its parent dies.
-_PR_SET_PDEATHSIG = 1
 
 
 class BatchReader:
@@ -94,6 +96,10 @@ class BatchReader:
         iterator, self._iterator = self._iterator, None
         if iterator is not None and hasattr(iterator, "close"):
             iterator.close()
+            del iterator
+            if self._num_workers:
+                # Grain's last exception holds its last batch in a cycle, and with it shared memory.
+                gc.collect()
 
     def _start(self) -> Iterator[Batch]:
         try:
@@ -106,24 +112,32 @@ class BatchReader:
             return load((position + offset) % total)
 
         left = sys.maxsize // self._share * self._share if self._cyclic else total - offset
-        dataset = grain.MapDataset.range(left).map(example).batch(self._share)
-        # A worker holds one batch of its own and one that is ready.
-        ahead = 1 if self._num_workers else max(2 * self._share, self._num_threads)
-        reading = dataset.to_iter_dataset(grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=ahead))
-        if self._num_workers:
-            from absl import flags
+        examples = grain.MapDataset.range(left).map(example)
+        if not self._num_workers:
+            # Two batches ahead; threads share the examples of a batch.
+            options = grain.ReadOptions(self._num_threads, max(2 * self._share, self._num_threads))
+            return iter(examples.to_iter_dataset(options).batch(self._share))
+        from absl import flags
 
-            # Grain reads flags of its own when it starts a process.
-            if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()
-            options = grain.MultiprocessingOptions(num_workers=self._num_workers, per_worker_buffer_size=1)
-            reading = reading.mp_prefetch(options, worker_init_fn=_become_worker)
-        return iter(reading)
+        # Grain reads flags of its own when it starts a process.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        # Workers take whole batches in turn, and each of their threads one of those: a worker holds as many.
+        reading = examples.batch(self._share).to_iter_dataset(grain.ReadOptions(self._num_threads, self._num_threads))
+        workers = grain.MultiprocessingOptions(num_workers=self._num_workers, per_worker_buffer_size=1)
+        return iter(reading.mp_prefetch(workers, worker_init_fn=_become_worker))
 
 
 def _become_worker(index: int, count: int) -> None:
     """Lets the terminal's Ctrl-C to the run, and ends with the run however that ends."""
     del index, count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # Linux's signal at a parent's death would come too early: when the thread ends that started this process.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)

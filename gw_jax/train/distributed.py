@@ -43,7 +43,7 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
     if coordinator is None and not _launched_on_several_hosts():
         return
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(coordinator, num_processes, process_id, _local_devices())
     except Exception as error:  # The runtime raises what the network and the launcher make of it.
         raise ConfigError(
             f"The processes of this run did not find each other ({type(error).__name__}: {error}). Check that all were "
@@ -68,6 +68,15 @@ def _launched_on_several_hosts() -> bool:
         next(pathlib.Path("/dev").glob(pattern), None) is not None for pattern in ("accel*", "vfio/[0-9]*")
     )
     return on_tpu and os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu")
+
+
+def _local_devices() -> list[int] | None:
+    """All GPUs of the node where SLURM runs one task on it; JAX would take the first one only."""
+    gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0]
+    if tasks != "1" or not gpus.isdigit() or "JAX_LOCAL_DEVICE_IDS" in os.environ:
+        return None
+    return list(range(int(gpus)))
 
 
 def is_main() -> bool:
