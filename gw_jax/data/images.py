@@ -58,7 +58,7 @@ def random_crop_box(
     log_ratio = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(CROP_ATTEMPTS):
         area = width * height * rng.uniform(*scale)
-        aspect = rng.uniform(*ratio)
+        aspect = math.exp(rng.uniform(*log_ratio))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))

@@ -81,12 +81,12 @@ def set_up(config: TrainConfig, devices: list[jax.Device] | None = None) -> Expe
     )
     check_images(config, dataset.spec)
     steps_per_epoch = dataset.spec.num_train // config.data.batch_size
-    if steps_per_epoch == 0:
+    if steps_per_epoch == 0 and config.mode == "train":
         raise ConfigError(
             f"config.data.batch_size={config.data.batch_size} exceeds the {dataset.spec.num_train} training examples of "
             f"{config.data.name!r}; choose at most {dataset.spec.num_train}."
         )
-    schedule = make_schedule(config.schedule, config.optimizer.learning_rate, steps_per_epoch, config.num_epochs)
+    schedule = make_schedule(config.schedule, config.optimizer.learning_rate, max(steps_per_epoch, 1), config.num_epochs)
     optimizer = make_optimizer(config.optimizer, schedule)
 
     arguments = model_arguments(
