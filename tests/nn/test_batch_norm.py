@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
-from gw_jax import BatchNorm
+from gw_jax import BatchNorm, make_norm
 
 
 def images(shape=(8, 3, 2, 4), seed=0):
@@ -115,3 +115,21 @@ def test_no_gradient_flows_into_the_running_statistics():
 def test_a_batch_that_the_groups_do_not_divide_is_named():
     with pytest.raises(ValueError, match="batch of 8 examples, which group_size=3 does not divide"):
         BatchNorm(4, group_size=3, rngs=nnx.Rngs(0))(jnp.asarray(images()))
+
+
+@pytest.mark.parametrize("name", ["bn", "dbn", "dbn_sigma", "iternorm", "iternorm_sigma"])
+def test_rows_of_running_statistics_average_to_the_usual_ones(float64, name):
+    options = {"group_size": 4, "param_dtype": jnp.float64, "rngs": nnx.Rngs(0)}
+    usual, rows = make_norm(name, 6, **options), make_norm(name, 6, statistics_sets=3, **options)
+    x = jax.random.normal(jax.random.key(0), (3, 12, 5, 5, 6), jnp.float64) * 3 + 2
+    for batch in x:
+        np.testing.assert_array_equal(rows(batch), usual(batch))
+    assert rows.mean.shape == (3, 6)
+    for layer in (usual, rows):
+        layer.set_view(use_running_average=True)
+    np.testing.assert_allclose(rows(x[0]), usual(x[0]), rtol=1e-9, atol=1e-9)
+    rows.set_view(use_running_average=False)
+    with pytest.raises(ValueError, match=r"a batch of 2 sets of examples and keeps the statistics of statistics_sets=3"):
+        rows(x[0, :8])
+    with pytest.raises(ValueError, match="needs a group_size"):
+        make_norm(name, 6, statistics_sets=3, rngs=nnx.Rngs(0))

@@ -1,6 +1,7 @@
 """One network, one order of the data, any number of devices: the same losses."""
 
 import contextlib
+import re
 
 import jax
 import numpy as np
@@ -44,3 +45,22 @@ def test_eight_devices_train_as_one(shapes, config, dtype, bound, group_size):
     np.testing.assert_allclose(eight, one, rtol=bound)
     for a, b in zip(jax.tree.leaves(state.batch_stats), jax.tree.leaves(other.batch_stats), strict=True):
         np.testing.assert_allclose(a, b, rtol=100 * bound, atol=100 * bound)
+
+
+def exchanges(config):
+    """How often the compiled training step on four devices exchanges something."""
+    experiment = set_up(config, jax.devices()[:4])
+    batches = TrainBatches(
+        experiment.dataset.train, batch_size=config.data.batch_size, num_epochs=config.num_epochs, seed=config.seed
+    )
+    text = experiment.train_step.lower(experiment.state, experiment.put(next(batches))).compile().as_text()
+    assert not re.findall(r"(?:all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", text)
+    return len(re.findall(r"all-reduce(?:-start)?\(", text))
+
+
+def test_batch_norm_in_groups_exchanges_nothing_but_gradients(shapes, config):
+    config.model.batch_norm_group_size = 2
+    # All gradients, the loss and top-1 at once.
+    assert exchanges(config) == 1
+    config.model.batch_norm_group_size = None
+    assert exchanges(config) > 10
