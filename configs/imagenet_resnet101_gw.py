@@ -6,31 +6,17 @@ Hardware: any number of devices that divides 256, such as one host with 8.
 Expected: eval/top1 0.7871, the authors' result; 0.7769 with BatchNorm (imagenet_resnet101_bn.py). Not run to the end here.
 """
 
-from gw_jax.train import DataConfig, ModelConfig, NormConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from gw_jax.train import ModelConfig, NormConfig, TrainConfig
+from gw_jax.train.recipes import paper_recipe
 
 
 def get_config() -> TrainConfig:
     """Whitening after the stem and after the 3x3 convolution of every block, BatchNorm elsewhere."""
-    return TrainConfig(
-        seed=1,
-        num_epochs=100,
-        data=DataConfig(
-            name="imagenet2012",
-            batch_size=256,
-            eval_batch_size=256,
-            image_size=224,
-            crop=True,
-            eval_resize=256,
-            flip=True,
-            num_workers=8,
-        ),
-        model=ModelConfig(
-            name="resnet101",
-            norm="gw",
-            norm_options=NormConfig(num_groups=64, num_iterations=5),
-            whiten="S1-B2",
-            batch_norm_group_size=128,  # as on each of the 2 GPUs of the authors' ResNet-50
-        ),
-        optimizer=OptimizerConfig(learning_rate=0.1, momentum=0.9, weight_decay=1e-4),
-        schedule=ScheduleConfig(name="step", step_epochs=30, gamma=0.1),
+    model = ModelConfig(
+        name="resnet101",
+        norm="gw",
+        norm_options=NormConfig(num_groups=64, num_iterations=5),
+        whiten="S1-B2",
+        batch_norm_group_size=128,  # as on each of the 2 GPUs of the authors' ResNet-50
     )
+    return paper_recipe(model)

@@ -7,7 +7,8 @@ Expected: the aim is the 0.7772 of imagenet_resnet50_gw.py; nobody has measured 
 """
 
 from gw_jax.errors import ConfigError
-from gw_jax.train import DataConfig, ModelConfig, NormConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from gw_jax.train import ModelConfig, NormConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from gw_jax.train.recipes import imagenet_data
 
 # Batch size: peak learning rate, epochs of warm-up, weight decay. The rates and warm-ups are those of TensorFlow's official
 # ResNet-50 (4096) and of Google's for MLPerf (the others), both with BatchNorm: a place to start from.
@@ -32,16 +33,7 @@ def get_config(batch_size: str = "4096") -> TrainConfig:
         num_epochs=90,
         eval_every_epochs=5,  # an epoch has 312 steps at most, and 39 at least
         label_smoothing=0.1,
-        data=DataConfig(
-            name="imagenet2012",
-            batch_size=int(batch_size),
-            eval_batch_size=2048,
-            image_size=224,
-            crop=True,
-            eval_resize=256,
-            flip=True,
-            num_workers=8,
-        ),
+        data=imagenet_data(int(batch_size), 2048),
         model=ModelConfig(
             name="resnet50",
             norm="gw",

@@ -6,15 +6,8 @@ Hardware: any number of devices that divides 512 (mixing takes pairs of images o
 Expected: it should exceed the 0.7772 of imagenet_resnet50_gw.py; nobody has measured it.
 """
 
-from gw_jax.train import (
-    AugmentConfig,
-    DataConfig,
-    ModelConfig,
-    NormConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    TrainConfig,
-)
+from gw_jax.train import AugmentConfig, ModelConfig, NormConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from gw_jax.train.recipes import imagenet_data
 
 
 def get_config() -> TrainConfig:
@@ -24,16 +17,7 @@ def get_config() -> TrainConfig:
         num_epochs=300,
         label_smoothing=0.1,
         ema_decay=0.9999,
-        data=DataConfig(
-            name="imagenet2012",
-            batch_size=1024,
-            eval_batch_size=1024,
-            image_size=224,
-            crop=True,
-            eval_resize=256,
-            flip=True,
-            num_workers=8,
-        ),
+        data=imagenet_data(1024, 1024),
         # RandAugment as its authors chose for ResNet-50. Nothing is erased: mixing and RandAugment are enough for its size.
         augment=AugmentConfig(mixup=0.2, cutmix=1.0, randaugment_layers=2, randaugment_magnitude=9),
         model=ModelConfig(

@@ -20,7 +20,7 @@ from gw_jax.train.distributed import is_main
 from gw_jax.train.initial import initial_state
 from gw_jax.train.interrupt import MAX_STEPS_AHEAD, StopAgreement, StopRequest
 from gw_jax.train.setup import Experiment, image_transform
-from gw_jax.train.state import TrainState, average_rows, make_model, split_model
+from gw_jax.train.state import TrainState, average_rows, make_model, replicated, split_model
 
 EVALUATION_FILE = "evaluation.json"
 
@@ -117,7 +117,10 @@ def export_run(experiment: Experiment, workdir: pathlib.Path) -> Outcome:
     params, batch_stats = state.evaluated
     arguments = experiment.plain_model_arguments
     graphdef, _, _ = split_model(make_model(arguments, dtype=experiment.config.dtype, rngs=NoKeys()))
-    model = nnx.merge(graphdef, params, average_rows(batch_stats))
+    batch_stats = jax.jit(average_rows, out_shardings=replicated(experiment.mesh))(batch_stats)
+    if not is_main():
+        return Outcome(None)
+    model = nnx.merge(graphdef, params, batch_stats)
     save_pretrained(directory, model, arguments, source={"workdir": str(workdir), "step": step})
     print(f"Exported the checkpoint of step {step} to {directory}: gw_jax.load_pretrained({str(directory)!r})")
     return Outcome(None)
