@@ -74,7 +74,8 @@ def check_archives(name: str, manual_dir: str, *, allow_partial: bool) -> int:
 
 
 def _check_members(path: Any, size: int, archive: Archive) -> None:
-    end, count, numbers = 0, 0, set()
+    end, count = 0, 0
+    numbers: set[int] = set()
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:

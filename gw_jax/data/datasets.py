@@ -24,7 +24,8 @@ class Records(Sequence[Any]):
         return len(self._source)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._source[index]
+        # Raises IndexError past the end, which is what ends a loop; array_record raises ValueError.
+        return self._source[range(len(self))[index]]
 
     def where(self, index: int) -> str:
         """Names an example for people: "example 17 of imagenet2012/train (n01440764_10026.JPEG)"."""

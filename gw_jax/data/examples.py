@@ -126,7 +126,8 @@ class EvalExamples:
                 counts = False
                 continue
             fields = self._labels(example)
-            counts = counts and bool(fields.pop("counts", True))
+            answered = bool(fields.pop("counts", True))
+            counts = counts and answered
             return {"image": image, **fields, "mask": np.asarray(counts), "broken": np.asarray(broken)}
         raise _nothing_readable(start, reason)
 

@@ -109,9 +109,11 @@ def _alone(builder: Any) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise DataError(f"Another command is preparing {directory} right now. Wait for it, or stop it.") from error
-        for leftover in directory.parent.glob(f"{directory.name}.incomplete*"):
-            print(f"Removing {leftover}, which a stopped command left unfinished.", file=sys.stderr)
-            leftover.rmtree()
+        # As TFDS names them today, and as it did before.
+        for pattern in (f"incomplete.*_{directory.name}", f"{directory.name}.incomplete*"):
+            for leftover in directory.parent.glob(pattern):
+                print(f"Removing {leftover}, which a stopped command left unfinished.", file=sys.stderr)
+                leftover.rmtree()
         yield
 
 

@@ -5,17 +5,13 @@ Worker processes import this package and therefore JAX, but never use it: they s
 """
 
 import gc
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from gw_jax.data.workers import WatchedIterator, WorkerDiedError, become_worker
 from gw_jax.errors import DataError, raise_missing_package
 
 Batch = dict[str, np.ndarray]
@@ -67,9 +63,7 @@ class BatchReader:
                 self._iterator = self._start()
             try:
                 batch = next(self._iterator)
-            except RuntimeError as error:
-                if "Worker process" not in str(error):
-                    raise
+            except WorkerDiedError as error:
                 self.close()
                 self._restarts += 1
                 if self._restarts > MAX_RESTARTS:
@@ -125,19 +119,4 @@ class BatchReader:
         # Workers take whole batches in turn, and each of their threads one of those: a worker holds as many.
         reading = examples.batch(self._share).to_iter_dataset(grain.ReadOptions(self._num_threads, self._num_threads))
         workers = grain.MultiprocessingOptions(num_workers=self._num_workers, per_worker_buffer_size=1)
-        return iter(reading.mp_prefetch(workers, worker_init_fn=_become_worker))
-
-
-def _become_worker(index: int, count: int) -> None:
-    """Lets the terminal's Ctrl-C to the run, and ends with the run however that ends."""
-    del index, count
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    # Linux's signal at a parent's death would come too early: when the thread ends that started this process.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
+        return WatchedIterator(reading.mp_prefetch(workers, worker_init_fn=become_worker).__iter__)
