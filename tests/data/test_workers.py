@@ -166,8 +166,10 @@ if __name__ == "__main__":
     for batch in batches:
         pass
     del batch
-    # Shared memory is given back by a thread.
-    while "/psm_" in pathlib.Path("/proc/self/maps").read_text():
+    # Shared memory is given back by a thread. What it forgets, Python warns of at the end.
+    for _ in range(1000):
+        if "/psm_" not in pathlib.Path("/proc/self/maps").read_text():
+            break
         time.sleep(0.01)
 """
 
