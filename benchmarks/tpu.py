@@ -47,8 +47,10 @@ def devices(topology: str) -> list[Any]:
     Raises:
         ConfigError: libtpu is not installed, or does not know the slice.
     """
+    # Both cores of a v4 chip are one device, as the clouds set them up; later chips are so by themselves.
+    options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
     try:
-        return list(topologies.get_topology_desc(topology, "tpu").devices)
+        return list(topologies.get_topology_desc(topology, "tpu", **options).devices)
     except Exception as error:  # The runtime's errors: no libtpu, or an unknown name.
         raise ConfigError(
             f"The TPU slice {topology!r} cannot be described ({type(error).__name__}: {str(error).splitlines()[0]}). "

@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from gw_jax.train import DataConfig, ModelConfig, NormConfig, TrainConfig
+from gw_jax.train.state import make_mesh
 
 pytest.importorskip("libtpu", reason="the compiler for TPUs is not installed (extra: plan)")
 
@@ -36,6 +37,13 @@ def no_cache():
 @pytest.fixture(scope="module")
 def devices():
     return tpu.devices("v5e:2x2")
+
+
+@pytest.mark.parametrize(("topology", "chips"), [("v4:2x2x1", 4), ("v5e:2x2", 4), ("v6e:2x2", 4)])
+def test_a_chip_is_one_device_from_which_a_mesh_can_be_made(topology, chips):
+    found = tpu.devices(topology)
+    assert len(found) == chips
+    assert make_mesh(found).size == chips
 
 
 def test_groups_of_examples_leave_one_exchange_of_gradients(devices):
