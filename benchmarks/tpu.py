@@ -29,6 +29,7 @@ from jax.experimental import topologies  # noqa: E402
 
 from gw_jax.data.specs import SPECS  # noqa: E402
 from gw_jax.errors import ConfigError  # noqa: E402
+from gw_jax.ops.target import compiling_for  # noqa: E402
 from gw_jax.train.config import TrainConfig, validate  # noqa: E402
 from gw_jax.train.schedule import make_optimizer, make_schedule  # noqa: E402
 from gw_jax.train.setup import check_devices  # noqa: E402
@@ -167,7 +168,13 @@ def lower_steps(config: TrainConfig, slice_devices: list[Any]) -> dict[str, Any]
     train_step = make_train_step(graphdef, optimizer, config, spec, mesh)
     eval_step = make_eval_step(graphdef, config, spec, mesh)
     params, batch_stats = state.evaluated
-    return {
-        "train": lambda: train_step.lower(state, batch(config.data.batch_size)),
-        "eval": lambda: eval_step.lower(params, batch_stats, batch(config.data.eval_batch_size, mask=((), jnp.bool_))),
-    }
+
+    def lower_train() -> Any:
+        with compiling_for(slice_devices[0]):
+            return train_step.lower(state, batch(config.data.batch_size))
+
+    def lower_eval() -> Any:
+        with compiling_for(slice_devices[0]):
+            return eval_step.lower(params, batch_stats, batch(config.data.eval_batch_size, mask=((), jnp.bool_)))
+
+    return {"train": lower_train, "eval": lower_eval}

@@ -7,7 +7,14 @@ from jax.typing import DTypeLike
 
 from gw_jax.nn.initial import constant
 from gw_jax.nn.shared import require_num_features
-from gw_jax.ops.group_whitening import Method, check_whitening_options, group_whiten, groups_of, resolve_num_groups
+from gw_jax.ops.group_whitening import (
+    Implementation,
+    Method,
+    check_whitening_options,
+    group_whiten,
+    groups_of,
+    resolve_num_groups,
+)
 
 
 class GroupWhitening(nnx.Module):
@@ -37,6 +44,7 @@ class GroupWhitening(nnx.Module):
         use_bias: whether there is a ``bias`` ``[c]``, initially zeros.
         dtype: type of the output; None for the input's.
         param_dtype: type of ``scale`` and ``bias``.
+        implementation: how it is computed, see :func:`gw_jax.group_whiten`.
         rngs: taken as by every NNX layer; nothing random is drawn.
 
     Raises:
@@ -56,9 +64,10 @@ class GroupWhitening(nnx.Module):
         use_bias: bool = True,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
+        implementation: Implementation = "auto",
         rngs: nnx.Rngs,
     ):
-        check_whitening_options(method, num_iterations, epsilon)
+        check_whitening_options(method, num_iterations, epsilon, implementation)
         self.num_features = num_features
         if channels_per_group is not None:
             num_groups = groups_of(num_features, channels_per_group)
@@ -67,6 +76,7 @@ class GroupWhitening(nnx.Module):
         self.num_iterations = num_iterations
         self.epsilon = epsilon
         self.dtype = dtype
+        self.implementation: Implementation = implementation
         self.scale = nnx.Param(constant(rngs, 1, (num_features,), param_dtype)) if use_scale else None
         self.bias = nnx.Param(constant(rngs, 0, (num_features,), param_dtype)) if use_bias else None
 
@@ -83,4 +93,5 @@ class GroupWhitening(nnx.Module):
             scale=None if self.scale is None else self.scale[...],
             bias=None if self.bias is None else self.bias[...],
             dtype=self.dtype,
+            implementation=self.implementation,
         )

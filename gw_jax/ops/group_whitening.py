@@ -1,17 +1,22 @@
 """Group Whitening as a pure function of arrays."""
 
+import functools
 import warnings
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from gw_jax.ops.inverse_sqrt import HIGHEST, inverse_sqrt_newton, inverse_sqrt_zca
-from gw_jax.ops.numerics import accumulation_dtype, require_floating, require_mask_shape
-from gw_jax.ops.statistics import SPATIAL_LETTERS, centre_groups, sum_of_products
+from gw_jax.ops import target
+from gw_jax.ops.inverse_sqrt import inverse_sqrt_newton, inverse_sqrt_zca
+from gw_jax.ops.matmul_whitening import matmul_whiten
+from gw_jax.ops.numerics import require_floating, require_mask_shape
+from gw_jax.ops.plain_whitening import plain_whiten
+from gw_jax.ops.tpu_whitening import kernel_whiten, supports
 
 Method = Literal["newton", "zca"]
+Implementation = Literal["auto", "plain", "matmul", "kernel"]
 
 # The reference's IGWItN adds nothing to the covariance, its IGWSVD adds 1e-5 to the eigenvalues.
 DEFAULT_EPSILON: dict[str, float] = {"newton": 0.0, "zca": 1e-5}
@@ -56,12 +61,17 @@ def groups_of(num_features: int, channels_per_group: int) -> int:
     return num_features // channels_per_group
 
 
-def check_whitening_options(method: str, num_iterations: int, epsilon: float | None) -> float:
+def check_whitening_options(method: str, num_iterations: int, epsilon: float | None, implementation: str = "auto") -> float:
     """Checks the options that do not depend on the input and returns the epsilon to use.
 
     Raises:
-        ValueError: an unknown ``method``, ``num_iterations`` below 0, a negative ``epsilon``, or one of zero with "zca".
+        ValueError: an unknown ``method`` or ``implementation``, ``num_iterations`` below 0, a negative ``epsilon``, or one
+            of zero with "zca".
     """
+    if implementation not in get_args(Implementation):
+        raise ValueError(
+            f"implementation={implementation!r} is not known; choose one of {', '.join(get_args(Implementation))}."
+        )
     if method not in DEFAULT_EPSILON:
         raise ValueError(f"method={method!r} is not known; choose one of {sorted(DEFAULT_EPSILON)}.")
     if num_iterations < 0:
@@ -85,6 +95,7 @@ def group_whiten(
     scale: jax.Array | None = None,
     bias: jax.Array | None = None,
     dtype: DTypeLike | None = None,
+    implementation: Implementation = "auto",
 ) -> jax.Array:
     """Whitens the channel groups of every sample.
 
@@ -114,6 +125,10 @@ def group_whiten(
         scale: ``[c]``, multiplied to the whitened values, or None.
         bias: ``[c]``, added after the scale, or None. Masked positions stay zero.
         dtype: type of the result; None for the type of ``x``.
+        implementation: "plain" is the definition, differentiated by JAX, forward and reverse. The others are the same
+            function with a derivative written out, have no forward-mode derivative and take no mask: "matmul" for CPUs, and
+            "kernel", one kernel a direction, for TPUs, Newton iterations, ``[n, h, w, c]`` with ``n`` a multiple of 8 and
+            ``c`` of 128. "auto" chooses the fastest that fits the device and the input.
 
     Returns:
         An array of the shape of ``x``.
@@ -131,7 +146,7 @@ def group_whiten(
     num_features = x.shape[-1]
     if num_features == 0:
         raise ValueError(f"group_whiten got shape {x.shape}, which has no channels.")
-    epsilon = check_whitening_options(method, num_iterations, epsilon)
+    epsilon = check_whitening_options(method, num_iterations, epsilon, implementation)
     num_groups = resolve_num_groups(num_features, num_groups)
     require_mask_shape(x, mask)
     for name, parameter in (("scale", scale), ("bias", bias)):
@@ -141,22 +156,36 @@ def group_whiten(
     if x.size == 0:
         return x.astype(dtype)
 
-    # Splitting the last axis keeps the sharding of all the others; h and w are never merged.
-    grouped = x.astype(accumulation_dtype(x.dtype)).reshape(*x.shape[:-1], num_groups, num_features // num_groups)
-    keep = None if mask is None else mask.astype(bool)[..., None, None]
-    centred, count = centre_groups(grouped, keep)
-    covariance = sum_of_products(centred) / count
+    if implementation == "auto":
+        implementation = _fastest(x, method, num_iterations, mask, dtype)
     if method == "newton":
-        whitening = inverse_sqrt_newton(covariance, num_iterations, epsilon)
+        inverse_sqrt = functools.partial(inverse_sqrt_newton, num_iterations=num_iterations, epsilon=epsilon)
     else:
-        whitening = inverse_sqrt_zca(covariance, epsilon)
-    spatial = SPATIAL_LETTERS[: x.ndim - 2]
-    y = jnp.einsum(f"ngk,n{spatial}kc->n{spatial}gc", whitening, centred, precision=HIGHEST).reshape(x.shape)
-    per_channel = (1,) * (x.ndim - 1) + (num_features,)
-    if scale is not None:
-        y = y * scale.astype(y.dtype).reshape(per_channel)
-    if bias is not None:
-        y = y + bias.astype(y.dtype).reshape(per_channel)
-        if mask is not None:
-            y = jnp.where(mask.astype(bool)[..., None], y, 0)
+        inverse_sqrt = functools.partial(inverse_sqrt_zca, epsilon=epsilon)
+    if implementation == "plain":
+        return plain_whiten(x, num_groups, inverse_sqrt, mask, scale, bias).astype(dtype)
+    if mask is not None:
+        raise ValueError(f'implementation="{implementation}" takes no mask; choose "auto" or "plain".')
+    if implementation == "matmul":
+        return matmul_whiten(x, num_groups, inverse_sqrt, scale, bias).astype(dtype)
+    if method != "newton" or not supports(x.shape, x.dtype, num_iterations, target.current().kind):
+        raise ValueError(
+            f'implementation="kernel" with method="{method}", num_iterations={num_iterations} and an input of shape '
+            f"{x.shape} and type {x.dtype} on {target.current().kind!r}: there are kernels for TPUs, "
+            'method="newton", 2 to 14 iterations, [n, h, w, c] with n a multiple of 8 and c of 128, bfloat16 or float32, '
+            'and samples that fit on the chip. Choose "auto" or "plain".'
+        )
+    y = kernel_whiten(x, num_groups, num_iterations=num_iterations, epsilon=epsilon, scale=scale, bias=bias)
     return y.astype(dtype)
+
+
+def _fastest(x: jax.Array, method: Method, num_iterations: int, mask: jax.Array | None, dtype: DTypeLike) -> Implementation:
+    """What "auto" stands for on the device at hand."""
+    device = target.current()
+    if mask is not None:
+        return "plain"
+    if device.platform == "cpu":
+        return "matmul"
+    if method == "newton" and dtype == x.dtype and supports(x.shape, x.dtype, num_iterations, device.kind):
+        return "kernel"
+    return "plain"

@@ -95,10 +95,10 @@ def _products(between: Between, x: jax.Array, y: jax.Array) -> jax.Array:
     left, right, result = _SUBSCRIPTS[between]
     axes = SPATIAL_LETTERS[: x.ndim - 3]
     products = f"n{axes}{left},n{axes}{right}->n{result}"
-    return jnp.einsum(products, x, y, precision=HIGHEST, out_sharding=_sharding_of_sums(x))
+    return jnp.einsum(products, x, y, precision=HIGHEST, out_sharding=sharding_of_sums(x))
 
 
-def _sharding_of_sums(x: jax.Array) -> PartitionSpec | None:
+def sharding_of_sums(x: jax.Array) -> PartitionSpec | None:
     """On an Explicit mesh, sums over a sharded axis must say where they go: to all members, split like the first axis."""
     sharding = jax.typeof(x).sharding
     if sharding.mesh.empty or AxisType.Explicit not in sharding.mesh.axis_types:

@@ -101,6 +101,7 @@ class NormConfig:
     group_size: int | None = None
     use_scale: bool | None = None
     use_bias: bool | None = None
+    implementation: str | None = None
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

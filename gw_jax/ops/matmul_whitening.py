@@ -1,0 +1,115 @@
+"""Group Whitening as a few matrix products a sample, with derivatives written out: the formulation for CPUs.
+
+The channels of a group are moved in front of the groups once, ``[n, *spatial, g, d]`` to ``[n, *spatial, d, g]``. Every
+position and channel of a group is then a row of ``g`` numbers, and covariance, application and all derivatives are products
+of such rows, which matrix libraries take as they lie in memory.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gw_jax.ops.inverse_sqrt import HIGHEST
+from gw_jax.ops.numerics import accumulation_dtype
+from gw_jax.ops.plain_whitening import InverseSqrt, affine_per_sample
+from gw_jax.ops.statistics import SPATIAL_LETTERS, sharding_of_sums, sum_of_products
+
+
+def _rows(x: jax.Array, num_groups: int) -> jax.Array:
+    """``[..., c]`` as ``[..., d, g]``: a row has one channel of every group."""
+    return x.reshape(*x.shape[:-1], num_groups, x.shape[-1] // num_groups).swapaxes(-1, -2)
+
+
+def _channels(rows: jax.Array) -> jax.Array:
+    """Undoes :func:`_rows`."""
+    swapped = rows.swapaxes(-1, -2)
+    return swapped.reshape(*swapped.shape[:-2], -1)
+
+
+def _apply(rows: jax.Array, matrices: jax.Array) -> jax.Array:
+    """Every row of sample ``n`` times the ``n``-th matrix."""
+    axes = SPATIAL_LETTERS[: rows.ndim - 3]
+    return jnp.einsum(f"n{axes}cg,ngk->n{axes}ck", rows, matrices, precision=HIGHEST)
+
+
+def _centre(rows: jax.Array) -> jax.Array:
+    """Subtracts the mean row of every sample, exactly zero where all its rows are equal."""
+    observed = tuple(range(1, rows.ndim - 1))
+    # The distance to one of the values is averaged, see centre_groups.
+    shift = rows
+    for axis in observed:
+        shift = jax.lax.slice_in_dim(shift, 0, 1, axis=axis)
+    distance = rows - shift
+    return distance - distance.mean(observed, keepdims=True)
+
+
+def matmul_whiten(
+    x: jax.Array,
+    num_groups: int,
+    inverse_sqrt: InverseSqrt,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+) -> jax.Array:
+    """``inverse_sqrt(C) (X - mu) * scale + bias`` for every sample, see :func:`gw_jax.group_whiten`.
+
+    Nothing is computed twice: the backward pass gets the centred rows, the whitening matrices and what the derivative of
+    ``inverse_sqrt`` wants to keep, and needs three products over the positions. There is no forward-mode derivative.
+
+    Args:
+        x: ``[n, *spatial, c]``, not empty.
+        num_groups: divides ``c``.
+        inverse_sqrt: gives the whitening matrices of the covariances ``[n, g, g]``; symmetric, differentiable.
+        scale: ``[c]``, or None.
+        bias: ``[c]``, or None.
+
+    Returns:
+        An array of the shape of ``x``, in the type in which ``x`` is accumulated.
+    """
+    return _whiten(x, *affine_per_sample(x, scale, bias), num_groups, inverse_sqrt)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _whiten(x: jax.Array, scale: jax.Array, bias: jax.Array, num_groups: int, inverse_sqrt: InverseSqrt) -> jax.Array:
+    return _forward(x, scale, bias, num_groups, inverse_sqrt)[0]
+
+
+def _forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, num_groups: int, inverse_sqrt: InverseSqrt
+) -> tuple[jax.Array, Any]:
+    centred = _centre(_rows(x.astype(accumulation_dtype(x.dtype)), num_groups))
+    count = math.prod(centred.shape[1:-1])
+    # As sums over one channel a group, of one more spatial axis.
+    covariance = sum_of_products(centred[..., None]) / count
+    whitening, pullback = jax.vjp(inverse_sqrt, covariance)
+    per_sample = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1])
+    y = _channels(_apply(centred, whitening)) * scale.reshape(per_sample) + bias.reshape(per_sample)
+    empty = jnp.zeros((0,), x.dtype)  # Carries the type.
+    return y, (centred, whitening, pullback, scale, empty)
+
+
+def _backward(num_groups: int, inverse_sqrt: InverseSqrt, residuals: Any, dy: jax.Array) -> tuple[jax.Array, ...]:
+    del inverse_sqrt
+    centred, whitening, pullback, scale, empty = residuals
+    axes = SPATIAL_LETTERS[: centred.ndim - 3]
+    count = math.prod(centred.shape[1:-1])
+    rows, factor = _rows(dy, num_groups), _rows(scale, num_groups)
+    # Of every channel of a group: the sum over positions of dy x^T. It holds the derivatives of W and of the scale.
+    products = jnp.einsum(
+        f"n{axes}cg,n{axes}ck->ncgk", rows, centred, precision=HIGHEST, out_sharding=sharding_of_sums(centred)
+    )
+    dscale = (products * whitening[:, None]).sum(-1)
+    dbias = rows.sum(tuple(range(1, rows.ndim - 2)))
+    (dcovariance,) = pullback((products * factor[..., None]).sum(1))
+    through_covariance = (dcovariance + jnp.matrix_transpose(dcovariance)) / count
+    # Rows are centred, so the derivative's mean over them comes from dy alone.
+    mean = _apply((dbias * factor).sum(1, keepdims=True), whitening) / count
+    spatial = (1,) * len(axes)
+    dx = _apply(rows * factor.reshape(factor.shape[0], *spatial, *factor.shape[1:]), whitening)
+    dx = dx + _apply(centred, through_covariance) - mean.reshape(mean.shape[0], *spatial, 1, num_groups)
+    return _channels(dx).astype(empty.dtype), _channels(dscale), _channels(dbias)
+
+
+_whiten.defvjp(_forward, _backward)
