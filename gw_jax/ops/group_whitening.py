@@ -13,7 +13,7 @@ from gw_jax.ops.inverse_sqrt import inverse_sqrt_newton, inverse_sqrt_zca
 from gw_jax.ops.matmul_whitening import matmul_whiten
 from gw_jax.ops.numerics import require_floating, require_mask_shape
 from gw_jax.ops.plain_whitening import plain_whiten
-from gw_jax.ops.tpu_whitening import kernel_whiten, supports
+from gw_jax.ops.tpu_whitening import kernel_whiten, plan_for
 
 Method = Literal["newton", "zca"]
 Implementation = Literal["auto", "plain", "matmul", "kernel"]
@@ -127,8 +127,8 @@ def group_whiten(
         dtype: type of the result; None for the type of ``x``.
         implementation: "plain" is the definition, differentiated by JAX, forward and reverse. The others are the same
             function with a derivative written out, have no forward-mode derivative and take no mask: "matmul" for CPUs, and
-            "kernel", one kernel a direction, for TPUs, Newton iterations, ``[n, h, w, c]`` with ``n`` a multiple of 8 and
-            ``c`` of 128. "auto" chooses the fastest that fits the device and the input.
+            "kernel", fused kernels for TPUs, for Newton iterations on ``[n, h, w, c]``. "auto" chooses the fastest that
+            fits the device and the input.
 
     Returns:
         An array of the shape of ``x``.
@@ -156,8 +156,23 @@ def group_whiten(
     if x.size == 0:
         return x.astype(dtype)
 
+    device = target.current()
+    plan = None
+    if implementation in ("auto", "kernel") and method == "newton" and mask is None:
+        plan = plan_for(x.shape, x.dtype, num_groups, num_iterations, epsilon, device.kind)
     if implementation == "auto":
-        implementation = _fastest(x, method, num_iterations, mask, dtype)
+        fits = plan is not None and dtype == x.dtype
+        implementation = "kernel" if fits else "matmul" if device.platform == "cpu" and mask is None else "plain"
+    if implementation == "kernel":
+        if plan is None:
+            raise ValueError(
+                f'implementation="kernel" with method={method!r}, num_iterations={num_iterations}, '
+                f"{'no mask' if mask is None else 'a mask'} and an input of shape {x.shape} and type {x.dtype} on "
+                f'{device.kind!r}. There are kernels for TPU v5e and v6e, method="newton" with 2 to 14 iterations, no '
+                "mask, bfloat16 or float32, and [n, h, w, c] with n a multiple of 8 and c of 128, or n a multiple of 128 "
+                'and c a divisor of 128, that fits on the chip. Choose "auto".'
+            )
+        return kernel_whiten(x, plan, scale, bias).astype(dtype)
     if method == "newton":
         inverse_sqrt = functools.partial(inverse_sqrt_newton, num_iterations=num_iterations, epsilon=epsilon)
     else:
@@ -165,27 +180,5 @@ def group_whiten(
     if implementation == "plain":
         return plain_whiten(x, num_groups, inverse_sqrt, mask, scale, bias).astype(dtype)
     if mask is not None:
-        raise ValueError(f'implementation="{implementation}" takes no mask; choose "auto" or "plain".')
-    if implementation == "matmul":
-        return matmul_whiten(x, num_groups, inverse_sqrt, scale, bias).astype(dtype)
-    if method != "newton" or not supports(x.shape, x.dtype, num_iterations, target.current().kind):
-        raise ValueError(
-            f'implementation="kernel" with method="{method}", num_iterations={num_iterations} and an input of shape '
-            f"{x.shape} and type {x.dtype} on {target.current().kind!r}: there are kernels for TPUs, "
-            'method="newton", 2 to 14 iterations, [n, h, w, c] with n a multiple of 8 and c of 128, bfloat16 or float32, '
-            'and samples that fit on the chip. Choose "auto" or "plain".'
-        )
-    y = kernel_whiten(x, num_groups, num_iterations=num_iterations, epsilon=epsilon, scale=scale, bias=bias)
-    return y.astype(dtype)
-
-
-def _fastest(x: jax.Array, method: Method, num_iterations: int, mask: jax.Array | None, dtype: DTypeLike) -> Implementation:
-    """What "auto" stands for on the device at hand."""
-    device = target.current()
-    if mask is not None:
-        return "plain"
-    if device.platform == "cpu":
-        return "matmul"
-    if method == "newton" and dtype == x.dtype and supports(x.shape, x.dtype, num_iterations, device.kind):
-        return "kernel"
-    return "plain"
+        raise ValueError('implementation="matmul" takes no mask; choose "auto" or "plain".')
+    return matmul_whiten(x, num_groups, inverse_sqrt, scale, bias).astype(dtype)
