@@ -145,11 +145,23 @@ class BatchNorm(nnx.Module):
             count = keep.sum((*axes, -1), dtype=sets.dtype)
         count = psum_if_named(count, axis_name)
         divisor = jnp.maximum(count, 1).reshape(-1, *(1,) * (sets.ndim - 1))
-        mean = psum_if_named(sets.sum(axes, keepdims=True), axis_name) / divisor
-        centred = sets - mean
-        if keep is not None:
-            centred = jnp.where(keep, centred, 0)
-        var = psum_if_named((centred * centred).sum(axes, keepdims=True), axis_name) / divisor
+        if keep is None:
+            # Both sums in one pass over the values, as distances to the mean of every example's first position, which is
+            # close enough to theirs that the difference of the sums loses no digits.
+            first = sets
+            for axis in axes[1:]:
+                first = jax.lax.slice_in_dim(first, 0, 1, axis=axis)
+            examples = divisor / math.prod(sets.shape[2:-1])
+            shift = jax.lax.stop_gradient(psum_if_named(first.sum(1, keepdims=True), axis_name) / examples)
+            distance = sets - shift
+            distance_mean = psum_if_named(distance.sum(axes, keepdims=True), axis_name) / divisor
+            squares = psum_if_named((distance * distance).sum(axes, keepdims=True), axis_name) / divisor
+            centred, mean = distance - distance_mean, shift + distance_mean
+            var = jnp.maximum(squares - distance_mean * distance_mean, 0)
+        else:
+            mean = psum_if_named(sets.sum(axes, keepdims=True), axis_name) / divisor
+            centred = jnp.where(keep, sets - mean, 0)
+            var = psum_if_named((centred * centred).sum(axes, keepdims=True), axis_name) / divisor
         unbiased = var * (divisor / jnp.maximum(divisor - 1, 1))
         update_running_average(self, self.mean, mean.reshape(-1, self.num_features), count)
         update_running_average(self, self.var, unbiased.reshape(-1, self.num_features), count)
