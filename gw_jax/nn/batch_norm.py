@@ -129,14 +129,18 @@ class BatchNorm(nnx.Module):
             centred = sets - running_average(self, self.mean).astype(sets.dtype).reshape(channel)
             factor = jax.lax.rsqrt(running_average(self, self.var).astype(sets.dtype) + self.epsilon).reshape(channel)
         else:
-            centred, factor = self._batch_statistics(sets, keep)
+            first = split_batch_in_groups(self, x[(slice(None), *(slice(1),) * (x.ndim - 2))], group_size)
+            centred, factor = self._batch_statistics(sets, keep, first.astype(sets.dtype))
         # Scale and 1 / sqrt(var) meet before they touch the activations: one product less a value.
         if self.scale is not None:
             factor = factor * self.scale[...].astype(sets.dtype).reshape((1,) * (factor.ndim - 1) + (-1,))
         return scale_and_shift((centred * factor).reshape(x.shape), None, self.bias, mask, dtype)
 
-    def _batch_statistics(self, sets: jax.Array, keep: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Centred values and ``1 / sqrt(var + epsilon)`` of ``sets`` ``[s, b, *spatial, c]``, both broadcastable to it."""
+    def _batch_statistics(self, sets: jax.Array, keep: jax.Array | None, first: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Centred values and ``1 / sqrt(var + epsilon)`` of ``sets`` ``[s, b, *spatial, c]``, both broadcastable to it.
+
+        ``first`` ``[s, b, 1, ..., c]`` is the first position of every example.
+        """
         axes = tuple(range(1, sets.ndim - 1))
         axis_name = self.axis_name if self.group_size is None else None
         if keep is None:
@@ -147,16 +151,15 @@ class BatchNorm(nnx.Module):
         divisor = jnp.maximum(count, 1).reshape(-1, *(1,) * (sets.ndim - 1))
         if keep is None:
             # Both sums in one pass over the values, as distances to the mean of every example's first position, which is
-            # close enough to theirs that the difference of the sums loses no digits.
-            first = sets
-            for axis in axes[1:]:
-                first = jax.lax.slice_in_dim(first, 0, 1, axis=axis)
+            # close enough to theirs that the difference of the sums loses no digits. Only there: XLA reads the values
+            # twice more where the distances serve for the output, too, or the first position comes from ``sets``.
             examples = divisor / math.prod(sets.shape[2:-1])
             shift = jax.lax.stop_gradient(psum_if_named(first.sum(1, keepdims=True), axis_name) / examples)
             distance = sets - shift
             distance_mean = psum_if_named(distance.sum(axes, keepdims=True), axis_name) / divisor
             squares = psum_if_named((distance * distance).sum(axes, keepdims=True), axis_name) / divisor
-            centred, mean = distance - distance_mean, shift + distance_mean
+            mean = shift + distance_mean
+            centred = sets - mean
             var = jnp.maximum(squares - distance_mean * distance_mean, 0)
         else:
             mean = psum_if_named(sets.sum(axes, keepdims=True), axis_name) / divisor

@@ -1,0 +1,116 @@
+"""The training step on the device at hand, on fake data: images a second with each norm, memory, compile time.
+
+    python -m benchmarks.train_step [--json] [--small] [--model=resnet50] [--norms=gw,bn] [--batch=N] [--image_size=224]
+                                    [--dtype=auto] [--steps=20]
+
+The step is the trainer's own, with the batch on the device already: nothing waits for data. Steps of the norms take turns.
+Medians; compilation is apart. ``ratio_bn``: a norm's time over BatchNorm's. MFU is given where the device's peak is known;
+peak memory is the compiler's figure for the whole step: state, batch and what it keeps in between.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.steps import describe, make_steps
+from benchmarks.timing import interleaved_medians
+from gw_jax.train import DataConfig, ModelConfig, NormConfig, TrainConfig
+from gw_jax.train.hardware import CHIPS
+
+NORM_OPTIONS: dict[str, dict[str, Any]] = {"gw": {"num_groups": 64}, "gn": {"num_groups": 32}, "bn": {}}
+
+
+class Run:
+    """A compiled step with its state and a batch of noise."""
+
+    def __init__(self, model: str, norm: str, batch: int, image_size: int, dtype: str):
+        config = TrainConfig(
+            dtype=dtype,
+            data=DataConfig(name="imagenet2012", image_size=image_size, batch_size=batch, eval_batch_size=batch),
+            model=ModelConfig(name=model, norm=norm, norm_options=NormConfig(**NORM_OPTIONS[norm])),
+        )
+        steps = make_steps(config, jax.devices())
+        shapes, batch_shapes = steps.arguments["train"]
+        began = time.perf_counter()
+        self.compiled = steps.lower["train"]().compile()
+        self.program = describe(self.compiled, time.perf_counter() - began)
+        self.state = jax.device_put(steps.initialise(), jax.tree.map(lambda leaf: leaf.sharding, shapes))
+        rng = np.random.default_rng(0)
+        values = {"image": rng.integers(0, 256, batch_shapes["image"].shape, np.uint8)}
+        values["label"] = rng.integers(0, 1000, batch_shapes["label"].shape, np.int32)
+        self.batch = {name: jax.device_put(values[name], leaf.sharding) for name, leaf in batch_shapes.items()}
+
+    def __call__(self) -> None:
+        """Takes a step and waits for it."""
+        self.state, metrics = self.compiled(self.state, self.batch)
+        jax.block_until_ready((self.state, metrics))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measures, prints a line a norm, and one JSON object where wanted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--small", action="store_true", help="2 images of 32 pixels and 2 steps, to see that it runs")
+    parser.add_argument("--model", default="resnet50")
+    parser.add_argument("--norms", default="gw,bn", help=f"of {', '.join(NORM_OPTIONS)}")
+    parser.add_argument("--batch", type=int, help="images; default: 8 on a CPU, 256 a device elsewhere")
+    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--dtype", help="default: float32 on a CPU, bfloat16 elsewhere")
+    parser.add_argument("--steps", type=int, default=20)
+    args = parser.parse_args(arguments)
+    norms = args.norms.split(",")
+    if unknown := set(norms) - set(NORM_OPTIONS):
+        parser.error(
+            f"--norms={args.norms}: {', '.join(sorted(unknown))} is not known; choose of {', '.join(NORM_OPTIONS)}"
+        )
+    on_cpu, count = jax.default_backend() == "cpu", jax.device_count()
+    batch = args.batch or (2 * count if args.small else 8 if on_cpu else 256 * count)
+    dtype = args.dtype or ("float32" if on_cpu else "bfloat16")
+    size, steps = (32, 2) if args.small else (args.image_size, args.steps)
+    runs = {norm: Run(args.model, norm, batch, size, dtype) for norm in norms}
+    medians, _ = interleaved_medians(runs, steps)
+    chip = CHIPS.get(jax.devices()[0].device_kind)
+    cases = []
+    for norm, run in runs.items():
+        seconds = medians[norm] / 1e3
+        case = {
+            "norm": norm,
+            "ms": medians[norm],
+            "images_per_sec": batch / seconds,
+            "mfu": None if chip is None else run.program.flops / seconds / chip.flops,
+            "peak_memory": run.program.peak,
+            "bytes": run.program.bytes,
+            "compile_seconds": run.program.seconds,
+            "ratio_bn": medians[norm] / medians["bn"] if "bn" in medians else None,
+        }
+        cases.append(case)
+        ratio = "" if case["ratio_bn"] is None else f"{case['ratio_bn']:.2f} of BatchNorm's time, "
+        print(
+            f"{args.model} {norm}: {case['ms']:.1f} ms, {case['images_per_sec']:,.1f} images/s, {ratio}"
+            f"{run.program.peak / 1e9:.2f} GB, compiled in {run.program.seconds:.0f} s",
+            flush=True,
+        )
+    if args.json:
+        result = {
+            "platform": jax.default_backend(),
+            "device": platform.machine() if on_cpu else jax.devices()[0].device_kind,
+            "devices": count,
+            "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")},
+            "model": args.model,
+            "batch_size": batch,
+            "image_size": size,
+            "dtype": dtype,
+            "steps": steps,
+            "cases": cases,
+        }
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
