@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen
 from jax.typing import DTypeLike
 
-from gw_jax.ops.group_whitening import Method, group_whiten, groups_of
+from gw_jax.ops.group_whitening import Implementation, Method, group_whiten, groups_of
 
 
 class GroupWhitening(linen.Module):
@@ -23,6 +23,7 @@ class GroupWhitening(linen.Module):
         dtype: type of the output; None for the input's.
         param_dtype: type of ``scale`` and ``bias``.
         channels_per_group: the size of a block instead of their number.
+        implementation: how it is computed, see :func:`gw_jax.group_whiten`.
 
     Source: Huang et al., Group Whitening, CVPR 2021 (arXiv 2009.13333).
     """
@@ -36,6 +37,7 @@ class GroupWhitening(linen.Module):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     channels_per_group: int | None = None
+    implementation: Implementation = "auto"
 
     @linen.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -52,4 +54,5 @@ class GroupWhitening(linen.Module):
             scale=self.param("scale", ones, shape, self.param_dtype) if self.use_scale else None,
             bias=self.param("bias", zeros, shape, self.param_dtype) if self.use_bias else None,
             dtype=self.dtype,
+            implementation=self.implementation,
         )

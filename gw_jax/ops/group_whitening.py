@@ -128,7 +128,8 @@ def group_whiten(
         implementation: "plain" is the definition, differentiated by JAX, forward and reverse. The others are the same
             function with a derivative written out, have no forward-mode derivative and take no mask: "matmul" for CPUs, and
             "kernel", fused kernels for TPUs, for Newton iterations on ``[n, h, w, c]``. "auto" chooses the fastest that
-            fits the device and the input.
+            fits the device and the input. On several devices it takes kernels only where it knows how the batch is split:
+            in ``jax.shard_map``, and under :func:`gw_jax.ops.target.samples_split`, as in the trainer.
 
     Returns:
         An array of the shape of ``x``.
@@ -159,9 +160,9 @@ def group_whiten(
     device = target.current()
     plan = None
     if implementation in ("auto", "kernel") and method == "newton" and mask is None:
-        plan = plan_for(x.shape, x.dtype, num_groups, num_iterations, epsilon, device.kind)
+        plan = plan_for(x.shape, x.dtype, num_groups, num_iterations, epsilon, device.kind, target.split())
     if implementation == "auto":
-        fits = plan is not None and dtype == x.dtype
+        fits = plan is not None and dtype == x.dtype and target.split_is_known()
         implementation = "kernel" if fits else "matmul" if device.platform == "cpu" and mask is None else "plain"
     if implementation == "kernel":
         if plan is None:

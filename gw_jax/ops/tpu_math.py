@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from gw_jax.ops.inverse_sqrt import HIGHEST, NEWTON_CUBIC, NEWTON_LINEAR
 
@@ -32,6 +33,8 @@ class Plan:
         epsilon: added to the covariance's diagonal.
         tiled: whether samples go through the chip in tiles (:mod:`tpu_tiles`) or whole (:mod:`tpu_samples`).
         interpret: whether the instructions run one by one on any device, which is slow and serves to test.
+        mesh: devices over which the samples are split; None where they are not.
+        axis: of the mesh, along which they are split.
     """
 
     positions: int
@@ -41,6 +44,8 @@ class Plan:
     epsilon: float
     tiled: bool = False
     interpret: bool = False
+    mesh: Mesh | None = None
+    axis: str | None = None
 
     @property
     def channels_per_group(self) -> int:

@@ -6,8 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from gw_jax.ops import tpu_samples, tpu_tiles
 from gw_jax.ops.inverse_sqrt import FIRST_GUARDED_ITERATION, inverse_sqrt_newton
@@ -28,13 +27,17 @@ def plan_for(
     num_iterations: int,
     epsilon: float,
     kind: str,
-    *,
-    interpret: bool = False,
+    split: tuple[Mesh, str] | None = None,
 ) -> Plan | None:
-    """The kernel for an input of ``shape`` on a kind of device (``jax.Device.device_kind``), or None if there is none."""
+    """The kernel for an input of ``shape`` on a kind of device, or None if there is none.
+
+    ``kind`` is ``jax.Device.device_kind``; ``split`` a mesh and its axis along which the samples are split.
+    """
     if len(shape) != 4 or not 2 <= num_iterations < FIRST_GUARDED_ITERATION or jnp.dtype(dtype).name not in _TYPES:
         return None
-    n, h, w, c = shape
+    mesh, axis = split or (None, None)
+    devices = 1 if split is None else split[0].shape[split[1]]
+    (n, rest), (h, w, c) = divmod(shape[0], devices), shape[1:]
     memory, width = VMEM.get(kind, 0), jnp.dtype(dtype).itemsize
     whole = h * w * tpu_samples.SAMPLES * c * BYTES_PER_VALUE[width] <= memory
     if c % LANES == 0 and n % tpu_samples.SAMPLES == 0 and whole:
@@ -43,7 +46,7 @@ def plan_for(
         tiled = True
     else:
         return None
-    return Plan(h * w, c, num_groups, num_iterations, epsilon, tiled, interpret)
+    return None if rest else Plan(h * w, c, num_groups, num_iterations, epsilon, tiled, mesh=mesh, axis=axis)
 
 
 _TYPES = ("bfloat16", "float32")
@@ -77,13 +80,11 @@ def _kernel_backward(plan: Plan, *arrays: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _here(on_tpu: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernel where the program is compiled for a TPU and a device has whole blocks of samples; else the definition."""
+    """The kernel where the program is compiled for a TPU, else the definition."""
 
     def run(plan: Plan, *arrays: jax.Array) -> Any:
         if plan.interpret:
             return on_tpu(plan, *arrays)
-        if arrays[0].shape[0] % (LANES if plan.tiled else tpu_samples.SAMPLES):
-            return plain(plan, *arrays)
         return jax.lax.platform_dependent(
             *arrays, tpu=functools.partial(on_tpu, plan), default=functools.partial(plain, plan)
         )
@@ -91,23 +92,18 @@ def _here(on_tpu: Callable[..., Any], plain: Callable[..., Any]) -> Callable[...
     return run
 
 
-def _split_over_devices(run: Callable[..., Any], rule: str) -> Callable[..., Any]:
+def _on_every_device(run: Callable[..., Any]) -> Callable[..., Any]:
     """``run(plan, *arrays)`` on every device for its samples. XLA cannot split a kernel by itself: it would gather."""
-    split = custom_partitioning(run, static_argnums=(0,))
 
-    def partition(plan: Plan, mesh: Any, arguments: Any, results: Any) -> Any:
-        spec = arguments[0].sharding.spec
-        samples = spec[0] if len(spec) else None
+    def everywhere(plan: Plan, *arrays: jax.Array) -> Any:
+        if plan.mesh is None:
+            return run(plan, *arrays)
+        along = PartitionSpec(plan.axis)
+        return jax.shard_map(
+            functools.partial(run, plan), mesh=plan.mesh, in_specs=along, out_specs=along, check_vma=False
+        )(*arrays)
 
-        def along_samples(array: Any) -> NamedSharding:
-            return NamedSharding(mesh, PartitionSpec(samples, *(None,) * (len(array.shape) - 1)))
-
-        places = tuple(along_samples(argument) for argument in arguments)
-        return mesh, functools.partial(run, plan), jax.tree.map(along_samples, results), places
-
-    factors = tuple(letter for letter in "hwclge" if letter in rule)
-    split.def_partition(partition=partition, sharding_rule=rule, need_replication_factors=factors)
-    return split
+    return everywhere
 
 
 def _samples_of_all(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -131,32 +127,23 @@ def _samples_of_all(run: Callable[..., Any]) -> Callable[..., Any]:
     return with_plan
 
 
-def _runs(tiled: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Forward and backward, on any number of devices."""
-    saved = ", n l, n g e" if tiled else ""
-    forward = _split_over_devices(_here(_kernel_forward, _plain_forward), f"n h w c, n c, n c -> n h w c{saved}")
-    backward = _split_over_devices(
-        _here(_kernel_backward, _plain_backward), f"n h w c, n h w c, n c{saved} -> n h w c, n c, n c"
-    )
-    return _samples_of_all(forward), _samples_of_all(backward)
-
-
-_RUNS = {tiled: _runs(tiled) for tiled in (False, True)}
+_forward_run = _samples_of_all(_on_every_device(_here(_kernel_forward, _plain_forward)))
+_backward_run = _samples_of_all(_on_every_device(_here(_kernel_backward, _plain_backward)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _whiten(x: jax.Array, scale: jax.Array, bias: jax.Array, plan: Plan) -> jax.Array:
-    return _RUNS[plan.tiled][0](plan, x, scale, bias)[0]
+    return _forward_run(plan, x, scale, bias)[0]
 
 
 def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, plan: Plan) -> tuple[jax.Array, Any]:
-    y, *saved = _RUNS[plan.tiled][0](plan, x, scale, bias)
+    y, *saved = _forward_run(plan, x, scale, bias)
     return y, (x, scale, *saved)
 
 
 def _backward(plan: Plan, residuals: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, scale, *saved = residuals
-    return tuple(_RUNS[plan.tiled][1](plan, x, dy, scale, *saved))
+    return tuple(_backward_run(plan, x, dy, scale, *saved))
 
 
 _whiten.defvjp(_forward, _backward)
@@ -165,7 +152,7 @@ _whiten.defvjp(_forward, _backward)
 def kernel_whiten(x: jax.Array, plan: Plan, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
     """Group Whitening by Newton iteration, see :func:`gw_jax.group_whiten`. There is no forward-mode derivative.
 
-    On devices that are not TPUs, and where a device's share of the samples fills no block, the definition runs instead.
+    On devices that are not TPUs the definition runs instead.
 
     Args:
         x: ``[n, h, w, c]``.

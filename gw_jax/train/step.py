@@ -12,8 +12,9 @@ from gw_jax.data.augment import normalise, random_flip, random_shift
 from gw_jax.data.mix import mix, one_hot, random_erasing
 from gw_jax.data.randaugment import rand_augment
 from gw_jax.data.specs import DatasetSpec
+from gw_jax.ops.target import samples_split
 from gw_jax.train.config import TrainConfig
-from gw_jax.train.state import TrainState, activation_dtype, place_state, replicated, split_model
+from gw_jax.train.state import DATA_AXIS, TrainState, activation_dtype, place_state, replicated, split_model
 
 Metrics = dict[str, jax.Array]
 # (state, batch) -> (state, metrics) and (params, batch_stats, batch) -> sums, as jax.jit returns them.
@@ -101,6 +102,7 @@ def make_train_step(
         grads, metrics = jax.tree.map(lambda a: a / parts, total)
         return grads, batch_stats, metrics
 
+    @samples_split(mesh, DATA_AXIS)
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         grads, batch_stats, metrics = gradients(state, batch, key)
@@ -141,6 +143,7 @@ def make_eval_step(graphdef: nnx.GraphDef, config: TrainConfig, spec: DatasetSpe
     """
     dtype = activation_dtype(config.dtype)
 
+    @samples_split(mesh, DATA_AXIS)
     def eval_step(params: Any, batch_stats: Any, batch: Any) -> Metrics:
         model = nnx.merge(graphdef, params, batch_stats)
         model.eval()

@@ -33,7 +33,7 @@ def make_input(shape, dtype="float32", seed=0):
 
 
 def kernel(x, scale, bias, *, num_groups, num_iterations=5, epsilon=0.0, interpret=True):
-    plan = plan_for(x.shape, x.dtype, num_groups, num_iterations, epsilon, TPU)
+    plan = plan_for(x.shape, x.dtype, num_groups, num_iterations, epsilon, TPU, target.split())
     assert plan is not None
     return kernel_whiten(x, dataclasses.replace(plan, interpret=interpret), scale, bias)
 
@@ -145,7 +145,9 @@ def test_kernels_are_split_over_devices_without_communication(name):
         return y, pullback(y)[0]
 
     whole = jax.jit(gradients)(x, scale, bias)
-    compiled = jax.jit(gradients, out_shardings=split).lower(jax.device_put(x, split), scale, bias).compile()
+    with target.samples_split(mesh, "data"):
+        lowered = jax.jit(gradients, out_shardings=split).lower(jax.device_put(x, split), scale, bias)
+    compiled = lowered.compile()
     for kind in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
         assert kind not in compiled.as_text()
     for a, b in zip(compiled(jax.device_put(x, split), scale, bias), whole, strict=True):
@@ -177,16 +179,22 @@ def test_what_auto_chooses_follows_the_device_that_is_compiled_for():
         platform: str
         device_kind: str
 
-    x = jnp.zeros((8, 4, 4, 128), jnp.bfloat16)
+    x, mesh = jnp.zeros((16, 4, 4, 128), jnp.bfloat16), Mesh(np.array(jax.devices()[:2]), ("data",))
     assert target.current().platform == "cpu"
-    assert "custom_partitioning" not in str(jax.make_jaxpr(lambda x: group_whiten(x, 64))(x))
+    assert not jaxpr_of(x).count("pallas_call")
     with target.compiling_for(Device("tpu", TPU)):
-        assert "custom_partitioning" in str(jax.make_jaxpr(lambda x: group_whiten(x, 64))(x))
-        # Its samples fill no block.
-        assert "custom_partitioning" not in str(jax.make_jaxpr(lambda x: group_whiten(x, 64))(x[:3]))
+        assert jaxpr_of(x).count("pallas_call") == 1
+        assert not jaxpr_of(x[:3]).count("pallas_call")  # They fill no block.
+        with target.samples_split(mesh, "data"):
+            assert jaxpr_of(x).count("shard_map") == jaxpr_of(x).count("pallas_call") == 1
+            assert not jaxpr_of(x[:8]).count("pallas_call")  # A device's share fills none.
     with target.compiling_for(Device("tpu", "TPU v4")):
-        assert "custom_partitioning" not in str(jax.make_jaxpr(lambda x: group_whiten(x, 64))(x))
+        assert not jaxpr_of(x).count("pallas_call")
     assert target.current().platform == "cpu"
+
+
+def jaxpr_of(x):
+    return str(jax.make_jaxpr(lambda x: group_whiten(x, 64))(x))
 
 
 @pytest.mark.parametrize(

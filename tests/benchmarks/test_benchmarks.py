@@ -1,0 +1,50 @@
+"""The benchmarks run, and say what their documentation promises. Nothing here looks at a time."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import group_whitening, timing, train_step
+
+CASE_KEYS = {"shape", "dtype", "step", "ours_ms", "torch_eager_ms", "bn_ms", "copy_ms"}
+
+
+def test_runs_take_turns():
+    order = []
+    runs = {name: lambda name=name: order.append(name) for name in "ab"}
+    medians, first = timing.interleaved_medians(runs, 2)
+    assert "".join(order) == "ab" + "aabb" * 2
+    assert set(medians) == set(first) == {"a", "b"}
+
+
+def test_a_layer_is_measured_beside_its_peers():
+    cases = group_whitening.measure((2, 4, 4, 64), "float32", 1, torch=False, compiled=False)
+    assert [case["step"] for case in cases] == ["forward", "forward+backward"]
+    for case in cases:
+        assert set(case) >= CASE_KEYS
+        assert case["ours_ms"] > 0
+        assert case["torch_eager_ms"] is None
+
+
+def test_the_peer_in_pytorch_is_the_same_function():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra: torch)")
+    from benchmarks.torch_peer import GroupWhitening
+    from gw_jax import group_whiten
+
+    x = np.random.default_rng(0).standard_normal((2, 7, 7, 128)).astype(np.float32)
+    ours = np.asarray(group_whiten(x, 64))
+    theirs = GroupWhitening(128, 64)(torch.from_numpy(x.transpose(0, 3, 1, 2))).detach().numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_the_training_step_is_measured(capsys):
+    train_step.main(["--small", "--model=resnet18", "--norms=gw", "--json"])
+    result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert result["devices"] == jax.device_count()
+    (case,) = result["cases"]
+    assert case["norm"] == "gw"
+    assert case["images_per_sec"] > 0
+    assert case["peak_memory"] > 11e6 * 4
+    assert case["ratio_bn"] is None

@@ -1,0 +1,55 @@
+"""The kernels, compiled for a TPU on a machine without one."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+pytest.importorskip("libtpu", reason="the compiler for TPUs is not installed (extra: plan)")
+
+from benchmarks import tpu
+from gw_jax import group_whiten
+from gw_jax.ops.target import compiling_for, samples_split
+from gw_jax.train.state import DATA_AXIS, make_mesh
+
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_cache():
+    """The compilation cache of the tests cannot hold programs of devices that are not there."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernels"),
+    [
+        ((8, 4, 4, 128), 2),  # Whole samples: one forward, one backward.
+        ((8, 7, 7, 512), 2),  # Positions that fill no tile; four parts of 128 channels.
+        ((128, 8, 8, 64), 4),  # Tiles: statistics and application, derivatives of statistics and of the input.
+        ((4, 4, 4, 128), 0),  # No whole block on a device.
+    ],
+)
+def test_two_chips_run_kernels_without_exchanging_anything(shape, kernels):
+    devices = tpu.devices("v5e:2x2")[:2]
+    mesh = make_mesh(devices)
+    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    x = jax.ShapeDtypeStruct((2 * shape[0], *shape[1:]), jnp.bfloat16, sharding=split)
+    scale = jax.ShapeDtypeStruct(shape[-1:], jnp.float32, sharding=whole)
+
+    def step(x, scale, cotangent):
+        y, pullback = jax.vjp(functools.partial(whiten, scale=scale), x)
+        return y, pullback(cotangent)[0]
+
+    def whiten(x, scale):
+        return group_whiten(x, 64, scale=scale)
+
+    with compiling_for(devices[0]), samples_split(mesh, DATA_AXIS):
+        lowered = jax.jit(step).lower(x, scale, x)
+    text = lowered.compile().as_text()
+    assert text.count('custom_call_target="tpu_custom_call"') == kernels
+    assert not [kind for kind in COLLECTIVES if f" {kind}" in text]
