@@ -28,8 +28,10 @@ def no_cache():
 @pytest.mark.parametrize(
     ("shape", "kernels"),
     [
-        ((8, 4, 4, 128), 2),  # Whole samples: one forward, one backward.
-        ((8, 7, 7, 512), 2),  # Positions that fill no tile; four parts of 128 channels.
+        (
+            (8, 7, 7, 256),
+            2,
+        ),  # Whole samples: one forward, one backward. Positions that fill no block, two parts of 128 channels.
         ((128, 8, 8, 64), 4),  # Tiles: statistics and application, derivatives of statistics and of the input.
         ((4, 4, 4, 128), 0),  # No whole block on a device.
     ],

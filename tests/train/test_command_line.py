@@ -81,6 +81,14 @@ def test_ctrl_c_saves_and_exits_with_130(tmp_path, data_dir):
     assert (tmp_path / "run" / "checkpoints" / step / "state").is_dir()
 
 
+# In a process of its own: where libtpu is loaded to compile for TPUs that are not there, the profiler crashes.
+def test_a_window_of_steps_is_profiled(tmp_path, data_dir):
+    window = ["--config.log.profile_step=4", "--config.log.profile_steps=2"]
+    result = train(tmp_path / "run", data_dir, *SMALL, "--config.num_epochs=1", *window)
+    assert result.returncode == 0, result.stderr
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,4 +1,4 @@
-"""What a run may have beside the plain step: parts of a batch, averages, soft targets, a new last layer, a profile."""
+"""What a run may have beside the plain step: parts of a batch, averages, soft targets, a new last layer."""
 
 import os
 import signal
@@ -154,12 +154,6 @@ def test_a_stop_during_mode_evaluate_ends_it(finished, config, monkeypatch, capf
     assert (outcome.metrics, outcome.stopped_by) == (None, signal.SIGTERM)
     assert "The same command starts it again" in capfd.readouterr().err
     assert not (workdir / evaluate.EVALUATION_FILE).exists()
-
-
-def test_a_window_of_steps_is_profiled(shapes, config, tmp_path):
-    config.num_epochs, config.log.profile_step, config.log.profile_steps = 1, 4, 2
-    run(config, tmp_path / "run")
-    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
 def test_a_disk_without_room_is_named_before_the_run(shapes, config, tmp_path, monkeypatch):
