@@ -10,10 +10,11 @@ from jax.typing import DTypeLike
 
 from gw_jax.ops import target
 from gw_jax.ops.inverse_sqrt import inverse_sqrt_newton, inverse_sqrt_zca
+from gw_jax.ops.kernels import kernel_whiten, plan_for
 from gw_jax.ops.matmul_whitening import matmul_whiten
+from gw_jax.ops.newton import inverse_sqrt_with_short_derivative
 from gw_jax.ops.numerics import require_floating, require_mask_shape
 from gw_jax.ops.plain_whitening import plain_whiten
-from gw_jax.ops.tpu_whitening import kernel_whiten, plan_for
 
 Method = Literal["newton", "zca"]
 Implementation = Literal["auto", "plain", "matmul", "kernel"]
@@ -127,9 +128,9 @@ def group_whiten(
         dtype: type of the result; None for the type of ``x``.
         implementation: "plain" is the definition, differentiated by JAX, forward and reverse. The others are the same
             function with a derivative written out, have no forward-mode derivative and take no mask: "matmul" for CPUs, and
-            "kernel", fused kernels for TPUs, for Newton iterations on ``[n, h, w, c]``. "auto" chooses the fastest that
-            fits the device and the input. On several devices it takes kernels only where it knows how the batch is split:
-            in ``jax.shard_map``, and under :func:`gw_jax.ops.target.samples_split`, as in the trainer.
+            "kernel", fused kernels for TPUs and GPUs, for Newton iterations on ``[n, h, w, c]``. "auto" chooses the fastest
+            that fits the device and the input. On several devices it takes kernels only where it knows how the batch is
+            split: in ``jax.shard_map``, and under :func:`gw_jax.ops.target.samples_split`, as in the trainer.
 
     Returns:
         An array of the shape of ``x``.
@@ -160,7 +161,7 @@ def group_whiten(
     device = target.current()
     plan = None
     if implementation in ("auto", "kernel") and method == "newton" and mask is None:
-        plan = plan_for(x.shape, x.dtype, num_groups, num_iterations, epsilon, device.kind, target.split())
+        plan = plan_for(x.shape, x.dtype, num_groups, num_iterations, epsilon, device, target.split())
     if implementation == "auto":
         fits = plan is not None and dtype == x.dtype and target.split_is_known()
         implementation = "kernel" if fits else "matmul" if device.platform == "cpu" and mask is None else "plain"
@@ -169,13 +170,15 @@ def group_whiten(
             raise ValueError(
                 f'implementation="kernel" with method={method!r}, num_iterations={num_iterations}, '
                 f"{'no mask' if mask is None else 'a mask'} and an input of shape {x.shape} and type {x.dtype} on "
-                f'{device.kind!r}. There are kernels for TPU v5e and v6e, method="newton" with 2 to 14 iterations, no '
-                "mask, bfloat16 or float32, and [n, h, w, c] with n a multiple of 8 and c of 128, or n a multiple of 128 "
-                'and c a divisor of 128, that fits on the chip. Choose "auto".'
+                f"{device.kind!r}. There are kernels for TPU v5e and v6e and for H100, H200 and B200 GPUs, for "
+                'method="newton" with 2 to 14 iterations, no mask, bfloat16 or float32, and [n, h, w, c]: on TPUs with n a '
+                "multiple of 8 and c of 128, or n a multiple of 128 and c a divisor of 128, that fits on the chip; on GPUs "
+                'with 16, 32 or 64 groups of 1, 2, 4, ... 128 channels. Choose "auto".'
             )
         return kernel_whiten(x, plan, scale, bias).astype(dtype)
     if method == "newton":
-        inverse_sqrt = functools.partial(inverse_sqrt_newton, num_iterations=num_iterations, epsilon=epsilon)
+        newton = inverse_sqrt_with_short_derivative if implementation == "matmul" else inverse_sqrt_newton
+        inverse_sqrt = functools.partial(newton, num_iterations=num_iterations, epsilon=epsilon)
     else:
         inverse_sqrt = functools.partial(inverse_sqrt_zca, epsilon=epsilon)
     if implementation == "plain":

@@ -9,48 +9,17 @@ so that every product is a full matrix product over the lanes. Statistics and Ne
 over positions take the input's type and add up in float32.
 """
 
-import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from gw_jax.ops.inverse_sqrt import HIGHEST, NEWTON_CUBIC, NEWTON_LINEAR
+from gw_jax.ops import newton as newton_schulz
+from gw_jax.ops.inverse_sqrt import HIGHEST
+from gw_jax.ops.plan import Plan
 
 LANES = 128
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """The sizes of a kernel.
-
-    Attributes:
-        positions: of a sample.
-        channels: of a sample.
-        num_groups: divides ``channels``.
-        num_iterations: Newton-Schulz iterations, 2 or more.
-        epsilon: added to the covariance's diagonal.
-        tiled: whether samples go through the chip in tiles (:mod:`tpu_tiles`) or whole (:mod:`tpu_samples`).
-        interpret: whether the instructions run one by one on any device, which is slow and serves to test.
-        mesh: devices over which the samples are split; None where they are not.
-        axis: of the mesh, along which they are split.
-    """
-
-    positions: int
-    channels: int
-    num_groups: int
-    num_iterations: int
-    epsilon: float
-    tiled: bool = False
-    interpret: bool = False
-    mesh: Mesh | None = None
-    axis: str | None = None
-
-    @property
-    def channels_per_group(self) -> int:
-        """``c / g``."""
-        return self.channels // self.num_groups
 
 
 # Products over the last axis of the first and the first of the second; over the first of both; over the last of both.
@@ -80,55 +49,8 @@ def membership(plan: Plan) -> tuple[jax.Array, jax.Array]:
     return member.astype(jnp.float32), same.astype(jnp.float32)
 
 
-def unit_matrix(size: int) -> jax.Array:
-    """``[1, size, size]``, made of iotas: kernels take no constants."""
-    rows, columns = (jax.lax.broadcasted_iota(jnp.int32, (1, size, size), axis) for axis in (1, 2))
-    return (rows == columns).astype(jnp.float32)
-
-
-def newton(covariance: jax.Array, plan: Plan) -> tuple[jax.Array, Any]:
-    """The whitening matrices of ``[b, g, g]``, and what :func:`newton_derivative` needs.
-
-    The coupled iteration of :func:`gw_jax.ops.inverse_sqrt_newton`, without its guard for many iterations.
-    """
-    identity = unit_matrix(plan.num_groups)
-    covariance = covariance + plan.epsilon * identity
-    trace = jnp.sum(covariance * identity, axis=(1, 2), keepdims=True)
-    trace = jnp.where(trace == 0, 1.0, trace)
-    normalised = covariance / trace
-    p = NEWTON_LINEAR * identity + NEWTON_CUBIC * normalised
-    y = dot(normalised, p, BATCHED)
-    iterates = []
-    for iteration in range(1, plan.num_iterations):
-        step = NEWTON_LINEAR * identity + NEWTON_CUBIC * dot(p, y, BATCHED)
-        iterates.append((p, y, step))
-        p = dot(step, p, BATCHED)
-        if iteration < plan.num_iterations - 1:
-            y = dot(y, step, BATCHED)
-    whitening = jax.lax.rsqrt(trace) * p
-    return whitening, (trace, normalised, iterates, whitening)
-
-
-def newton_derivative(cotangent: jax.Array, saved: Any, plan: Plan) -> jax.Array:
-    """The derivative by the covariance, of which the symmetric part counts. All iterates are symmetric and commute."""
-    trace, normalised, iterates, whitening = saved
-    identity = unit_matrix(plan.num_groups)
-    dp, dy = jax.lax.rsqrt(trace) * cotangent, None
-    for p, y, step in reversed(iterates):
-        dstep, before = dot(dp, p, BATCHED), dot(step, dp, BATCHED)
-        if dy is not None:
-            dstep = dstep + dot(y, dy, BATCHED)
-        dproduct = NEWTON_CUBIC * dstep
-        through_y = dot(p, dproduct, BATCHED)
-        dy = through_y if dy is None else dot(dy, step, BATCHED) + through_y
-        dp = before + dot(dproduct, y, BATCHED)
-    assert dy is not None  # There are two iterations at least.
-    first = NEWTON_LINEAR * identity + NEWTON_CUBIC * normalised
-    dnormalised = NEWTON_CUBIC * (dp + dot(normalised, dy, BATCHED)) + dot(dy, first, BATCHED)
-    through_trace = (dnormalised * normalised).sum((1, 2), keepdims=True) + 0.5 * (cotangent * whitening).sum(
-        (1, 2), keepdims=True
-    )
-    return (dnormalised - identity * through_trace) / trace
+newton = functools.partial(newton_schulz.newton, dot=functools.partial(dot, dimensions=BATCHED))
+newton_derivative = functools.partial(newton_schulz.newton_derivative, dot=functools.partial(dot, dimensions=BATCHED))
 
 
 def expanded(matrix: jax.Array, member: jax.Array, same: jax.Array) -> jax.Array:

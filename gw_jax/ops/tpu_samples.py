@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gw_jax.ops.tpu_math import LANES, NT, TN, Plan, applied, dot, expanded, membership, newton, newton_derivative
+from gw_jax.ops.plan import Plan
+from gw_jax.ops.tpu_math import LANES, NT, TN, applied, dot, expanded, membership, newton, newton_derivative
 
 SAMPLES = 8  # The sublanes of a tile.
 
@@ -67,7 +68,7 @@ def _statistics(samples: _Rows, dtype: Any, member: jax.Array, same: jax.Array, 
     for sample in range(SAMPLES):
         centred.append(_centred(samples[sample], member, plan).astype(dtype))
         covariances.append(_covariance(centred[-1], member, same, plan))
-    whitening, saved = newton(jnp.stack(covariances), plan)
+    whitening, saved = newton(jnp.stack(covariances), plan.num_iterations, plan.epsilon)
     return centred, whitening, saved
 
 
@@ -98,11 +99,11 @@ def _backward_kernel(x: Any, dy: Any, scale: Any, dx: Any, dscale: Any, dbias: A
         dscale[sample : sample + 1, :] = jnp.sum(products * matrices[-1], axis=0, keepdims=True)
         dbias[sample : sample + 1, :] = jnp.sum(rows, axis=0, keepdims=True)
         dwhitening.append(dot(dot(member, products * factor, TN), member))
-    dcovariance = newton_derivative(jnp.stack(dwhitening), saved, plan)
+    dcovariance = newton_derivative(jnp.stack(dwhitening), saved)
     count = plan.positions * plan.channels_per_group
     for sample in range(SAMPLES):
         scaled = cotangents[sample] * scale[sample : sample + 1, :]
-        through = expanded((dcovariance[sample] + dcovariance[sample].T) / count, member, same)
+        through = expanded(2 * dcovariance[sample] / count, member, same)
         # Rows are centred, so the derivative's mean over a group comes from dy alone.
         mean = dot(dot(scaled.sum(0, keepdims=True), matrices[sample]), member) / count
         samples[sample] = (
@@ -123,7 +124,7 @@ def _call(kernel: Callable[..., None], plan: Plan, inputs: Sequence[jax.Array], 
 
     n, c = inputs[0].shape[1], plan.channels
     per_position = 2 * c * c * (1 if copies == 1 else 2)
-    newton = 2 * plan.num_groups**3 * (3 * plan.num_iterations - 3) * (1 if copies == 1 else 3)
+    newton = 2 * plan.num_groups**3 * (plan.num_iterations - 1) * (3 if copies == 1 else 7)
     moved = sum(array.size * jnp.dtype(array.dtype).itemsize for array in (*inputs, *outputs))
     return pl.pallas_call(
         functools.partial(kernel, plan=plan),

@@ -15,7 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gw_jax.ops.tpu_math import LANES, NT, TN, Plan, applied, dot, expanded, membership, newton, newton_derivative
+from gw_jax.ops.plan import Plan
+from gw_jax.ops.tpu_math import LANES, NT, TN, applied, dot, expanded, membership, newton, newton_derivative
 
 TILE_BYTES = 448 * 64 * LANES * 2  # Of which a kernel holds up to six, and float32 copies of two.
 TOGETHER = 8  # Samples whose Newton iterations run side by side.
@@ -138,7 +139,7 @@ def _statistics_kernel(
                 between = dot(dot(member, products[sample] * same, TN), member) / count
                 covariances.append(between - dot(of_groups, of_groups, TN))
                 covariance[sample] = covariances[-1]
-            found, _ = newton(jnp.stack(covariances), plan)
+            found, _ = newton(jnp.stack(covariances), plan.num_iterations, plan.epsilon)
             for i, sample in enumerate(samples):
                 whitening[sample] = found[i]
 
@@ -212,7 +213,7 @@ def _cross_kernel(
     @pl.when(last)
     def end() -> None:
         def finish(chosen: list[Any]) -> None:
-            found, saved = newton(jnp.stack([covariance[sample] for sample in chosen]), plan)
+            found, saved = newton(jnp.stack([covariance[sample] for sample in chosen]), plan.num_iterations, plan.epsilon)
             cotangent = []
             for i, sample in enumerate(chosen):
                 matrix, factor = expanded(found[i], member, same), scale[_row(sample), :]
@@ -223,9 +224,9 @@ def _cross_kernel(
                 correction[_row(sample), :] = dot(of_groups, member, NT)
                 cotangent.append(dot(dot(member, between * factor, TN), member))
                 whitening[sample] = found[i]
-            derivative = newton_derivative(jnp.stack(cotangent), saved, plan)
+            derivative = newton_derivative(jnp.stack(cotangent), saved)
             for i, sample in enumerate(chosen):
-                through[sample] = (derivative[i] + derivative[i].T) / count
+                through[sample] = 2 * derivative[i] / count
 
         _some_together(finish)
 
@@ -275,9 +276,12 @@ def _pullback_kernel(
     samples.empty(dx, lambda values: values - offset)
 
 
-def tile_positions(positions: int, channels: int, dtype: Any) -> int:
-    """How many of all positions make a tile: a divisor that fills whole blocks and fits on the chip; 0 for none."""
-    unit, most = 8 * (LANES // channels), TILE_BYTES // (channels * LANES * jnp.dtype(dtype).itemsize)
+def tile_positions(positions: int, channels: int, width: int) -> int:
+    """How many of all positions make a tile: a divisor that fills whole blocks and fits on the chip; 0 for none.
+
+    A value takes ``width`` bytes.
+    """
+    unit, most = 8 * (LANES // channels), TILE_BYTES // (channels * LANES * width)
     fitting = [p for p in range(unit, min(positions, most) + 1, unit) if positions % p == 0]
     return max(fitting, default=0)
 
@@ -288,7 +292,7 @@ def _call(
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
-    tile = tile_positions(plan.positions, plan.channels, inputs[0].dtype)
+    tile = tile_positions(plan.positions, plan.channels, inputs[0].dtype.itemsize)
 
     def block(shape: Sequence[int]) -> Any:
         if len(shape) == 3 and shape[0] == plan.positions and shape[1] == plan.channels:

@@ -10,11 +10,13 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gw_jax import group_whiten
-from gw_jax.ops import target
-from gw_jax.ops.tpu_whitening import kernel_whiten, plan_for
+from gw_jax.ops import newton, target
+from gw_jax.ops.inverse_sqrt import inverse_sqrt_newton
+from gw_jax.ops.kernels import kernel_whiten, plan_for
 
-TPU = "TPU v5 lite"
-# Whole samples with 1, 2 and 4 channels a group; tiles with 2 positions side by side, 1, and 4.
+TPU, GPU = target.Target("tpu", "TPU v5 lite"), target.Target("gpu", "NVIDIA H200")
+# For TPUs, whole samples with 1, 2 and 4 channels a group, and tiles with 2 positions side by side, 1, and 4. For GPUs, one
+# tile and several, whole and in part.
 KERNELS = {
     "samples, 2 channels a group": ((8, 4, 4, 128), 64),
     "samples, 4 channels a group": ((16, 3, 3, 256), 64),
@@ -22,6 +24,9 @@ KERNELS = {
     "tiles, 1 channel a group": ((128, 8, 6, 64), 64),
     "tiles, 2 channels a group": ((128, 4, 4, 64), 32),
     "tiles, 4 positions a row": ((128, 8, 8, 32), 16),
+    "GPU, 1 channel a group": ((6, 13, 12, 64), 64),
+    "GPU, 2 channels a group": ((6, 16, 8, 32), 16),
+    "GPU, 8 channels a group": ((6, 7, 7, 128), 16),
 }
 
 
@@ -39,16 +44,27 @@ def make_input(shape, dtype="float32", seed=0):
     return jnp.asarray(mixed, dtype), jnp.asarray(scale + 1, jnp.float32), jnp.asarray(bias, jnp.float32)
 
 
-def kernel(x, scale, bias, *, num_groups, num_iterations=5, epsilon=0.0, interpret=True):
-    plan = plan_for(x.shape, x.dtype, num_groups, num_iterations, epsilon, TPU, target.split())
+def case(name):
+    """Shape, groups, and the function that runs the kernel."""
+    shape, num_groups = KERNELS[name]
+    return shape, functools.partial(kernel, num_groups=num_groups, device=GPU if name.startswith("GPU") else TPU)
+
+
+def kernel(x, scale, bias, *, num_groups, device, num_iterations=5, epsilon=0.0, interpret=True):
+    plan = plan_for(x.shape, x.dtype, num_groups, num_iterations, epsilon, device, target.split())
     assert plan is not None
     return kernel_whiten(x, dataclasses.replace(plan, interpret=interpret), scale, bias)
 
 
 def values_and_gradients(function, x, scale, bias):
     cotangent = jnp.asarray(np.random.default_rng(1).standard_normal(x.shape), x.dtype)
-    y, pullback = jax.vjp(function, x, scale, bias)
-    return jax.tree.map(lambda a: np.asarray(a, np.float64), (y, *pullback(cotangent.astype(y.dtype))))
+
+    @jax.jit
+    def both(x, scale, bias):
+        y, pullback = jax.vjp(function, x, scale, bias)
+        return y, *pullback(cotangent.astype(y.dtype))
+
+    return jax.tree.map(lambda a: np.asarray(a, np.float64), both(x, scale, bias))
 
 
 def in_float64(x, scale, bias, **options):
@@ -64,20 +80,20 @@ def relative_errors(found, truth):
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels_equal_float64(name):
-    shape, num_groups = KERNELS[name]
+    shape, run = case(name)
     arguments = make_input(shape)
-    found = values_and_gradients(functools.partial(kernel, num_groups=num_groups), *arguments)
-    value, *gradients = relative_errors(found, in_float64(*arguments, num_groups=num_groups))
+    found = values_and_gradients(run, *arguments)
+    value, *gradients = relative_errors(found, in_float64(*arguments, num_groups=KERNELS[name][1]))
     assert value <= 2e-5
     assert max(gradients) <= 1e-4
 
 
-@pytest.mark.parametrize("name", ["samples, 2 channels a group", "tiles, 1 channel a group"])
+@pytest.mark.parametrize("name", ["samples, 2 channels a group", "tiles, 1 channel a group", "GPU, 8 channels a group"])
 def test_kernels_in_bfloat16_cost_its_rounding_only(name):
-    shape, num_groups = KERNELS[name]
+    shape, run = case(name)
     arguments = make_input(shape, "bfloat16")
-    truth = in_float64(*arguments, num_groups=num_groups)
-    found = values_and_gradients(functools.partial(kernel, num_groups=num_groups), *arguments)
+    truth = in_float64(*arguments, num_groups=KERNELS[name][1])
+    found = values_and_gradients(run, *arguments)
     # A bfloat16 number is off by 2^-9 at most. Input, centred input and output are rounded once each.
     assert max(relative_errors(found, truth)) <= 6 * 2**-9
 
@@ -88,35 +104,43 @@ def test_kernels_in_bfloat16_cost_its_rounding_only(name):
         ("samples, 2 channels a group", 2, 0.0),
         ("samples, 2 channels a group", 7, 1e-3),
         ("tiles, 2 channels a group", 2, 1e-3),
+        ("GPU, 2 channels a group", 2, 0.0),
+        ("GPU, 1 channel a group", 7, 1e-3),
     ],
 )
 def test_kernels_take_iterations_and_epsilon(name, num_iterations, epsilon):
-    shape, num_groups = KERNELS[name]
-    options = {"num_groups": num_groups, "num_iterations": num_iterations, "epsilon": epsilon}
+    shape, run = case(name)
+    options = {"num_iterations": num_iterations, "epsilon": epsilon}
     arguments = make_input(shape)
-    found = values_and_gradients(functools.partial(kernel, **options), *arguments)
-    assert max(relative_errors(found, in_float64(*arguments, **options))) <= 1e-4
+    found = values_and_gradients(functools.partial(run, **options), *arguments)
+    assert max(relative_errors(found, in_float64(*arguments, num_groups=KERNELS[name][1], **options))) <= 1e-4
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("samples, 2 channels a group", "float32"), ("tiles, 1 channel a group", "bfloat16")]
+    ("name", "dtype"),
+    [
+        ("samples, 2 channels a group", "float32"),
+        ("tiles, 1 channel a group", "bfloat16"),
+        ("GPU, 1 channel a group", "float32"),
+        ("GPU, 8 channels a group", "bfloat16"),
+    ],
 )
 def test_a_constant_sample_becomes_the_bias_with_finite_gradients(name, dtype):
-    shape, num_groups = KERNELS[name]
+    shape, run = case(name)
     x, scale, bias = make_input(shape, dtype)
     # A value whose sum over many positions is not exact.
     x = x.at[3].set(jnp.asarray(0.1, dtype)).at[5].set(0)
-    found = values_and_gradients(functools.partial(kernel, num_groups=num_groups), x, scale, bias)
+    found = values_and_gradients(run, x, scale, bias)
     for sample in (3, 5):
         np.testing.assert_allclose(found[0][sample], np.broadcast_to(np.asarray(bias, x.dtype), shape[1:]), rtol=1e-6)
     assert all(np.isfinite(array).all() for array in found)
 
 
-@pytest.mark.parametrize("name", ["samples, 2 channels a group", "tiles, 1 channel a group"])
+@pytest.mark.parametrize("name", ["samples, 2 channels a group", "tiles, 1 channel a group", "GPU, 1 channel a group"])
 def test_one_bad_sample_leaves_the_others_alone(name):
-    shape, num_groups = KERNELS[name]
+    shape, run = case(name)
     x, scale, bias = make_input(shape)
-    run = jax.jit(functools.partial(kernel, num_groups=num_groups))
+    run = jax.jit(run)
     good, bad = run(x, scale, bias), run(x.at[2, 0, 0, 0].set(jnp.nan), scale, bias)
     others = np.arange(shape[0]) != 2
     np.testing.assert_array_equal(good[others], bad[others])
@@ -136,23 +160,24 @@ def test_products_with_written_out_derivatives_equal_the_definition(float64, sha
 
 
 def test_scale_and_bias_may_be_missing():
-    for shape, num_groups in (KERNELS["samples, 2 channels a group"], KERNELS["tiles, 2 channels a group"]):
+    for name in ("samples, 2 channels a group", "tiles, 2 channels a group", "GPU, 2 channels a group"):
+        (shape, run), num_groups = case(name), KERNELS[name][1]
         x, _, _ = make_input(shape)
         truth = group_whiten(x, num_groups, implementation="plain")
-        np.testing.assert_allclose(kernel(x, None, None, num_groups=num_groups), truth, atol=2e-5)
+        np.testing.assert_allclose(jax.jit(run)(x, None, None), truth, atol=2e-5)
         np.testing.assert_allclose(group_whiten(x, num_groups, implementation="matmul"), truth, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["samples, 4 channels a group", "tiles, 2 channels a group"])
 def test_kernels_are_split_over_devices_without_communication(name):
-    shape, num_groups = KERNELS[name]
+    shape, run = case(name)
     shape = (2 * shape[0], *shape[1:])
     x, scale, bias = make_input(shape)
     mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
     split = NamedSharding(mesh, PartitionSpec("data"))
 
     def gradients(x, scale, bias):
-        return values_and_pullback(functools.partial(kernel, num_groups=num_groups), x, scale, bias)
+        return values_and_pullback(run, x, scale, bias)
 
     def values_and_pullback(function, x, scale, bias):
         y, pullback = jax.vjp(function, x, scale, bias)
@@ -169,22 +194,71 @@ def test_kernels_are_split_over_devices_without_communication(name):
 
 
 def test_vmap_of_a_kernel_is_more_samples():
-    shape, num_groups = KERNELS["samples, 2 channels a group"]
+    shape, run = case("samples, 2 channels a group")
     x, scale, bias = make_input(shape)
     stacked = jnp.stack([x, 2 * x + 1])
-    run = functools.partial(kernel, num_groups=num_groups)
     found = jax.vmap(run, (0, None, None))(stacked, scale, bias)
     np.testing.assert_allclose(found, jnp.stack([run(one, scale, bias) for one in stacked]), rtol=1e-6, atol=1e-6)
 
 
-def test_without_a_tpu_the_definition_runs_in_a_kernels_place():
-    shape, num_groups = KERNELS["samples, 2 channels a group"]
+@pytest.mark.parametrize("name", ["samples, 2 channels a group", "GPU, 2 channels a group"])
+def test_on_another_device_the_definition_runs_in_a_kernels_place(name):
+    shape, run = case(name)
     arguments = make_input(shape)
-    found = values_and_gradients(functools.partial(kernel, num_groups=num_groups, interpret=False), *arguments)
-    truth = values_and_gradients(
-        lambda x, s, b: group_whiten(x, num_groups, scale=s, bias=b, implementation="plain"), *arguments
-    )
+    found = values_and_gradients(functools.partial(run, interpret=False), *arguments)
+    plain = functools.partial(group_whiten, num_groups=KERNELS[name][1], implementation="plain")
+    truth = values_and_gradients(lambda x, s, b: plain(x, scale=s, bias=b), *arguments)
     assert max(relative_errors(found, truth)) <= 1e-6
+
+
+@pytest.mark.parametrize("shape", [(4, 56, 56, 64), (4, 14, 14, 256), (4, 7, 7, 512)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_gpu_kernels_are_lowered_for_cuda(shape, dtype):
+    def value_and_gradient(x):
+        return jax.value_and_grad(lambda x: kernel(x, None, None, num_groups=64, device=GPU, interpret=False).sum())(x)
+
+    triton = "__gpu$xla.gpu.triton"  # XLA compiles what is inside where the GPU is.
+    unchecked = [jax.export.DisabledSafetyCheck.custom_call(triton)]
+    export = jax.export.export(jax.jit(value_and_gradient), platforms=["cuda"], disabled_checks=unchecked)
+    program = export(jax.ShapeDtypeStruct(shape, dtype)).mlir_module()
+    assert program.count(triton) == 2
+
+
+# Triton's products of float32 are sums over products of parts, and the interpreter's are not.
+@pytest.mark.parametrize(("parts", "bound"), [("tf32", 2e-5), ("bfloat16", 2e-4)])
+@pytest.mark.parametrize("condition", [1, 1e4])
+def test_iterations_in_the_parts_that_tensor_cores_multiply(parts, bound, condition):
+    def high(matrix):
+        if parts == "bfloat16":
+            return matrix.astype(jnp.bfloat16).astype(jnp.float32)
+        return (matrix.view(jnp.uint32) & jnp.uint32(0xFFFFE000)).view(jnp.float32)
+
+    def product(a, b):
+        (a_high, a_low), (b_high, b_low) = ((high(m), high(m - high(m))) for m in (a, b))
+        exact = functools.partial(jnp.matmul, precision="highest")
+        return exact(a_low, b_high) + exact(a_high, b_low) + exact(a_high, b_high)
+
+    rng = np.random.default_rng(0)
+    vectors, _ = np.linalg.qr(rng.standard_normal((64, 64)))
+    covariance, cotangent = (vectors * np.geomspace(1, 1 / condition, 64)) @ vectors.T, rng.standard_normal((64, 64))
+    with jax.enable_x64(True):
+        whitening, saved = newton.newton(jnp.asarray(covariance), 5, 0.0, jnp.matmul)
+        truth = whitening, newton.newton_derivative(jnp.asarray(cotangent), saved, jnp.matmul)
+    whitening, saved = newton.newton(jnp.asarray(covariance, jnp.float32), 5, 0.0, product)
+    found = whitening, newton.newton_derivative(jnp.asarray(cotangent, jnp.float32), saved, product)
+    assert max(relative_errors(jax.tree.map(np.asarray, found), jax.tree.map(np.asarray, truth))) <= bound
+
+
+@pytest.mark.parametrize("num_iterations", [1, 2, 5, 14, 16])
+def test_the_short_derivative_is_that_of_the_iterations(float64, num_iterations):
+    rows = np.random.default_rng(0).standard_normal((3, 40, 8))
+    covariance = jnp.asarray(rows.swapaxes(1, 2) @ rows / 40)
+    found, pullback = jax.vjp(lambda c: newton.inverse_sqrt_with_short_derivative(c, num_iterations, 1e-3), covariance)
+    truth, expected = jax.vjp(lambda c: inverse_sqrt_newton(c, num_iterations, 1e-3), covariance)
+    np.testing.assert_allclose(found, truth, rtol=1e-12)
+    # A covariance stays symmetric, so that its derivative's symmetric part is what counts.
+    (short,), (long,) = (pull(jnp.asarray(rows[:, :8])) for pull in (pullback, expected))
+    np.testing.assert_allclose(short + short.swapaxes(1, 2), long + long.swapaxes(1, 2), rtol=1e-9, atol=1e-12)
 
 
 def test_what_auto_chooses_follows_the_device_that_is_compiled_for():
@@ -196,14 +270,17 @@ def test_what_auto_chooses_follows_the_device_that_is_compiled_for():
     x, mesh = jnp.zeros((16, 4, 4, 128), jnp.bfloat16), Mesh(np.array(jax.devices()[:2]), ("data",))
     assert target.current().platform == "cpu"
     assert not jaxpr_of(x).count("pallas_call")
-    with target.compiling_for(Device("tpu", TPU)):
+    with target.compiling_for(Device("tpu", TPU.kind)):
         assert jaxpr_of(x).count("pallas_call") == 1
         assert not jaxpr_of(x[:3]).count("pallas_call")  # They fill no block.
         with target.samples_split(mesh, "data"):
             assert jaxpr_of(x).count("shard_map") == jaxpr_of(x).count("pallas_call") == 1
             assert not jaxpr_of(x[:8]).count("pallas_call")  # A device's share fills none.
-    with target.compiling_for(Device("tpu", "TPU v4")):
-        assert not jaxpr_of(x).count("pallas_call")
+    with target.compiling_for(Device("gpu", GPU.kind)):
+        assert jaxpr_of(x[:3]).count("pallas_call") == 1
+    for platform, kind in (("tpu", "TPU v4"), ("gpu", "NVIDIA GeForce RTX 4090")):
+        with target.compiling_for(Device(platform, kind)):
+            assert not jaxpr_of(x).count("pallas_call")
     assert target.current().platform == "cpu"
 
 

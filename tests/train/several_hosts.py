@@ -20,7 +20,7 @@ def main(port, count, index, devices, workdir, *changes):
     from gw_jax.models.resnet import ARCHITECTURES, Architecture
     from gw_jax.train import distributed, run
 
-    ARCHITECTURES["resnet10"] = Architecture(False, (1, 1, 1, 1))
+    ARCHITECTURES["resnet6"] = Architecture(False, (1, 1, 0, 0))
     gw_jax.train.setup.open_dataset = lambda name, data_dir, **_: conftest.make_shapes()
     config = conftest.make_config()
     for change in changes:

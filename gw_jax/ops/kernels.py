@@ -1,4 +1,4 @@
-"""Group Whitening by TPU kernels: which inputs they take, their derivative, many devices, ``jax.vmap``."""
+"""Group Whitening by kernels for TPUs and GPUs: which inputs they take, their derivative, many devices, ``jax.vmap``."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -8,12 +8,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from gw_jax.ops import tpu_samples, tpu_tiles
-from gw_jax.ops.inverse_sqrt import FIRST_GUARDED_ITERATION, inverse_sqrt_newton
+from gw_jax.ops import gpu_whitening, tpu_samples, tpu_tiles
+from gw_jax.ops.inverse_sqrt import inverse_sqrt_newton
+from gw_jax.ops.newton import has_short_derivative
 from gw_jax.ops.plain_whitening import affine_per_sample, plain_whiten
-from gw_jax.ops.tpu_math import LANES, Plan
+from gw_jax.ops.plan import KernelName, Plan
+from gw_jax.ops.target import Target
+from gw_jax.ops.tpu_math import LANES
 
-# Bytes of the memory next to the compute units that a kernel may take.
+# Bytes of a TPU's memory next to the compute units that a kernel may take.
 VMEM = {"TPU v5 lite": 110 << 20, "TPU v6 lite": 110 << 20}
 # A whole sample takes this many bytes a value at most: three blocks, each twice so that one is moved while the other is
 # computed on, two float32 copies, and what the compiler keeps of a sample.
@@ -26,27 +29,36 @@ def plan_for(
     num_groups: int,
     num_iterations: int,
     epsilon: float,
-    kind: str,
+    device: Target,
     split: tuple[Mesh, str] | None = None,
 ) -> Plan | None:
     """The kernel for an input of ``shape`` on a kind of device, or None if there is none.
 
-    ``kind`` is ``jax.Device.device_kind``; ``split`` a mesh and its axis along which the samples are split.
+    ``split`` is a mesh and its axis along which the samples are split.
     """
-    if len(shape) != 4 or not 2 <= num_iterations < FIRST_GUARDED_ITERATION or jnp.dtype(dtype).name not in _TYPES:
+    if len(shape) != 4 or not has_short_derivative(num_iterations) or jnp.dtype(dtype).name not in _TYPES:
         return None
     mesh, axis = split or (None, None)
     devices = 1 if split is None else split[0].shape[split[1]]
-    (n, rest), (h, w, c) = divmod(shape[0], devices), shape[1:]
-    memory, width = VMEM.get(kind, 0), jnp.dtype(dtype).itemsize
-    whole = h * w * tpu_samples.SAMPLES * c * BYTES_PER_VALUE[width] <= memory
-    if c % LANES == 0 and n % tpu_samples.SAMPLES == 0 and whole:
-        tiled = False
-    elif LANES % c == 0 and n % LANES == 0 and memory >= max(VMEM.values()) and tpu_tiles.tile_positions(h * w, c, dtype):
-        tiled = True
-    else:
+    n, rest = divmod(shape[0], devices)
+    h, w, c = shape[1:]
+    if rest:
         return None
-    return None if rest else Plan(h * w, c, num_groups, num_iterations, epsilon, tiled, mesh=mesh, axis=axis)
+    if device.platform == "gpu":
+        known = any(card in device.kind for card in gpu_whitening.CARDS)
+        name: KernelName | None = "gpu_whitening" if known and gpu_whitening.takes(num_groups, c // num_groups) else None
+    else:
+        name = _tpu_kernel(n, h * w, c, jnp.dtype(dtype).itemsize, VMEM.get(device.kind, 0))
+    return None if name is None else Plan(h * w, c, num_groups, num_iterations, epsilon, name, mesh=mesh, axis=axis)
+
+
+def _tpu_kernel(n: int, positions: int, c: int, width: int, memory: int) -> KernelName | None:
+    """Which of the TPU kernels takes ``n`` samples a device, of values of ``width`` bytes; None if none does."""
+    whole = positions * tpu_samples.SAMPLES * c * BYTES_PER_VALUE[width] <= memory
+    if c % LANES == 0 and n % tpu_samples.SAMPLES == 0 and whole:
+        return "tpu_samples"
+    tiled = LANES % c == 0 and n % LANES == 0 and memory >= max(VMEM.values())
+    return "tpu_tiles" if tiled and tpu_tiles.tile_positions(positions, c, width) else None
 
 
 _TYPES = ("bfloat16", "float32")
@@ -59,7 +71,7 @@ def _definition(plan: Plan, x: jax.Array, scale: jax.Array, bias: jax.Array) -> 
 
 def _plain_forward(plan: Plan, x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, ...]:
     y = _definition(plan, x, scale, bias)
-    if not plan.tiled:
+    if plan.kernel != "tpu_tiles":
         return (y,)
     # What the kernels would save; nothing reads it.
     saved = ((x.shape[0], LANES), (x.shape[0], plan.num_groups, plan.num_groups))
@@ -71,23 +83,18 @@ def _plain_backward(plan: Plan, x: jax.Array, dy: jax.Array, scale: jax.Array, *
     return jax.vjp(functools.partial(_definition, plan), x, scale, jnp.zeros_like(scale))[1](dy)
 
 
-def _kernel_forward(plan: Plan, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    return (tpu_tiles if plan.tiled else tpu_samples).forward(plan, *arrays)
+_MODULES: dict[KernelName, Any] = {"tpu_samples": tpu_samples, "tpu_tiles": tpu_tiles, "gpu_whitening": gpu_whitening}
 
 
-def _kernel_backward(plan: Plan, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    return (tpu_tiles if plan.tiled else tpu_samples).backward(plan, *arrays)
-
-
-def _here(on_tpu: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernel where the program is compiled for a TPU, else the definition."""
+def _here(direction: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel where the program is compiled for the device that it was planned for, else the definition."""
 
     def run(plan: Plan, *arrays: jax.Array) -> Any:
+        kernel = functools.partial(getattr(_MODULES[plan.kernel], direction), plan)
         if plan.interpret:
-            return on_tpu(plan, *arrays)
-        return jax.lax.platform_dependent(
-            *arrays, tpu=functools.partial(on_tpu, plan), default=functools.partial(plain, plan)
-        )
+            return kernel(*arrays)
+        platform = "cuda" if plan.kernel == "gpu_whitening" else "tpu"
+        return jax.lax.platform_dependent(*arrays, default=functools.partial(plain, plan), **{platform: kernel})
 
     return run
 
@@ -127,8 +134,8 @@ def _samples_of_all(run: Callable[..., Any]) -> Callable[..., Any]:
     return with_plan
 
 
-_forward_run = _samples_of_all(_on_every_device(_here(_kernel_forward, _plain_forward)))
-_backward_run = _samples_of_all(_on_every_device(_here(_kernel_backward, _plain_backward)))
+_forward_run = _samples_of_all(_on_every_device(_here("forward", _plain_forward)))
+_backward_run = _samples_of_all(_on_every_device(_here("backward", _plain_backward)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -152,7 +159,7 @@ _whiten.defvjp(_forward, _backward)
 def kernel_whiten(x: jax.Array, plan: Plan, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
     """Group Whitening by Newton iteration, see :func:`gw_jax.group_whiten`. There is no forward-mode derivative.
 
-    On devices that are not TPUs the definition runs instead.
+    Where it is lowered for another kind of device than that it was planned for, the definition runs instead.
 
     Args:
         x: ``[n, h, w, c]``.

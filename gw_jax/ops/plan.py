@@ -1,0 +1,40 @@
+"""The sizes that a kernel of Group Whitening is built for."""
+
+import dataclasses
+from typing import Literal
+
+from jax.sharding import Mesh
+
+KernelName = Literal["tpu_samples", "tpu_tiles", "gpu_whitening"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The sizes of a kernel.
+
+    Attributes:
+        positions: of a sample.
+        channels: of a sample.
+        num_groups: divides ``channels``.
+        num_iterations: Newton-Schulz iterations, 2 or more.
+        epsilon: added to the covariance's diagonal.
+        kernel: the module that has it: :mod:`tpu_samples`, :mod:`tpu_tiles` or :mod:`gpu_whitening`.
+        interpret: whether the instructions run one by one on any device, which is slow and serves to test.
+        mesh: devices over which the samples are split; None where they are not.
+        axis: of the mesh, along which they are split.
+    """
+
+    positions: int
+    channels: int
+    num_groups: int
+    num_iterations: int
+    epsilon: float
+    kernel: KernelName
+    interpret: bool = False
+    mesh: Mesh | None = None
+    axis: str | None = None
+
+    @property
+    def channels_per_group(self) -> int:
+        """``c / g``."""
+        return self.channels // self.num_groups
