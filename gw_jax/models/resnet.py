@@ -16,8 +16,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gw_jax.models.linear import linear
-from gw_jax.nn import Dropout, make_norm
+from gw_jax.nn import Dropout, GroupWhitening, make_norm
 from gw_jax.nn.initial import make_or_copy, normal
+from gw_jax.ops.target import current
 
 Stem = Literal["imagenet", "small"]
 
@@ -274,12 +275,22 @@ class ResNet(nnx.Module):
         """
         return self.head(self.dropout(self.features(images), dropout_key))
 
+    def _after_stem_conv(self, x: jax.Array) -> jax.Array:
+        def whole(x: jax.Array) -> jax.Array:
+            x = nnx.relu(self.stem_norm(x))
+            if self.stem == "imagenet":
+                x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            return x
+
+        # The stem's output is the largest array of the network. The compiler computes BatchNorm's again in the backward
+        # pass instead of keeping it beside the input; what a kernel gives it would keep.
+        again = isinstance(self.stem_norm, GroupWhitening) and current().platform != "cpu"
+        return jax.checkpoint(whole)(x) if again else whole(x)
+
     def features(self, images: jax.Array) -> jax.Array:
         """Maps normalised images ``[n, h, w, in_channels]`` to what the last layer sees, ``[n, features]``."""
         x = images if self.dtype is None else images.astype(self.dtype)
-        x = nnx.relu(self.stem_norm(self.stem_conv(x)))
-        if self.stem == "imagenet":
-            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = self._after_stem_conv(self.stem_conv(x))
         for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
             for block in stage:
                 x = block(x)

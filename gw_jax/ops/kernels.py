@@ -12,12 +12,13 @@ from gw_jax.ops import gpu_whitening, tpu_samples, tpu_tiles
 from gw_jax.ops.inverse_sqrt import inverse_sqrt_newton
 from gw_jax.ops.newton import has_short_derivative
 from gw_jax.ops.plain_whitening import affine_per_sample, plain_whiten
-from gw_jax.ops.plan import KernelName, Plan
+from gw_jax.ops.plan import SMALL_MEMORY, KernelName, Plan
 from gw_jax.ops.target import Target
+from gw_jax.ops.tpu_layouts import SamplesInLanes, SamplesInSublanes
 from gw_jax.ops.tpu_math import LANES
 
 # Bytes of a TPU's memory next to the compute units that a kernel may take.
-VMEM = {"TPU v5 lite": 110 << 20, "TPU v6 lite": 110 << 20}
+VMEM = {"TPU v4": 15 << 20, "TPU v5 lite": 110 << 20, "TPU v6 lite": 110 << 20}
 # A whole sample takes this many bytes a value at most: three blocks, each twice so that one is moved while the other is
 # computed on, two float32 copies, and what the compiler keeps of a sample.
 BYTES_PER_VALUE = {2: 24, 4: 36}
@@ -44,21 +45,29 @@ def plan_for(
     h, w, c = shape[1:]
     if rest:
         return None
+    plan = functools.partial(Plan, h * w, c, num_groups, num_iterations, epsilon, mesh=mesh, axis=axis)
     if device.platform == "gpu":
         known = any(card in device.kind for card in gpu_whitening.CARDS)
-        name: KernelName | None = "gpu_whitening" if known and gpu_whitening.takes(num_groups, c // num_groups) else None
-    else:
-        name = _tpu_kernel(n, h * w, c, jnp.dtype(dtype).itemsize, VMEM.get(device.kind, 0))
-    return None if name is None else Plan(h * w, c, num_groups, num_iterations, epsilon, name, mesh=mesh, axis=axis)
+        return plan("gpu_whitening") if known and gpu_whitening.takes(num_groups, c // num_groups) else None
+    memory = VMEM.get(device.kind, 0)
+    kernel, tile = _tpu_kernel(n, h * w, c, jnp.dtype(dtype).itemsize, memory)
+    return None if kernel is None else plan(kernel, tile=tile, memory=memory)
 
 
-def _tpu_kernel(n: int, positions: int, c: int, width: int, memory: int) -> KernelName | None:
-    """Which of the TPU kernels takes ``n`` samples a device, of values of ``width`` bytes; None if none does."""
-    whole = positions * tpu_samples.SAMPLES * c * BYTES_PER_VALUE[width] <= memory
+def _tpu_kernel(n: int, positions: int, c: int, width: int, memory: int) -> tuple[KernelName | None, int]:
+    """Which TPU kernel takes ``n`` samples a device, of values of ``width`` bytes, and the positions of its tiles."""
+    whole = memory > SMALL_MEMORY and positions * tpu_samples.SAMPLES * c * BYTES_PER_VALUE[width] <= memory
     if c % LANES == 0 and n % tpu_samples.SAMPLES == 0 and whole:
-        return "tpu_samples"
-    tiled = LANES % c == 0 and n % LANES == 0 and memory >= max(VMEM.values())
-    return "tpu_tiles" if tiled and tpu_tiles.tile_positions(positions, c, width) else None
+        return "tpu_samples", 0
+    if memory <= SMALL_MEMORY and c > LANES:
+        return None, 0  # Its compiler picks single rows of 128 channels only.
+    layouts: dict[KernelName, Any] = {"tpu_lane_tiles": SamplesInLanes, "tpu_sublane_tiles": SamplesInSublanes}
+    for kernel, layout in layouts.items():
+        # What the compiler keeps of a sample has to fit beside what a tile takes.
+        usable = 3 * memory // 4
+        if layout.takes(n, c) and (tile := tpu_tiles.tile_positions(kernel, positions, c, width, usable)):
+            return kernel, tile
+    return None, 0
 
 
 _TYPES = ("bfloat16", "float32")
@@ -71,10 +80,11 @@ def _definition(plan: Plan, x: jax.Array, scale: jax.Array, bias: jax.Array) -> 
 
 def _plain_forward(plan: Plan, x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, ...]:
     y = _definition(plan, x, scale, bias)
-    if plan.kernel != "tpu_tiles":
+    if _MODULES[plan.kernel] is not tpu_tiles:
         return (y,)
     # What the kernels would save; nothing reads it.
-    saved = ((x.shape[0], LANES), (x.shape[0], plan.num_groups, plan.num_groups))
+    row = LANES if plan.kernel == "tpu_lane_tiles" else plan.channels
+    saved = ((x.shape[0], row), (x.shape[0], plan.num_groups, plan.num_groups))
     return (y, *(jnp.zeros(shape, jnp.float32) for shape in saved))
 
 
@@ -83,7 +93,12 @@ def _plain_backward(plan: Plan, x: jax.Array, dy: jax.Array, scale: jax.Array, *
     return jax.vjp(functools.partial(_definition, plan), x, scale, jnp.zeros_like(scale))[1](dy)
 
 
-_MODULES: dict[KernelName, Any] = {"tpu_samples": tpu_samples, "tpu_tiles": tpu_tiles, "gpu_whitening": gpu_whitening}
+_MODULES: dict[KernelName, Any] = {
+    "tpu_samples": tpu_samples,
+    "tpu_lane_tiles": tpu_tiles,
+    "tpu_sublane_tiles": tpu_tiles,
+    "gpu_whitening": gpu_whitening,
+}
 
 
 def _here(direction: str, plain: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,7 +5,10 @@ from typing import Literal
 
 from jax.sharding import Mesh
 
-KernelName = Literal["tpu_samples", "tpu_tiles", "gpu_whitening"]
+KernelName = Literal["tpu_samples", "tpu_lane_tiles", "tpu_sublane_tiles", "gpu_whitening"]
+
+# A TPU with less memory on the chip (v4) does not hold the iterations of eight samples at once.
+SMALL_MEMORY = 32 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +21,10 @@ class Plan:
         num_groups: divides ``channels``.
         num_iterations: Newton-Schulz iterations, 2 or more.
         epsilon: added to the covariance's diagonal.
-        kernel: the module that has it: :mod:`tpu_samples`, :mod:`tpu_tiles` or :mod:`gpu_whitening`.
+        kernel: the module that has it: :mod:`tpu_samples`, :mod:`tpu_tiles` (for one layout or the other) or
+            :mod:`gpu_whitening`.
+        tile: positions of a tile, for TPUs.
+        memory: bytes on the chip that it may take, for TPUs.
         interpret: whether the instructions run one by one on any device, which is slow and serves to test.
         mesh: devices over which the samples are split; None where they are not.
         axis: of the mesh, along which they are split.
@@ -30,6 +36,8 @@ class Plan:
     num_iterations: int
     epsilon: float
     kernel: KernelName
+    tile: int = 0
+    memory: int = 0
     interpret: bool = False
     mesh: Mesh | None = None
     axis: str | None = None

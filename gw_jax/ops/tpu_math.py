@@ -19,7 +19,7 @@ from gw_jax.ops import newton as newton_schulz
 from gw_jax.ops.inverse_sqrt import HIGHEST
 from gw_jax.ops.plan import Plan
 
-LANES = 128
+LANES, SUBLANES = 128, 8  # Of a tile of memory.
 
 
 # Products over the last axis of the first and the first of the second; over the first of both; over the last of both.
@@ -33,9 +33,9 @@ def dot(a: jax.Array, b: jax.Array, dimensions: Any = NN) -> jax.Array:
     return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
-def membership(plan: Plan) -> tuple[jax.Array, jax.Array]:
+def membership(plan: Plan, lanes: int) -> tuple[jax.Array, jax.Array]:
     """``E`` ``[l, g]`` and ``same`` ``[l, l]`` of the module for rows of ``l`` lanes: one position, or several."""
-    lanes, g, k = max(plan.channels, LANES), plan.num_groups, plan.channels_per_group
+    g, k = plan.num_groups, plan.channels_per_group
 
     def iota(columns: int, axis: int) -> jax.Array:
         return jax.lax.broadcasted_iota(jnp.int32, (lanes, columns), axis)

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from gw_jax.ops.plan import Plan
-from gw_jax.ops.tpu_math import LANES, NT, TN, applied, dot, expanded, membership, newton, newton_derivative
+from gw_jax.ops.tpu_math import LANES, NT, SUBLANES, TN, applied, dot, expanded, membership, newton, newton_derivative
 
-SAMPLES = 8  # The sublanes of a tile.
+SAMPLES = SUBLANES
 
 
 class _Rows:
@@ -34,15 +34,15 @@ class _Rows:
             values = rows[...].reshape(self._positions, SAMPLES, LANES)
             block[:, :, part * LANES : (part + 1) * LANES] = values.astype(block.dtype)
 
-    def _of(self, sample: int) -> Any:
+    def _of(self, sample: Any) -> Any:
         from jax.experimental import pallas as pl
 
         return pl.ds(sample, self._positions, stride=SAMPLES)
 
-    def __getitem__(self, sample: int) -> jax.Array:
+    def __getitem__(self, sample: Any) -> jax.Array:
         return jnp.concatenate([rows[self._of(sample), :] for rows in self._scratch], axis=1)
 
-    def __setitem__(self, sample: int, values: jax.Array) -> None:
+    def __setitem__(self, sample: Any, values: jax.Array) -> None:
         for part, rows in enumerate(self._scratch):
             rows[self._of(sample), :] = values[:, part * LANES : (part + 1) * LANES]
 
@@ -62,58 +62,99 @@ def _covariance(centred: jax.Array, member: jax.Array, same: jax.Array, plan: Pl
     return dot(dot(member, products, TN), member) / (plan.positions * plan.channels_per_group)
 
 
-def _statistics(samples: _Rows, dtype: Any, member: jax.Array, same: jax.Array, plan: Plan) -> Any:
-    """Centred rows of every sample, in the input's type; whitening matrices ``[8, g, g]`` and what they came from."""
-    centred, covariances = [], []
-    for sample in range(SAMPLES):
-        centred.append(_centred(samples[sample], member, plan).astype(dtype))
-        covariances.append(_covariance(centred[-1], member, same, plan))
-    whitening, saved = newton(jnp.stack(covariances), plan.num_iterations, plan.epsilon)
-    return centred, whitening, saved
+def _each_sample(do: Callable[[Any], None]) -> None:
+    # A loop on the chip: eight copies of its body would take eight times as long to compile.
+    jax.lax.fori_loop(0, SAMPLES, lambda sample, _: do(sample), None)
 
 
-def _forward_kernel(x: Any, scale: Any, bias: Any, y: Any, *scratch: Any, plan: Plan) -> None:
-    member, same = membership(plan)
-    samples = _Rows(scratch, plan.positions)
+def _row(sample: Any) -> Any:
+    from jax.experimental import pallas as pl
+
+    return pl.ds(sample, 1)
+
+
+def _statistics(samples: _Rows, matrices: Any, dtype: Any, member: jax.Array, same: jax.Array, plan: Plan) -> Any:
+    """Centres the rows of every sample, rounded to the type of the input; whitening to ``matrices`` ``[8, g, g]``.
+
+    Returns what the derivative of the iterations needs.
+    """
+
+    def one(sample: Any) -> None:
+        centred = _centred(samples[sample], member, plan).astype(dtype)
+        matrices[sample] = _covariance(centred, member, same, plan)
+        samples[sample] = centred.astype(jnp.float32)
+
+    _each_sample(one)
+    matrices[...], saved = newton(matrices[...], plan.num_iterations, plan.epsilon)
+    return saved
+
+
+def _forward_kernel(x: Any, scale: Any, bias: Any, y: Any, rows: Any, matrices: Any, *, plan: Plan) -> None:
+    member, same = membership(plan, plan.channels)
+    samples = _Rows(rows, plan.positions)
     samples.fill(x)
-    centred, whitening, _ = _statistics(samples, x.dtype, member, same, plan)
-    for sample in range(SAMPLES):
-        white = applied(centred[sample], expanded(whitening[sample], member, same))
-        samples[sample] = white * scale[sample : sample + 1, :] + bias[sample : sample + 1, :]
+    _statistics(samples, matrices, x.dtype, member, same, plan)
+
+    def apply(sample: Any) -> None:
+        white = applied(samples[sample].astype(x.dtype), expanded(matrices[sample], member, same))
+        samples[sample] = white * scale[_row(sample), :] + bias[_row(sample), :]
+
+    _each_sample(apply)
     samples.empty(y)
 
 
-def _backward_kernel(x: Any, dy: Any, scale: Any, dx: Any, dscale: Any, dbias: Any, *scratch: Any, plan: Plan) -> None:
-    member, same = membership(plan)
-    half = len(scratch) // 2
-    samples, cotangents = _Rows(scratch[:half], plan.positions), _Rows(scratch[half:], plan.positions)
+def _backward_kernel(
+    x: Any,
+    dy: Any,
+    scale: Any,
+    dx: Any,
+    dscale: Any,
+    dbias: Any,
+    rows: Any,
+    matrices: Any,
+    outer_rows: Any,
+    derivatives: Any,
+    *,
+    plan: Plan,
+) -> None:
+    member, same = membership(plan, plan.channels)
+    samples, cotangents = _Rows(rows, plan.positions), _Rows(outer_rows, plan.positions)
     samples.fill(x)
     cotangents.fill(dy)
-    centred, whitening, saved = _statistics(samples, x.dtype, member, same, plan)
-    matrices, dwhitening = [], []
-    for sample in range(SAMPLES):
-        rows, factor = cotangents[sample], scale[sample : sample + 1, :]
+    saved = _statistics(samples, matrices, x.dtype, member, same, plan)
+
+    def cross(sample: Any) -> None:
+        outer, factor = cotangents[sample], scale[_row(sample), :]
         # The sum over positions of dy e^T holds the derivatives of W and of the scale.
-        products = dot(centred[sample], rows.astype(x.dtype), TN) * same
-        matrices.append(expanded(whitening[sample], member, same))
-        dscale[sample : sample + 1, :] = jnp.sum(products * matrices[-1], axis=0, keepdims=True)
-        dbias[sample : sample + 1, :] = jnp.sum(rows, axis=0, keepdims=True)
-        dwhitening.append(dot(dot(member, products * factor, TN), member))
-    dcovariance = newton_derivative(jnp.stack(dwhitening), saved)
+        products = dot(samples[sample].astype(x.dtype), outer.astype(x.dtype), TN) * same
+        dscale[_row(sample), :] = jnp.sum(products * expanded(matrices[sample], member, same), axis=0, keepdims=True)
+        dbias[_row(sample), :] = jnp.sum(outer, axis=0, keepdims=True)
+        derivatives[sample] = dot(dot(member, products * factor, TN), member)
+
+    _each_sample(cross)
     count = plan.positions * plan.channels_per_group
-    for sample in range(SAMPLES):
-        scaled = cotangents[sample] * scale[sample : sample + 1, :]
-        through = expanded(2 * dcovariance[sample] / count, member, same)
+    derivatives[...] = (2 / count) * newton_derivative(derivatives[...], saved)
+
+    def pull(sample: Any) -> None:
+        scaled = cotangents[sample] * scale[_row(sample), :]
+        matrix, through = (expanded(of[sample], member, same) for of in (matrices, derivatives))
         # Rows are centred, so the derivative's mean over a group comes from dy alone.
-        mean = dot(dot(scaled.sum(0, keepdims=True), matrices[sample]), member) / count
+        mean = dot(dot(scaled.sum(0, keepdims=True), matrix), member) / count
         samples[sample] = (
-            applied(scaled.astype(x.dtype), matrices[sample]) + applied(centred[sample], through) - dot(mean, member, NT)
+            applied(scaled.astype(x.dtype), matrix)
+            + applied(samples[sample].astype(x.dtype), through)
+            - dot(mean, member, NT)
         )
+
+    _each_sample(pull)
     samples.empty(dx)
 
 
 def _call(kernel: Callable[..., None], plan: Plan, inputs: Sequence[jax.Array], outputs: Sequence[Any], copies: int) -> Any:
-    """Runs a kernel over blocks of eight samples. Arrays are ``[p, n, c]`` or ``[n, c]``; ``copies`` float32 blocks."""
+    """Runs a kernel over blocks of eight samples. Arrays are ``[p, n, c]`` or ``[n, c]``.
+
+    It gets ``copies`` times memory for float32 rows of a block and for a matrix a sample.
+    """
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
@@ -132,11 +173,15 @@ def _call(kernel: Callable[..., None], plan: Plan, inputs: Sequence[jax.Array], 
         in_specs=[block(array.shape) for array in inputs],
         out_specs=[block(array.shape) for array in outputs],
         out_shape=list(outputs),
-        scratch_shapes=[pltpu.VMEM((plan.positions * SAMPLES, LANES), jnp.float32)] * (copies * c // LANES),
+        scratch_shapes=[
+            (pltpu.VMEM((plan.positions * SAMPLES, LANES), jnp.float32),) * (c // LANES),
+            pltpu.VMEM((SAMPLES, plan.num_groups, plan.num_groups), jnp.float32),
+        ]
+        * copies,
         cost_estimate=pl.CostEstimate(
             flops=n * (2 * plan.positions * per_position + newton), bytes_accessed=moved, transcendentals=n
         ),
-        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=100 << 20, dimension_semantics=("parallel",)),
+        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=plan.memory, dimension_semantics=("parallel",)),
         interpret=plan.interpret,
     )(*inputs)
 

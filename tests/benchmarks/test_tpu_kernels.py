@@ -28,11 +28,11 @@ def no_cache():
 @pytest.mark.parametrize(
     ("shape", "kernels"),
     [
-        (
-            (8, 7, 7, 256),
-            2,
-        ),  # Whole samples: one forward, one backward. Positions that fill no block, two parts of 128 channels.
-        ((128, 8, 8, 64), 4),  # Tiles: statistics and application, derivatives of statistics and of the input.
+        # Whole samples: one forward, one backward. Positions that fill no block, two parts of 128 channels.
+        ((8, 7, 7, 256), 2),
+        # Tiles: statistics and application, derivatives of statistics and of the input. Samples in lanes and in sublanes.
+        ((128, 8, 8, 64), 4),
+        ((8, 12, 12, 64), 4),
         ((4, 4, 4, 128), 0),  # No whole block on a device.
     ],
 )

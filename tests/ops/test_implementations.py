@@ -15,18 +15,22 @@ from gw_jax.ops.inverse_sqrt import inverse_sqrt_newton
 from gw_jax.ops.kernels import kernel_whiten, plan_for
 
 TPU, GPU = target.Target("tpu", "TPU v5 lite"), target.Target("gpu", "NVIDIA H200")
-# For TPUs, whole samples with 1, 2 and 4 channels a group, and tiles with 2 positions side by side, 1, and 4. For GPUs, one
-# tile and several, whole and in part.
+# Shape, groups, and positions of a tile where it is not what would be chosen. For TPUs, whole samples with 1, 2 and 4
+# channels a group; tiles of samples in the lanes with 2 positions side by side, 1, and 4; tiles of samples in the sublanes
+# with 64, 128 and 256 channels. For GPUs, several tiles, whole and in part.
 KERNELS = {
-    "samples, 2 channels a group": ((8, 4, 4, 128), 64),
-    "samples, 4 channels a group": ((16, 3, 3, 256), 64),
-    "samples, 1 channel a group": ((8, 2, 5, 128), 128),
-    "tiles, 1 channel a group": ((128, 8, 6, 64), 64),
-    "tiles, 2 channels a group": ((128, 4, 4, 64), 32),
-    "tiles, 4 positions a row": ((128, 8, 8, 32), 16),
-    "GPU, 1 channel a group": ((6, 13, 12, 64), 64),
-    "GPU, 2 channels a group": ((6, 16, 8, 32), 16),
-    "GPU, 8 channels a group": ((6, 7, 7, 128), 16),
+    "samples, 2 channels a group": ((8, 4, 4, 128), 64, None),
+    "samples, 4 channels a group": ((16, 3, 3, 256), 64, None),
+    "samples, 1 channel a group": ((8, 2, 5, 128), 128, None),
+    "lane tiles, 1 channel a group": ((128, 8, 6, 64), 64, 16),
+    "lane tiles, 2 channels a group": ((128, 4, 4, 64), 32, None),
+    "lane tiles, 4 positions a row": ((128, 8, 8, 32), 16, 32),
+    "sublane tiles, 1 channel a group": ((16, 6, 8, 64), 64, 16),
+    "sublane tiles, 2 channels a group": ((8, 5, 4, 128), 64, 5),
+    "sublane tiles, 4 channels a group": ((8, 4, 4, 256), 64, 8),
+    "GPU, 1 channel a group": ((6, 13, 12, 64), 64, None),
+    "GPU, 2 channels a group": ((6, 16, 8, 32), 16, None),
+    "GPU, 8 channels a group": ((6, 7, 7, 128), 16, None),
 }
 
 
@@ -46,14 +50,16 @@ def make_input(shape, dtype="float32", seed=0):
 
 def case(name):
     """Shape, groups, and the function that runs the kernel."""
-    shape, num_groups = KERNELS[name]
-    return shape, functools.partial(kernel, num_groups=num_groups, device=GPU if name.startswith("GPU") else TPU)
+    shape, num_groups, tile = KERNELS[name]
+    change = {} if tile is None else {"tile": tile, "kernel": f"tpu_{name.split()[0]}_tiles"}
+    device = GPU if name.startswith("GPU") else TPU
+    return shape, functools.partial(kernel, num_groups=num_groups, device=device, change=change)
 
 
-def kernel(x, scale, bias, *, num_groups, device, num_iterations=5, epsilon=0.0, interpret=True):
+def kernel(x, scale, bias, *, num_groups, device, num_iterations=5, epsilon=0.0, interpret=True, change=None):
     plan = plan_for(x.shape, x.dtype, num_groups, num_iterations, epsilon, device, target.split())
     assert plan is not None
-    return kernel_whiten(x, dataclasses.replace(plan, interpret=interpret), scale, bias)
+    return kernel_whiten(x, dataclasses.replace(plan, interpret=interpret, **(change or {})), scale, bias)
 
 
 def values_and_gradients(function, x, scale, bias):
@@ -88,7 +94,15 @@ def test_kernels_equal_float64(name):
     assert max(gradients) <= 1e-4
 
 
-@pytest.mark.parametrize("name", ["samples, 2 channels a group", "tiles, 1 channel a group", "GPU, 8 channels a group"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "samples, 2 channels a group",
+        "lane tiles, 1 channel a group",
+        "sublane tiles, 1 channel a group",
+        "GPU, 8 channels a group",
+    ],
+)
 def test_kernels_in_bfloat16_cost_its_rounding_only(name):
     shape, run = case(name)
     arguments = make_input(shape, "bfloat16")
@@ -103,7 +117,7 @@ def test_kernels_in_bfloat16_cost_its_rounding_only(name):
     [
         ("samples, 2 channels a group", 2, 0.0),
         ("samples, 2 channels a group", 7, 1e-3),
-        ("tiles, 2 channels a group", 2, 1e-3),
+        ("lane tiles, 2 channels a group", 2, 1e-3),
         ("GPU, 2 channels a group", 2, 0.0),
         ("GPU, 1 channel a group", 7, 1e-3),
     ],
@@ -120,7 +134,8 @@ def test_kernels_take_iterations_and_epsilon(name, num_iterations, epsilon):
     ("name", "dtype"),
     [
         ("samples, 2 channels a group", "float32"),
-        ("tiles, 1 channel a group", "bfloat16"),
+        ("lane tiles, 1 channel a group", "bfloat16"),
+        ("sublane tiles, 1 channel a group", "bfloat16"),
         ("GPU, 1 channel a group", "float32"),
         ("GPU, 8 channels a group", "bfloat16"),
     ],
@@ -136,7 +151,7 @@ def test_a_constant_sample_becomes_the_bias_with_finite_gradients(name, dtype):
     assert all(np.isfinite(array).all() for array in found)
 
 
-@pytest.mark.parametrize("name", ["samples, 2 channels a group", "tiles, 1 channel a group", "GPU, 1 channel a group"])
+@pytest.mark.parametrize("name", ["samples, 2 channels a group", "lane tiles, 1 channel a group", "GPU, 1 channel a group"])
 def test_one_bad_sample_leaves_the_others_alone(name):
     shape, run = case(name)
     x, scale, bias = make_input(shape)
@@ -160,7 +175,7 @@ def test_products_with_written_out_derivatives_equal_the_definition(float64, sha
 
 
 def test_scale_and_bias_may_be_missing():
-    for name in ("samples, 2 channels a group", "tiles, 2 channels a group", "GPU, 2 channels a group"):
+    for name in ("samples, 2 channels a group", "lane tiles, 2 channels a group", "GPU, 2 channels a group"):
         (shape, run), num_groups = case(name), KERNELS[name][1]
         x, _, _ = make_input(shape)
         truth = group_whiten(x, num_groups, implementation="plain")
@@ -168,7 +183,7 @@ def test_scale_and_bias_may_be_missing():
         np.testing.assert_allclose(group_whiten(x, num_groups, implementation="matmul"), truth, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["samples, 4 channels a group", "tiles, 2 channels a group"])
+@pytest.mark.parametrize("name", ["samples, 4 channels a group", "lane tiles, 2 channels a group"])
 def test_kernels_are_split_over_devices_without_communication(name):
     shape, run = case(name)
     shape = (2 * shape[0], *shape[1:])
@@ -273,12 +288,16 @@ def test_what_auto_chooses_follows_the_device_that_is_compiled_for():
     with target.compiling_for(Device("tpu", TPU.kind)):
         assert jaxpr_of(x).count("pallas_call") == 1
         assert not jaxpr_of(x[:3]).count("pallas_call")  # They fill no block.
+        assert jaxpr_of(jnp.zeros((8, 4, 4, 64))).count("pallas_call") == 2  # In tiles.
         with target.samples_split(mesh, "data"):
             assert jaxpr_of(x).count("shard_map") == jaxpr_of(x).count("pallas_call") == 1
             assert not jaxpr_of(x[:8]).count("pallas_call")  # A device's share fills none.
     with target.compiling_for(Device("gpu", GPU.kind)):
         assert jaxpr_of(x[:3]).count("pallas_call") == 1
-    for platform, kind in (("tpu", "TPU v4"), ("gpu", "NVIDIA GeForce RTX 4090")):
+    with target.compiling_for(Device("tpu", "TPU v4")):
+        assert jaxpr_of(x).count("pallas_call") == 2
+        assert not jaxpr_of(jnp.zeros((8, 4, 4, 256))).count("pallas_call")
+    for platform, kind in (("tpu", "TPU v3"), ("gpu", "NVIDIA GeForce RTX 4090")):
         with target.compiling_for(Device(platform, kind)):
             assert not jaxpr_of(x).count("pallas_call")
     assert target.current().platform == "cpu"
@@ -293,7 +312,7 @@ def jaxpr_of(x):
     [
         ({"implementation": "fast"}, "choose one of auto, plain, matmul, kernel"),
         ({"implementation": "matmul", "mask": True}, 'takes no mask; choose "auto" or "plain"'),
-        ({"implementation": "kernel"}, r"There are kernels for TPU v5e .* Choose \"auto\""),
+        ({"implementation": "kernel"}, r"There are kernels for TPU v4, .* Choose \"auto\""),
     ],
 )
 def test_what_does_not_fit_is_named(options, message):
