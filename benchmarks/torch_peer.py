@@ -1,5 +1,6 @@
-"""Group Whitening in PyTorch, written from the paper's formula: what the layers of this project are timed beside."""
+"""Group Whitening in PyTorch, written from the paper's formula: what this project's layers and steps are timed beside."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -67,3 +68,60 @@ def layer_steps(shape: tuple[int, ...], dtype: str, *, compiled: bool) -> dict[s
         synchronise(device)
 
     return {"forward": forward, "forward+backward": both}
+
+
+class Bottleneck(torch.nn.Module):
+    """1 x 1, 3 x 3 and 1 x 1 convolution with norms, and a shortcut; the second norm is ``second_norm(features)``."""
+
+    def __init__(self, inputs: int, width: int, stride: int, second_norm: Callable[[int], torch.nn.Module]):
+        super().__init__()
+
+        def conv(inputs: int, outputs: int, size: int, stride: int = 1) -> torch.nn.Module:
+            return torch.nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
+
+        relu = torch.nn.ReLU(inplace=True)
+        self.residual = torch.nn.Sequential(
+            *(conv(inputs, width, 1), torch.nn.BatchNorm2d(width), relu),
+            *(conv(width, width, 3, stride), second_norm(width), relu),
+            *(conv(width, 4 * width, 1), torch.nn.BatchNorm2d(4 * width)),
+        )
+        self.shortcut = torch.nn.Identity()
+        if stride > 1 or inputs != 4 * width:
+            self.shortcut = torch.nn.Sequential(conv(inputs, 4 * width, 1, stride), torch.nn.BatchNorm2d(4 * width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The rectified sum of both ways."""
+        return torch.relu(self.residual(x) + self.shortcut(x))
+
+
+def resnet50(norm: str, stage_sizes: tuple[int, ...] = (3, 4, 6, 3)) -> torch.nn.Module:
+    """ResNet-50 with ``norm``, "gw" or "bn", after the first convolution and as second norm of the blocks (S1-B2)."""
+    make_norm: Callable[[int], torch.nn.Module] = GroupWhitening if norm == "gw" else torch.nn.BatchNorm2d
+    stem = torch.nn.Conv2d(3, 64, 7, 2, 3, bias=False), make_norm(64), torch.nn.ReLU(inplace=True)
+    layers = [*stem, torch.nn.MaxPool2d(3, 2, 1)]
+    inputs = 64
+    for stage, blocks in enumerate(stage_sizes):
+        width = 64 * 2**stage
+        for block in range(blocks):
+            layers.append(Bottleneck(inputs, width, 2 if stage > 0 and block == 0 else 1, make_norm))
+            inputs = 4 * width
+    return torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(inputs, 1000))
+
+
+def training_step(norm: str, batch: int, image_size: int, dtype: str) -> Callable[[], None]:
+    """A function that takes one eager step of :func:`resnet50` with SGD on noise, channels last; bfloat16 by autocast."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = resnet50(norm).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=1e-4, nesterov=False)
+    images = torch.randn((batch, 3, image_size, image_size), device=device).to(memory_format=torch.channels_last)
+    labels = torch.randint(0, 1000, (batch,), device=device)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = torch.nn.functional.cross_entropy(network(images), labels)
+        loss.backward()
+        optimizer.step()
+        synchronise(device)
+
+    return step

@@ -1,11 +1,13 @@
 """The training step on the device at hand, on fake data: images a second with each norm, memory, compile time.
 
     python -m benchmarks.train_step [--json] [--small] [--model=resnet50] [--norms=gw,bn] [--batch=N] [--image_size=224]
-                                    [--dtype=auto] [--steps=20]
+                                    [--dtype=auto] [--steps=20] [--torch]
 
 The step is the trainer's own, with the batch on the device already: nothing waits for data. Steps of the norms take turns.
 Medians; compilation is apart. ``ratio_bn``: a norm's time over BatchNorm's. MFU is given where the device's peak is known;
-peak memory is the compiler's figure for the whole step: state, batch and what it keeps in between.
+peak memory is the compiler's figure for the whole step: state, batch and what it keeps in between. With ``--torch`` an
+eager PyTorch ResNet-50 with the same norms takes its turns, too (``benchmarks/torch_peer.py``: channels last, autocast for
+bfloat16, on the same device); ``ratio_torch``: this project's time over its.
 """
 
 import argparse
@@ -63,18 +65,26 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--dtype", help="default: float32 on a CPU, bfloat16 elsewhere")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--torch", action="store_true", help="beside PyTorch, which has to be installed; ResNet-50 only")
     args = parser.parse_args(arguments)
     norms = args.norms.split(",")
     if unknown := set(norms) - set(NORM_OPTIONS):
         parser.error(
             f"--norms={args.norms}: {', '.join(sorted(unknown))} is not known; choose of {', '.join(NORM_OPTIONS)}"
         )
+    if args.torch and (args.model != "resnet50" or not set(norms) <= {"gw", "bn"}):
+        parser.error("--torch compares ResNet-50 with gw and bn only")
     on_cpu, count = jax.default_backend() == "cpu", jax.device_count()
     batch = args.batch or (2 * count if args.small else 8 if on_cpu else 256 * count)
     dtype = args.dtype or ("float32" if on_cpu else "bfloat16")
     size, steps = (32, 2) if args.small else (args.image_size, args.steps)
     runs = {norm: Run(args.model, norm, batch, size, dtype) for norm in norms}
-    medians, _ = interleaved_medians(runs, steps)
+    peers = {}
+    if args.torch:
+        from benchmarks import torch_peer
+
+        peers = {f"torch {norm}": torch_peer.training_step(norm, batch, size, dtype) for norm in norms}
+    medians, _ = interleaved_medians({**runs, **peers}, steps)
     chip = CHIPS.get(jax.devices()[0].device_kind)
     cases = []
     for norm, run in runs.items():
@@ -88,9 +98,12 @@ def main(arguments: list[str] | None = None) -> None:
             "bytes": run.program.bytes,
             "compile_seconds": run.program.seconds,
             "ratio_bn": medians[norm] / medians["bn"] if "bn" in medians else None,
+            "torch_eager_ms": medians.get(f"torch {norm}"),
+            "ratio_torch": medians[norm] / medians[f"torch {norm}"] if args.torch else None,
         }
         cases.append(case)
         ratio = "" if case["ratio_bn"] is None else f"{case['ratio_bn']:.2f} of BatchNorm's time, "
+        ratio += "" if case["ratio_torch"] is None else f"{case['ratio_torch']:.2f} of PyTorch's, "
         print(
             f"{args.model} {norm}: {case['ms']:.1f} ms, {case['images_per_sec']:,.1f} images/s, {ratio}"
             f"{run.program.peak / 1e9:.2f} GB, compiled in {run.program.seconds:.0f} s",

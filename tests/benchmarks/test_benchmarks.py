@@ -48,3 +48,14 @@ def test_the_training_step_is_measured(capsys):
     assert case["images_per_sec"] > 0
     assert case["peak_memory"] > 11e6 * 4
     assert case["ratio_bn"] is None
+    assert case["ratio_torch"] is None
+
+
+def test_the_peer_network_in_pytorch_is_a_resnet_50():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra: torch)")
+    from benchmarks.torch_peer import GroupWhitening, resnet50
+
+    network = resnet50("gw")
+    assert sum(parameter.numel() for parameter in network.parameters()) == 25_557_032
+    assert sum(isinstance(module, GroupWhitening) for module in network.modules()) == 17
+    assert network.eval()(torch.zeros((1, 3, 64, 64))).shape == (1, 1000)
