@@ -22,9 +22,10 @@ import jax.numpy as jnp
 from gw_jax.ops import newton
 from gw_jax.ops.plan import Plan
 
-ROWS = 128  # Of a tile, at most.
+ROWS = {2: 128, 4: 64}  # Of a tile, at most, by the bytes of a value: what shared memory holds of three tiles.
 # A matrix product takes 16 rows and columns at least; for more than 64 groups a program has too few registers.
 GROUPS = (16, 32, 64)
+MOST_CHANNELS = 64  # Of a group.
 _OVER_ROWS = (((0,), (0,)), ((), ()))
 _PLAIN = (((1,), (0,)), ((), ()))
 
@@ -36,16 +37,16 @@ CARDS = ("H100", "H200", "B200")
 
 def takes(num_groups: int, channels_per_group: int) -> bool:
     """Whether there is a kernel for samples of these sizes. Axes of a kernel are powers of two."""
-    fits = 1 <= channels_per_group <= ROWS and channels_per_group & (channels_per_group - 1) == 0
+    fits = 1 <= channels_per_group <= MOST_CHANNELS and channels_per_group & (channels_per_group - 1) == 0
     return fits and num_groups in GROUPS
 
 
-def _tile_positions(plan: Plan) -> int:
+def _tile_positions(plan: Plan, width: int) -> int:
     """Positions of a tile: as many as give ``ROWS`` rows, and no more than the sample has, as a power of two."""
     enough = 1 << (plan.positions - 1).bit_length()
     # A product over the rows needs 16 of them.
     fewest = max(1, 16 // plan.channels_per_group)
-    return max(fewest, min(ROWS // plan.channels_per_group, enough))
+    return max(fewest, min(ROWS[width] // plan.channels_per_group, enough))
 
 
 def dot(a: jax.Array, b: jax.Array, dimensions: Any, plan: Plan) -> jax.Array:
@@ -86,8 +87,8 @@ def _times(row: jax.Array, matrix: jax.Array) -> jax.Array:
 class _Tiles:
     """A sample ``[p, g, d]`` in memory as tiles of rows ``[r, g]``."""
 
-    def __init__(self, plan: Plan):
-        self._plan, self._size = plan, _tile_positions(plan)
+    def __init__(self, plan: Plan, width: int):
+        self._plan, self._size = plan, _tile_positions(plan, width)
         self.count = -(-plan.positions // self._size)
 
     def _where(self, tile: Any) -> tuple[Any, jax.Array | None]:
@@ -149,7 +150,7 @@ class _Tiles:
 
 
 def _forward_kernel(x: Any, scale: Any, bias: Any, y: Any, *, plan: Plan) -> None:
-    tiles, g = _Tiles(plan), plan.num_groups
+    tiles, g = _Tiles(plan, x.dtype.itemsize), plan.num_groups
     count = plan.positions * plan.channels_per_group
     shift = tiles.shift(x)
 
@@ -172,7 +173,7 @@ def _forward_kernel(x: Any, scale: Any, bias: Any, y: Any, *, plan: Plan) -> Non
 
 
 def _backward_kernel(x: Any, dy: Any, scale: Any, dx: Any, dscale: Any, dbias: Any, *, plan: Plan) -> None:
-    tiles, g, d = _Tiles(plan), plan.num_groups, plan.channels_per_group
+    tiles, g, d = _Tiles(plan, x.dtype.itemsize), plan.num_groups, plan.channels_per_group
     count = plan.positions * d
     shift, factor = tiles.shift(x), tiles.per_place(scale)
 
