@@ -13,12 +13,12 @@ from gw_jax.train import TrainConfig
 from gw_jax.train.fields import flatten
 
 ROOT = pathlib.Path(__file__).parents[2]
-# 2 epochs of 10 steps of the quickstart, with a network that takes a fraction of its time.
+# 2 epochs of 10 steps on the digits of the quickstart, with a network that takes a fraction of its time.
 SMALL = [
     "--config.num_epochs=2",
     "--config.data.batch_size=400",
-    "--config.model.stem=imagenet",
-    "--config.model.width=4",
+    "--config.model.name=mlp",
+    "--config.model.width=32",
     "--config.model.norm_options.num_groups=4",
     "--config.log.every_steps=3",
     "--config.checkpoint.every_steps=4",

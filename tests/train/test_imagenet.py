@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 import gw_jax
@@ -114,7 +115,8 @@ def test_an_imported_model_gets_the_numbers_of_load_torch(directory, tmp_path):
         (tmp_path / "image.JPEG").write_bytes(content)
         picture = centre_crop(resize_shorter_edge(Image.open(tmp_path / "image.JPEG").convert("RGB"), 256), 224)
         images.append((np.asarray(picture) / 255 - mean) / std)
-    logits = model(jnp.asarray(np.stack(images), jnp.float32))
+    graphdef, arrays = nnx.split(model)
+    logits = jax.jit(lambda arrays, x: nnx.merge(graphdef, arrays)(x))(arrays, jnp.asarray(np.stack(images), jnp.float32))
     labels = jnp.array([label for _, label, _ in files])
     losses = jax.nn.logsumexp(logits, -1) - logits[jnp.arange(len(files)), labels]
     assert printed["eval/count"] == len(files)
