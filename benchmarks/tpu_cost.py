@@ -25,12 +25,14 @@ from flax import nnx  # isort: skip
 from jax.sharding import NamedSharding, PartitionSpec  # isort: skip
 
 from gw_jax.errors import ConfigError
+from gw_jax.models.resnet import ARCHITECTURES
 from gw_jax.nn import make_norm
 from gw_jax.ops.target import compiling_for
 from gw_jax.train import DataConfig, ModelConfig, NormConfig, TrainConfig
 from gw_jax.train.state import make_mesh
 
 SHAPES = [(112, 112, 64), (56, 56, 64), (28, 28, 128), (14, 14, 256), (7, 7, 512)]
+NAMES = {"resnext50": "resnext50_32x4d"}  # Short ones; others are those of create_model.
 OPTIONS: dict[str, dict[str, Any]] = {"gw": {"num_groups": 64}, "gn": {"num_groups": 32}, "bn": {}}
 
 
@@ -65,7 +67,7 @@ def compile_network(name: str, norm: str, batch: int, device: Any, options: dict
     config = TrainConfig(
         dtype="bfloat16",
         data=DataConfig(name="imagenet2012", image_size=224, batch_size=batch, eval_batch_size=batch),
-        model=ModelConfig(name=name, norm=norm, norm_options=NormConfig(**options)),
+        model=ModelConfig(name=NAMES.get(name, name), norm=norm, norm_options=NormConfig(**options)),
     )
     lowered = tpu.lower_steps(config, [device])["train"]()
     began = time.perf_counter()
@@ -109,6 +111,11 @@ def main(arguments: list[str] | None = None) -> int:
     norms = args.norms.split(",")
     if unknown := set(norms) - set(OPTIONS):
         parser.error(f"--norms={args.norms}: {', '.join(sorted(unknown))} is not known; choose of {', '.join(OPTIONS)}")
+    models_wanted = [] if args.layers_only or not args.models else args.models.split(",")
+    if unknown := {NAMES.get(name, name) for name in models_wanted} - set(ARCHITECTURES):
+        parser.error(
+            f"--models={args.models}: {', '.join(sorted(unknown))} is not known; choose of {', '.join(ARCHITECTURES)}"
+        )
     options = {name: dict(values) for name, values in OPTIONS.items()}
     options["gw"]["implementation"] = args.implementation
     try:
@@ -127,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
             figures = "  ".join(f"{norm} {layer[f'{norm}_passes']:.1f} passes" for norm in norms)
             print(f"{'x'.join(map(str, shape)):16s} {figures}", flush=True)
         models = {}
-        for name in [] if args.layers_only or not args.models else args.models.split(","):
+        for name in models_wanted:
             programs = {norm: compile_network(name, norm, args.batch, device, options[norm]) for norm in norms}
             models[name] = with_ratios(programs)
             for norm, program in programs.items():
