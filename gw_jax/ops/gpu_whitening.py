@@ -13,6 +13,7 @@ the scale and ``t`` the sum of those::
 """
 
 import functools
+import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,8 +36,16 @@ _PLAIN = (((1,), (0,)), ((), ()))
 CARDS = ("H100", "H200", "B200")
 
 
+@functools.cache
+def _has_triton() -> bool:
+    # JAX 0.12 announces that a later version will be without it.
+    return importlib.util.find_spec("jax.experimental.pallas.triton") is not None
+
+
 def takes(num_groups: int, channels_per_group: int) -> bool:
     """Whether there is a kernel for samples of these sizes. Axes of a kernel are powers of two."""
+    if not _has_triton():
+        return False
     fits = 1 <= channels_per_group <= MOST_CHANNELS and channels_per_group & (channels_per_group - 1) == 0
     return fits and num_groups in GROUPS
 

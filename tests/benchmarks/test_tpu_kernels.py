@@ -55,3 +55,11 @@ def test_two_chips_run_kernels_without_exchanging_anything(shape, kernels):
     text = lowered.compile().as_text()
     assert text.count('custom_call_target="tpu_custom_call"') == kernels
     assert not [kind for kind in COLLECTIVES if f" {kind}" in text]
+
+
+def test_the_networks_to_compile_are_checked_first(capsys):
+    from benchmarks import tpu_cost
+
+    with pytest.raises(SystemExit):
+        tpu_cost.main(["--models=resnet50,resnext50,resnet5"])
+    assert "resnet5 is not known; choose of resnet18, resnet34" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 
 from gw_jax import group_whiten
 from gw_jax.ops import newton, target
@@ -235,7 +235,10 @@ def test_gpu_kernels_are_lowered_for_cuda(shape, dtype):
     triton = "__gpu$xla.gpu.triton"  # XLA compiles what is inside where the GPU is.
     unchecked = [jax.export.DisabledSafetyCheck.custom_call(triton)]
     export = jax.export.export(jax.jit(value_and_gradient), platforms=["cuda"], disabled_checks=unchecked)
-    program = export(jax.ShapeDtypeStruct(shape, dtype)).mlir_module()
+    # From JAX 0.12 on, the lowering wants to know the card.
+    card = AbstractMesh((), (), abstract_device=AbstractDevice(GPU.kind, 1, "gpu"))
+    with use_abstract_mesh(card):
+        program = export(jax.ShapeDtypeStruct(shape, dtype)).mlir_module()
     assert program.count(triton) == 2
 
 
