@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from gw_jax.models.linear import linear
 from gw_jax.nn import Dropout, GroupWhitening, make_norm
 from gw_jax.nn.initial import make_or_copy, normal
+from gw_jax.ops.kernels import has_kernels
 from gw_jax.ops.target import current
 
 Stem = Literal["imagenet", "small"]
@@ -284,8 +285,9 @@ class ResNet(nnx.Module):
 
         # The stem's output is the largest array of the network. The compiler computes BatchNorm's again in the backward
         # pass instead of keeping it beside the input; what a kernel gives it would keep.
-        again = isinstance(self.stem_norm, GroupWhitening) and current().platform != "cpu"
-        return jax.checkpoint(whole)(x) if again else whole(x)
+        norm = self.stem_norm
+        kernel = isinstance(norm, GroupWhitening) and norm.implementation in ("auto", "kernel") and has_kernels(current())
+        return jax.checkpoint(whole)(x) if kernel else whole(x)
 
     def features(self, images: jax.Array) -> jax.Array:
         """Maps normalised images ``[n, h, w, in_channels]`` to what the last layer sees, ``[n, features]``."""

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from gw_jax.ops import target
 from gw_jax.ops.inverse_sqrt import inverse_sqrt_newton, inverse_sqrt_zca
-from gw_jax.ops.kernels import kernel_whiten, plan_for
+from gw_jax.ops.kernels import fills_the_device, kernel_whiten, plan_for
 from gw_jax.ops.matmul_whitening import matmul_whiten
 from gw_jax.ops.newton import inverse_sqrt_with_short_derivative
 from gw_jax.ops.numerics import require_floating, require_mask_shape
@@ -163,7 +163,7 @@ def group_whiten(
     if implementation in ("auto", "kernel") and method == "newton" and mask is None:
         plan = plan_for(x.shape, x.dtype, num_groups, num_iterations, epsilon, device, target.split())
     if implementation == "auto":
-        fits = plan is not None and dtype == x.dtype and target.split_is_known()
+        fits = plan is not None and fills_the_device(plan, x.shape[0]) and dtype == x.dtype and target.split_is_known()
         implementation = "kernel" if fits else "matmul" if device.platform == "cpu" and mask is None else "plain"
     if implementation == "kernel":
         if plan is None:

@@ -47,16 +47,31 @@ def plan_for(
         return None
     plan = functools.partial(Plan, h * w, c, num_groups, num_iterations, epsilon, mesh=mesh, axis=axis)
     if device.platform == "gpu":
-        known = any(card in device.kind for card in gpu_whitening.CARDS)
-        return plan("gpu_whitening") if known and gpu_whitening.takes(num_groups, c // num_groups) else None
+        fits = has_kernels(device) and gpu_whitening.takes(num_groups, c // num_groups)
+        return plan("gpu_whitening") if fits else None
     memory = VMEM.get(device.kind, 0)
     kernel, tile = _tpu_kernel(n, h * w, c, jnp.dtype(dtype).itemsize, memory)
     return None if kernel is None else plan(kernel, tile=tile, memory=memory)
 
 
+def has_kernels(device: Target) -> bool:
+    """Whether there are kernels for this kind of device at all."""
+    if device.platform == "gpu":
+        return any(card in device.kind for card in gpu_whitening.CARDS)
+    return device.kind in VMEM
+
+
+def fills_the_device(plan: Plan, num_samples: int) -> bool:
+    """Whether a kernel for ``num_samples`` on all devices keeps all of a device busy."""
+    devices = 1 if plan.mesh is None else plan.mesh.shape[plan.axis]
+    return plan.kernel != "gpu_whitening" or num_samples // devices >= gpu_whitening.FEWEST_SAMPLES
+
+
 def _tpu_kernel(n: int, positions: int, c: int, width: int, memory: int) -> tuple[KernelName | None, int]:
     """Which TPU kernel takes ``n`` samples a device, of values of ``width`` bytes, and the positions of its tiles."""
-    whole = memory > SMALL_MEMORY and positions * tpu_samples.SAMPLES * c * BYTES_PER_VALUE[width] <= memory
+    # The largest kernel has four matrices between channels.
+    needed = positions * tpu_samples.SAMPLES * c * BYTES_PER_VALUE[width] + 4 * 4 * c * c
+    whole = memory > SMALL_MEMORY and needed <= memory
     if c % LANES == 0 and n % tpu_samples.SAMPLES == 0 and whole:
         return "tpu_samples", 0
     if memory <= SMALL_MEMORY and c > LANES:

@@ -31,7 +31,7 @@ class SamplesInLanes:
     @staticmethod
     def takes(n: int, channels: int) -> bool:
         """Whether images of so many samples and channels are kept like that."""
-        return LANES % channels == 0 and n % LANES == 0
+        return channels < LANES and LANES % channels == 0 and n % LANES == 0
 
     @staticmethod
     def unit(channels: int) -> int:
@@ -104,12 +104,13 @@ class TileOfLanes:
 
         self._each(one)
 
-    def empty(self, block: Any, factor: jax.Array | None, offset: jax.Array) -> None:
-        """Gives the rows, times ``factor`` and plus ``offset`` ``[samples, row]``, back to a block."""
+    def empty(self, block: Any, factor: jax.Array | None = None, offset: jax.Array | None = None) -> None:
+        """Gives the rows, times ``factor`` and plus ``offset``, both ``[samples, row]``, back to a block."""
 
         def one(rows: Any, positions: Any) -> None:
             values = self._rows[rows, :]
-            values = (values if factor is None else values * factor) + offset
+            values = values if factor is None else values * factor
+            values = values if offset is None else values + offset
             block[positions] = values.T.reshape(LANES // self._channels, self._channels, LANES).astype(block.dtype)
 
         self._each(one)
@@ -202,12 +203,13 @@ class TileOfSublanes:
             if sums is not None:
                 sums[:, lanes] += values.sum(0)
 
-    def empty(self, block: Any, factor: jax.Array | None, offset: jax.Array) -> None:
-        """Gives the rows, times ``factor`` and plus ``offset`` ``[samples, row]``, back to a block."""
+    def empty(self, block: Any, factor: jax.Array | None = None, offset: jax.Array | None = None) -> None:
+        """Gives the rows, times ``factor`` and plus ``offset``, both ``[samples, row]``, back to a block."""
         for rows, lanes in zip(self._rows, self._lanes, strict=True):
             width = lanes.stop - lanes.start
             values = rows[:, :width].reshape(self.count, SUBLANES, width)
-            values = (values if factor is None else values * factor[None, :, lanes]) + offset[None, :, lanes]
+            values = values if factor is None else values * factor[None, :, lanes]
+            values = values if offset is None else values + offset[None, :, lanes]
             block[:, :, lanes] = values.astype(block.dtype)
 
     def _of(self, sample: Any) -> Any:

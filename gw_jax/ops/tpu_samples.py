@@ -138,13 +138,11 @@ def _backward_kernel(
     def pull(sample: Any) -> None:
         scaled = cotangents[sample] * scale[_row(sample), :]
         matrix, through = (expanded(of[sample], member, same) for of in (matrices, derivatives))
-        # Rows are centred, so the derivative's mean over a group comes from dy alone.
-        mean = dot(dot(scaled.sum(0, keepdims=True), matrix), member) / count
-        samples[sample] = (
-            applied(scaled.astype(x.dtype), matrix)
-            + applied(samples[sample].astype(x.dtype), through)
-            - dot(mean, member, NT)
-        )
+        # Rows are centred, so the derivative's mean over a group comes from dy alone. It goes before dy is rounded: what is
+        # left would be the same at all positions.
+        mean = dot(scaled.sum(0, keepdims=True), member) / count
+        inner = (scaled - dot(mean, member, NT)).astype(x.dtype)
+        samples[sample] = applied(inner, matrix) + applied(samples[sample].astype(x.dtype), through)
 
     _each_sample(pull)
     samples.empty(dx)

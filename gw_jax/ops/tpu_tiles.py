@@ -140,7 +140,7 @@ def _cross_kernel(
     scale: Any,
     whitening: Any,
     through: Any,
-    correction: Any,
+    outer_mean: Any,
     dscale: Any,
     dbias: Any,
     rows: Any,
@@ -178,9 +178,8 @@ def _cross_kernel(
                 matrix, factor = expanded(found[i], member, same), scale[_row(sample), :]
                 between = products[sample] * same
                 dscale[_row(sample), :] = jnp.sum(between * matrix, axis=0, keepdims=True)
-                scaled = dbias[_row(sample), :] * factor
-                of_groups = dot(dot(scaled, matrix), member) / count
-                correction[_row(sample), :] = dot(of_groups, member, NT)
+                of_groups = dot(dbias[_row(sample), :] * factor, member) / count
+                outer_mean[_row(sample), :] = dot(of_groups, member, NT)
                 cotangent.append(dot(dot(member, between * factor, TN), member))
                 whitening[sample] = found[i]
             derivative = newton_derivative(jnp.stack(cotangent), saved)
@@ -197,7 +196,7 @@ def _pullback_kernel(
     scale: Any,
     whitening: Any,
     through: Any,
-    correction: Any,
+    outer_mean: Any,
     dx: Any,
     rows: Any,
     cotangents: Any,
@@ -225,13 +224,15 @@ def _pullback_kernel(
     outer.fill(dy)
 
     def apply(sample: Any) -> None:
-        scaled = outer[sample] * scale[_row(sample), :]
-        samples[sample] = applied(scaled.astype(x.dtype), matrices[sample]) + applied(
+        # Rows are centred, so the derivative's mean over a group comes from dy alone. It goes before dy is rounded: what is
+        # left would be the same at all positions.
+        inner = outer[sample] * scale[_row(sample), :] - outer_mean[_row(sample), :]
+        samples[sample] = applied(inner.astype(x.dtype), matrices[sample]) + applied(
             samples[sample].astype(x.dtype), derivatives[sample]
         )
 
     _each_sample(apply, plan)
-    samples.empty(dx, None, -correction[...])
+    samples.empty(dx)
 
 
 def tile_positions(kernel: KernelName, positions: int, channels: int, width: int, memory: int) -> int:
@@ -335,7 +336,7 @@ def backward(
     n, g = x.shape[0], plan.num_groups
     stored, outer, factor = layout.stored(x), layout.stored(dy), layout.widened(scale)
     row, square = _of_samples(n, layout.row), _of_samples(n, g, g)
-    whitening, through, correction, dscale, dbias = _call(
+    whitening, through, outer_mean, dscale, dbias = _call(
         _cross_kernel,
         plan,
         (stored, outer),
@@ -347,7 +348,7 @@ def backward(
         _pullback_kernel,
         plan,
         (stored, outer),
-        (mean, factor, whitening, through, correction),
+        (mean, factor, whitening, through, outer_mean),
         (jax.ShapeDtypeStruct(stored.shape, x.dtype),),
         (ROWS, ROWS, SQUARES, SQUARES),
     )

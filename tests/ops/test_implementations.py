@@ -112,6 +112,29 @@ def test_kernels_in_bfloat16_cost_its_rounding_only(name):
     assert max(relative_errors(found, truth)) <= 6 * 2**-9
 
 
+@pytest.mark.parametrize("name", ["samples, 2 channels a group", "lane tiles, 1 channel a group", "GPU, 1 channel a group"])
+def test_an_equal_derivative_at_all_positions_gives_next_to_none(name):
+    shape, run = case(name)
+    x, scale, bias = make_input(shape, "bfloat16")
+    # The first rows of the images differ from the rest, as where there is sky.
+    x = x.at[:, :1].add(8)
+    equal = np.random.default_rng(2).standard_normal((shape[0], 1, 1, shape[-1])) * 10
+    varying = np.random.default_rng(3).standard_normal(shape) * 0.1
+
+    def both(function, x, scale, bias):
+        cotangent = jnp.asarray(equal + varying, x.dtype)
+        return jax.jit(lambda x: jax.vjp(lambda x: function(x, scale, bias), x)[1](cotangent)[0])(x)
+
+    found = np.asarray(both(run, x, scale, bias), np.float64)
+    with jax.enable_x64(True):
+        exact = (jnp.asarray(np.asarray(a, np.float64)) for a in (x, scale, bias))
+        plain = functools.partial(group_whiten, num_groups=KERNELS[name][1], implementation="plain")
+        truth = np.asarray(both(lambda x, s, b: plain(x, scale=s, bias=b), *exact))
+    # Rounding leaves an error at every position, but no common one.
+    axes = tuple(range(1, len(shape) - 1))
+    assert np.abs((found - truth).mean(axes)).max() <= 0.01 * np.abs(truth).max()
+
+
 @pytest.mark.parametrize(
     ("name", "num_iterations", "epsilon"),
     [
@@ -296,7 +319,8 @@ def test_what_auto_chooses_follows_the_device_that_is_compiled_for():
             assert jaxpr_of(x).count("shard_map") == jaxpr_of(x).count("pallas_call") == 1
             assert not jaxpr_of(x[:8]).count("pallas_call")  # A device's share fills none.
     with target.compiling_for(Device("gpu", GPU.kind)):
-        assert jaxpr_of(x[:3]).count("pallas_call") == 1
+        assert jaxpr_of(jnp.zeros((33, 4, 4, 128), jnp.bfloat16)).count("pallas_call") == 1
+        assert not jaxpr_of(x).count("pallas_call")  # Too few samples for all of the card.
     with target.compiling_for(Device("tpu", "TPU v4")):
         assert jaxpr_of(x).count("pallas_call") == 2
         assert not jaxpr_of(jnp.zeros((8, 4, 4, 256))).count("pallas_call")
