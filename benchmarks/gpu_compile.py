@@ -56,12 +56,14 @@ def resources(dump: pathlib.Path, cuda: pathlib.Path) -> dict[str, dict[str, int
             continue
         command = [cuda / "bin" / "ptxas", "-v", "-arch=sm_90a", path, "-o", os.devnull]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-        shared = re.search(rf" {entry[1]} grid:.*shared_memory: (\d+) bytes", plans)
+        shared = re.findall(rf" {entry[1]} grid:.*shared_memory: (\d+) bytes", plans)
         found[entry[1]] = {
             "registers": int(re.findall(r"Used (\d+) registers", said)[-1]),
             "spilled_bytes": int(re.findall(r"(\d+) bytes spill stores", said)[-1]),
-            "shared_memory": int(shared[1]) if shared else 0,
+            "shared_memory": int(shared[0]),
         }
+    if len(found) != 2:
+        raise RuntimeError(f"found the kernels {sorted(found)} in what XLA has written to {dump}; there should be two")
     return found
 
 

@@ -14,9 +14,13 @@ import importlib.metadata
 import importlib.util
 import json
 import math
+import os
 import platform
 from collections.abc import Callable
 from typing import Any
+
+# Before JAX starts: on a GPU it would take most of the memory, and PyTorch needs some.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import jax.numpy as jnp

@@ -37,6 +37,11 @@ class GroupWhitening(torch.nn.Module):
             return (y * self.weight.view(per_channel) + self.bias.view(per_channel)).to(x.dtype)
 
 
+def device() -> str:
+    """Where this module runs."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def synchronise(device: str) -> None:
     """Waits for what was started on a GPU."""
     if device == "cuda":
@@ -48,24 +53,24 @@ def layer_steps(shape: tuple[int, ...], dtype: str, *, compiled: bool) -> dict[s
 
     The input is channels first and contiguous, the layout in which PyTorch's batched products need no copy.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    place = device()
     n, h, w, c = shape
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn((n, c, h, w), generator=generator).to(device, getattr(torch, dtype)).requires_grad_()
-    cotangent = torch.randn((n, c, h, w), generator=generator).to(device, getattr(torch, dtype))
-    layer = GroupWhitening(c).to(device)
+    x = torch.randn((n, c, h, w), generator=generator).to(place, getattr(torch, dtype)).requires_grad_()
+    cotangent = torch.randn((n, c, h, w), generator=generator).to(place, getattr(torch, dtype))
+    layer = GroupWhitening(c).to(place)
     run = torch.compile(layer) if compiled else layer
 
     def forward() -> None:
         with torch.no_grad():
             run(x)
-        synchronise(device)
+        synchronise(place)
 
     def both() -> None:
         x.grad = None
         layer.zero_grad(set_to_none=True)
         run(x).backward(cotangent)
-        synchronise(device)
+        synchronise(place)
 
     return {"forward": forward, "forward+backward": both}
 
@@ -110,18 +115,19 @@ def resnet50(norm: str, stage_sizes: tuple[int, ...] = (3, 4, 6, 3)) -> torch.nn
 
 def training_step(norm: str, batch: int, image_size: int, dtype: str) -> Callable[[], None]:
     """A function that takes one eager step of :func:`resnet50` with SGD on noise, channels last; bfloat16 by autocast."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = resnet50(norm).to(device, memory_format=torch.channels_last)
+    place = device()
+    torch.backends.cudnn.benchmark = True
+    network = resnet50(norm).to(place, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=1e-4, nesterov=False)
-    images = torch.randn((batch, 3, image_size, image_size), device=device).to(memory_format=torch.channels_last)
-    labels = torch.randint(0, 1000, (batch,), device=device)
+    images = torch.randn((batch, 3, image_size, image_size), device=place).to(memory_format=torch.channels_last)
+    labels = torch.randint(0, 1000, (batch,), device=place)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+        with torch.autocast(place, torch.bfloat16, enabled=dtype == "bfloat16"):
             loss = torch.nn.functional.cross_entropy(network(images), labels)
         loss.backward()
         optimizer.step()
-        synchronise(device)
+        synchronise(place)
 
     return step

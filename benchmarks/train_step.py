@@ -13,9 +13,13 @@ bfloat16, on the same device); ``ratio_torch``: this project's time over its.
 import argparse
 import importlib.metadata
 import json
+import os
 import platform
 import time
 from typing import Any
+
+# Before JAX starts: on a GPU it would take most of the memory, and PyTorch needs some.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import numpy as np
@@ -74,6 +78,8 @@ def main(arguments: list[str] | None = None) -> None:
         )
     if args.torch and (args.model != "resnet50" or not set(norms) <= {"gw", "bn"}):
         parser.error("--torch compares ResNet-50 with gw and bn only")
+    if args.torch and jax.device_count() > 1:
+        parser.error(f"--torch compares one device with one device; there are {jax.device_count()} (hide all but one)")
     on_cpu, count = jax.default_backend() == "cpu", jax.device_count()
     batch = args.batch or (2 * count if args.small else 8 if on_cpu else 256 * count)
     dtype = args.dtype or ("float32" if on_cpu else "bfloat16")
@@ -83,6 +89,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.torch:
         from benchmarks import torch_peer
 
+        if torch_peer.device() != ("cpu" if on_cpu else "cuda"):
+            parser.error(f"--torch: JAX runs on {jax.default_backend()!r}, PyTorch on {torch_peer.device()!r}")
         peers = {f"torch {norm}": torch_peer.training_step(norm, batch, size, dtype) for norm in norms}
     medians, _ = interleaved_medians({**runs, **peers}, steps)
     chip = CHIPS.get(jax.devices()[0].device_kind)
