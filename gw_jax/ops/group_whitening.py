@@ -172,7 +172,7 @@ def group_whiten(
                 f"{'no mask' if mask is None else 'a mask'} and an input of shape {x.shape} and type {x.dtype} on "
                 f"{device.kind!r}. There are kernels for TPU v4, v5e and v6e and for H100, H200 and B200 GPUs, for "
                 'method="newton" with 2 to 14 iterations, no mask, bfloat16 or float32, and [n, h, w, c]: on TPUs with n a '
-                "multiple of 8 and c 64 or a multiple of 128 (v4: 64 or 128), or n a multiple of 128 and c 2, 4, ... "
+                "multiple of 8 and c 64, 128, 256, ... 1024 (v4: 64 or 128), or n a multiple of 128 and c 2, 4, ... "
                 "64, that fits on the chip; on GPUs with 16, 32 or 64 groups of 1, 2, 4, ... 64 channels. "
                 'Choose "auto".'
             )

@@ -69,13 +69,14 @@ def fills_the_device(plan: Plan, num_samples: int) -> bool:
 
 def _tpu_kernel(n: int, positions: int, c: int, width: int, memory: int) -> tuple[KernelName | None, int]:
     """Which TPU kernel takes ``n`` samples a device, of values of ``width`` bytes, and the positions of its tiles."""
+    # A v4's compiler picks single rows of 128 channels only; matrices between more than 1,024 take minutes to compile.
+    if c > (LANES if memory <= SMALL_MEMORY else 1024):
+        return None, 0
     # The largest kernel has four matrices between channels.
     needed = positions * tpu_samples.SAMPLES * c * BYTES_PER_VALUE[width] + 4 * 4 * c * c
     whole = memory > SMALL_MEMORY and needed <= memory
     if c % LANES == 0 and n % tpu_samples.SAMPLES == 0 and whole:
         return "tpu_samples", 0
-    if memory <= SMALL_MEMORY and c > LANES:
-        return None, 0  # Its compiler picks single rows of 128 channels only.
     layouts: dict[KernelName, Any] = {"tpu_lane_tiles": SamplesInLanes, "tpu_sublane_tiles": SamplesInSublanes}
     for kernel, layout in layouts.items():
         # What the compiler keeps of a sample has to fit beside what a tile takes.
