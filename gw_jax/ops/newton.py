@@ -68,8 +68,8 @@ def whitening_of(last: tuple[jax.Array, jax.Array], trace: jax.Array, dot: Dot) 
 def derivative_of_iterates(pairs: Iterable[tuple[jax.Array, jax.Array]], direction: jax.Array, dot: Dot) -> jax.Array:
     """How ``P_T`` changes when the normalised matrix moves along ``direction``, symmetric; uses up :func:`iterates`.
 
-    With ``H = M_k``, ``Q = M_k P_k^2 S`` and so on, ``M_{k+1} = 1.5 I - 1.5 H^2 + H^3``, whose change for the change ``D``
-    of ``H`` is ``-1.5 (X + X^T) + Z + Z^T`` with ``X = H D`` and ``Z = H (X + X^T / 2)``.
+    With ``H = M_k``, ``M_{k+1} = 1.5 I - 1.5 H^2 + H^3``, whose change for a change ``D`` of ``H`` is
+    ``-1.5 (X + X^T) + Z + Z^T`` with ``X = H D`` and ``Z = H (X + X^T / 2)``.
     """
     dstep = dp = NEWTON_CUBIC * direction
     before = None

@@ -63,7 +63,7 @@ def _statistics_kernel(
 ) -> None:
     from jax.experimental import pallas as pl
 
-    sums, shift = more
+    sums, shift, rounded = more
     member, same = membership(plan, _layout(plan).row)
     tile = _layout(plan).tile(rows)
     first, last = _first_and_last()
@@ -73,6 +73,7 @@ def _statistics_kernel(
     def start() -> None:
         products[...] = jnp.zeros(products.shape, jnp.float32)
         sums[...] = jnp.zeros(sums.shape, jnp.float32)
+        rounded[...] = jnp.zeros(rounded.shape, jnp.float32)
         # The distance to one of the values is averaged, as in centre_groups: the group's first value of the sample.
         lane = jax.lax.broadcasted_iota(jnp.int32, member.shape, 0)
         is_first = (jax.lax.rem(lane, plan.channels_per_group) == 0) & (lane < plan.channels)
@@ -83,19 +84,19 @@ def _statistics_kernel(
     def add(sample: Any) -> None:
         values = tile[sample].astype(x.dtype)
         products[sample] += dot(values, values, TN)
+        # The mean that belongs to these products: where the first value is far from the rest, they are rounded alike.
+        rounded[_row(sample), :] += values.astype(jnp.float32).sum(0, keepdims=True)
 
     _each_sample(add, plan)
 
     @pl.when(last)
     def end() -> None:
-        means = dot(sums[...], member) / count
-        sums[:, : plan.num_groups] = means
-        mean[...] = shift[...] + dot(means, member, NT)
+        mean[...] = shift[...] + dot(dot(sums[...], member) / count, member, NT)
 
         def finish(samples: list[Any]) -> None:
             covariances = []
             for sample in samples:
-                of_groups = sums[_row(sample), : plan.num_groups]
+                of_groups = dot(rounded[_row(sample), :], member) / count
                 between = dot(dot(member, products[sample] * same, TN), member) / count
                 covariances.append(between - dot(of_groups, of_groups, TN))
                 covariance[sample] = covariances[-1]
@@ -315,7 +316,7 @@ def forward(plan: Plan, x: jax.Array, scale: jax.Array, bias: jax.Array) -> tupl
         (stored,),
         (),
         (_of_samples(n, layout.row), _of_samples(n, g, g), _of_samples(n, g, g)),
-        (ROWS, SQUARES, SQUARE, SQUARE),
+        (ROWS, SQUARES, SQUARE, SQUARE, SQUARE),
     )
     (y,) = _call(
         _apply_kernel,

@@ -112,6 +112,20 @@ def test_kernels_in_bfloat16_cost_its_rounding_only(name):
     assert max(relative_errors(found, truth)) <= 6 * 2**-9
 
 
+@pytest.mark.parametrize("platform", [TPU, GPU], ids=["TPU", "GPU"])
+def test_a_first_value_far_from_the_rest_does_not_spoil_bfloat16(platform):
+    x, scale, bias = make_input((8, 32, 32, 64), "bfloat16")
+    # All distances to it are rounded in the same way.
+    x = x.at[:, 0, 0].set(40.1)
+    found = kernel(x, scale, bias, num_groups=64, device=platform)
+    with jax.enable_x64(True):
+        exact = jnp.asarray(np.asarray(x, np.float64))
+        truth = np.asarray(group_whiten(exact, 64, scale=scale.astype("float64"), bias=bias.astype("float64")))
+    rest = np.s_[:, 1:]
+    error = np.abs(np.asarray(found, np.float64) - truth)[rest].max()
+    assert error <= 6 * 2**-9 * np.abs(truth[rest]).max()
+
+
 @pytest.mark.parametrize("name", ["samples, 2 channels a group", "lane tiles, 1 channel a group", "GPU, 1 channel a group"])
 def test_an_equal_derivative_at_all_positions_gives_next_to_none(name):
     shape, run = case(name)
