@@ -46,6 +46,16 @@ def _centre(rows: jax.Array) -> jax.Array:
     return distance - distance.mean(observed, keepdims=True)
 
 
+def _cross(left: jax.Array, right: jax.Array) -> jax.Array:
+    """``[n, g, g]``: of every sample, the sum over its rows of products of a number of ``left`` and one of ``right``."""
+    sharding = sharding_of_sums(left)
+    if sharding is None:
+        # With one axis to add up, XLA leaves the transposition to the product.
+        left, right = (rows.reshape(rows.shape[0], -1, rows.shape[-1]) for rows in (left, right))
+    axes = SPATIAL_LETTERS[: left.ndim - 2]
+    return jnp.einsum(f"n{axes}g,n{axes}k->ngk", left, right, precision=HIGHEST, out_sharding=sharding)
+
+
 def matmul_whiten(
     x: jax.Array,
     num_groups: int,
@@ -55,8 +65,9 @@ def matmul_whiten(
 ) -> jax.Array:
     """``inverse_sqrt(C) (X - mu) * scale + bias`` for every sample, see :func:`gw_jax.group_whiten`.
 
-    Nothing is computed twice: the backward pass gets the centred rows, the whitening matrices and what the derivative of
-    ``inverse_sqrt`` wants to keep, and needs three products over the positions. There is no forward-mode derivative.
+    Nothing is computed twice: the backward pass gets the centred and the whitened rows, the whitening matrices and what the
+    derivative of ``inverse_sqrt`` wants to keep, and needs three products over the positions. There is no forward-mode
+    derivative.
 
     Args:
         x: ``[n, *spatial, c]``, not empty.
@@ -84,31 +95,26 @@ def _forward(
     # As sums over one channel a group, of one more spatial axis.
     covariance = sum_of_products(centred[..., None]) / count
     whitening, pullback = jax.vjp(inverse_sqrt, covariance)
+    white = _apply(centred, whitening)
     per_sample = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1])
-    y = _channels(_apply(centred, whitening)) * scale.reshape(per_sample) + bias.reshape(per_sample)
+    y = _channels(white) * scale.reshape(per_sample) + bias.reshape(per_sample)
     empty = jnp.zeros((0,), x.dtype)  # Carries the type.
-    return y, (centred, whitening, pullback, scale, empty)
+    return y, (centred, white, whitening, pullback, scale, empty)
 
 
 def _backward(num_groups: int, inverse_sqrt: InverseSqrt, residuals: Any, dy: jax.Array) -> tuple[jax.Array, ...]:
     del inverse_sqrt
-    centred, whitening, pullback, scale, empty = residuals
-    axes = SPATIAL_LETTERS[: centred.ndim - 3]
+    centred, white, whitening, pullback, scale, empty = residuals
+    positions = tuple(range(1, centred.ndim - 2))
     count = math.prod(centred.shape[1:-1])
     rows, factor = _rows(dy, num_groups), _rows(scale, num_groups)
-    # Of every channel of a group: the sum over positions of dy x^T. It holds the derivatives of W and of the scale.
-    products = jnp.einsum(
-        f"n{axes}cg,n{axes}ck->ncgk", rows, centred, precision=HIGHEST, out_sharding=sharding_of_sums(centred)
-    )
-    dscale = (products * whitening[:, None]).sum(-1)
-    dbias = rows.sum(tuple(range(1, rows.ndim - 2)))
-    (dcovariance,) = pullback((products * factor[..., None]).sum(1))
+    dscale, dbias = (rows * white).sum(positions), rows.sum(positions)
+    rows = rows * jnp.expand_dims(factor, positions)
+    (dcovariance,) = pullback(_cross(centred, rows))
     through_covariance = (dcovariance + jnp.matrix_transpose(dcovariance)) / count
     # Rows are centred, so the derivative's mean over them comes from dy alone.
     mean = _apply((dbias * factor).sum(1, keepdims=True), whitening) / count
-    spatial = (1,) * len(axes)
-    dx = _apply(rows * factor.reshape(factor.shape[0], *spatial, *factor.shape[1:]), whitening)
-    dx = dx + _apply(centred, through_covariance) - mean.reshape(mean.shape[0], *spatial, 1, num_groups)
+    dx = _apply(rows, whitening) + _apply(centred, through_covariance) - jnp.expand_dims(mean, positions)
     return _channels(dx).astype(empty.dtype), _channels(dscale), _channels(dbias)
 
 
