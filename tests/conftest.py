@@ -23,6 +23,11 @@ jax.config.update("jax_num_cpu_devices", 8)
 import pytest  # noqa: E402
 
 
+def pytest_collection_modifyitems(items):
+    """Long tests first: the last one to end would leave the other process idle."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture
 def float64():
     """Double precision, in which the golden files and the truths of the numerical tests are written."""

@@ -121,7 +121,12 @@ def _here(direction: str, plain: Callable[..., Any]) -> Callable[..., Any]:
     """The kernel where the program is compiled for the device that it was planned for, else the definition."""
 
     def run(plan: Plan, *arrays: jax.Array) -> Any:
-        kernel = functools.partial(getattr(_MODULES[plan.kernel], direction), plan)
+        def kernel(*arrays: jax.Array) -> Any:
+            results = getattr(_MODULES[plan.kernel], direction)(plan, *arrays)
+            # Kernels for TPUs give arrays with one axis for the positions. XLA would move what comes next, such as a ReLU,
+            # in front of the reshape to images, where the convolution after it cannot take it in.
+            return results if plan.kernel == "gpu_whitening" else jax.lax.optimization_barrier(results)
+
         if plan.interpret:
             return kernel(*arrays)
         platform = "cuda" if plan.kernel == "gpu_whitening" else "tpu"

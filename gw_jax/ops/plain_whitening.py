@@ -57,12 +57,14 @@ def affine_per_sample(x: jax.Array, scale: jax.Array | None, bias: jax.Array | N
     first = x
     for axis in range(1, x.ndim - 1):
         first = jax.lax.slice_in_dim(first, 0, 1, axis=axis)
-    first = first.reshape(x.shape[0], x.shape[-1])
+    # True for integers, whatever they are, as the compiler knows; a float that is NaN does not equal itself.
+    integer = first.reshape(x.shape[0], x.shape[-1]).astype(jnp.int32)
+    always = integer == integer
 
     def copies(parameter: jax.Array) -> jax.Array:
         row = parameter.astype(dtype).reshape(1, -1)
-        # Both branches are the same; the condition only lends its sharding. The compiler removes it.
-        return jnp.where(first == first, row, row)
+        # Both branches are the same; the condition only lends its sharding. The compiler removes it, there and backward.
+        return jnp.where(always, row, row)
 
     one, zero = jnp.ones(x.shape[-1], dtype), jnp.zeros(x.shape[-1], dtype)
     return copies(one if scale is None else scale), copies(zero if bias is None else bias)

@@ -1,6 +1,7 @@
 """The kernels, compiled for a TPU on a machine without one."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -63,3 +64,26 @@ def test_the_networks_to_compile_are_checked_first(capsys):
     with pytest.raises(SystemExit):
         tpu_cost.main(["--models=resnet50,resnext50,resnet5"])
     assert "resnet5 is not known; choose of resnet18, resnet34" in capsys.readouterr().err
+
+
+def test_a_relu_after_a_kernel_goes_into_the_next_convolution():
+    device = tpu.devices("v5e:2x2")[0]
+    everywhere = NamedSharding(make_mesh([device]), PartitionSpec())
+    x, small = (
+        jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=everywhere) for shape in ((64, 28, 28, 128), (3, 3, 128, 128))
+    )
+
+    def conv(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def step(x, first, second, cotangent):
+        y, pullback = jax.vjp(
+            lambda *values: conv(jax.nn.relu(group_whiten(conv(*values[:2]), 64)), values[2]), x, first, second
+        )
+        return y, pullback(cotangent)
+
+    with compiling_for(device):
+        text = jax.jit(step).lower(x, small, small, x).compile().as_text()
+    # Convolutions with what precedes and follows them are "kOutput"; "kLoop" would be a pass of its own.
+    kinds = re.findall(r" fusion\(.*?kind=(\w+)", text[text.index("ENTRY") :])
+    assert set(kinds) == {"kOutput"}
