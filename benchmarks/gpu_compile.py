@@ -1,7 +1,7 @@
 """Compiles the GPU kernels of Group Whitening for an H200 on a machine without a GPU, and says what they take of it.
 
     pip install "jax-cuda12-plugin==$JAX" "jax-cuda12-pjrt==$JAX" nvidia-cuda-nvcc-cu12  # $JAX: the version of jax
-    python -m benchmarks.gpu_compile [--json] [--batch=256] [--dtype=bfloat16] [--cuda=DIRECTORY]
+    python -m benchmarks.gpu_compile [--json] [--batch=256] [--dtype=bfloat16] [--relu] [--cuda=DIRECTORY]
 
 For every shape at which ResNet-50 whitens: registers a thread, bytes of registers that are spilled, shared memory of a
 program, and seconds to compile. That a kernel compiles says that it fits the card; nothing is run and no time is measured.
@@ -67,7 +67,9 @@ def resources(dump: pathlib.Path, cuda: pathlib.Path) -> dict[str, dict[str, int
     return found
 
 
-def compile_kernels(shape: tuple[int, ...], dtype: str, dump: pathlib.Path, cuda: pathlib.Path) -> dict[str, Any]:
+def compile_kernels(
+    shape: tuple[int, ...], dtype: str, relu: bool, dump: pathlib.Path, cuda: pathlib.Path
+) -> dict[str, Any]:
     """Compiles output and gradients for an input ``[n, h, w, c]``; run in a process of its own, whose dump is ``dump``."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = f"--xla_gpu_cuda_data_dir={cuda} --xla_gpu_autotune_level=0 --xla_dump_to={dump}"
@@ -86,7 +88,7 @@ def compile_kernels(shape: tuple[int, ...], dtype: str, dump: pathlib.Path, cuda
 
     def step(x: jax.Array, scale: jax.Array, bias: jax.Array, cotangent: jax.Array) -> Any:
         def forward(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-            return group_whiten(x, 64, scale=scale, bias=bias, implementation="kernel")
+            return group_whiten(x, 64, scale=scale, bias=bias, relu=relu, implementation="kernel")
 
         y, pullback = jax.vjp(forward, x, scale, bias)
         return y, pullback(cotangent)
@@ -103,6 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--relu", action="store_true", help="with the ReLU that follows in a network")
     parser.add_argument("--cuda", type=pathlib.Path, default=find_cuda())
     parser.add_argument("--one", help=argparse.SUPPRESS)  # HxWxC: what the processes that this one starts are for.
     args = parser.parse_args(arguments)
@@ -116,11 +119,12 @@ def main(arguments: list[str] | None = None) -> int:
     if args.one:
         shape = (args.batch, *map(int, args.one.split("x")))
         with tempfile.TemporaryDirectory() as dump:
-            print(json.dumps(compile_kernels(shape, args.dtype, pathlib.Path(dump), args.cuda)))
+            print(json.dumps(compile_kernels(shape, args.dtype, args.relu, pathlib.Path(dump), args.cuda)))
         return 0
     cases = []
     for shape in SHAPES:
         one = ["--one", "x".join(map(str, shape)), f"--batch={args.batch}", f"--dtype={args.dtype}", f"--cuda={args.cuda}"]
+        one += ["--relu"] if args.relu else []
         command = [sys.executable, "-m", "benchmarks.gpu_compile", *one]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         cases.append(json.loads(done.stdout.splitlines()[-1]))
@@ -134,7 +138,14 @@ def main(arguments: list[str] | None = None) -> int:
         versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "jax-cuda12-plugin")}
         print(
             json.dumps(
-                {"card": "NVIDIA H200", "dtype": args.dtype, "batch": args.batch, "versions": versions, "cases": cases}
+                {
+                    "card": "NVIDIA H200",
+                    "dtype": args.dtype,
+                    "batch": args.batch,
+                    "relu": args.relu,
+                    "versions": versions,
+                    "cases": cases,
+                }
             )
         )
     return 0

@@ -40,8 +40,11 @@ class GroupWhitening(linen.Module):
     implementation: Implementation = "auto"
 
     @linen.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Whitens ``x`` ``[n, *spatial, c]``; ``mask`` ``[n, *spatial]`` is true where a position counts."""
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, *, relu: bool = False) -> jax.Array:
+        """Whitens ``x`` ``[n, *spatial, c]``; ``mask`` ``[n, *spatial]`` is true where a position counts.
+
+        ``relu``: whether ``max(., 0)`` is taken of the output, on GPUs in the same kernel.
+        """
         shape = (x.shape[-1],)
         ones, zeros = linen.initializers.ones, linen.initializers.zeros
         return group_whiten(
@@ -53,6 +56,7 @@ class GroupWhitening(linen.Module):
             mask=mask,
             scale=self.param("scale", ones, shape, self.param_dtype) if self.use_scale else None,
             bias=self.param("bias", zeros, shape, self.param_dtype) if self.use_bias else None,
+            relu=relu,
             dtype=self.dtype,
             implementation=self.implementation,
         )

@@ -18,8 +18,6 @@ from jax.typing import DTypeLike
 from gw_jax.models.linear import linear
 from gw_jax.nn import Dropout, GroupWhitening, make_norm
 from gw_jax.nn.initial import make_or_copy, normal
-from gw_jax.ops.kernels import has_kernels
-from gw_jax.ops.target import current
 
 Stem = Literal["imagenet", "small"]
 
@@ -112,6 +110,11 @@ class _Shape:
     dilation: int
 
 
+def _rectified(norm: nnx.Module, x: jax.Array) -> jax.Array:
+    """A norm and the ReLU after it, in one kernel where there is one."""
+    return norm(x, relu=True) if isinstance(norm, GroupWhitening) else nnx.relu(norm(x))
+
+
 class BasicBlock(nnx.Module):
     """Two 3x3 convolutions and a shortcut: the block of ResNet-18 and -34."""
 
@@ -133,7 +136,7 @@ class BasicBlock(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[n, h, w, in_features]`` to ``[n, h / stride, w / stride, features]``."""
-        y = nnx.relu(self.norm1(self.conv1(x)))
+        y = _rectified(self.norm1, self.conv1(x))
         y = self.norm2(self.conv2(y))
         return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x)))
 
@@ -157,8 +160,8 @@ class Bottleneck(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[n, h, w, in_features]`` to ``[n, h / stride, w / stride, features]``."""
-        y = nnx.relu(self.norm1(self.conv1(x)))
-        y = nnx.relu(self.norm2(self.conv2(y)))
+        y = _rectified(self.norm1, self.conv1(x))
+        y = _rectified(self.norm2, self.conv2(y))
         y = self.norm3(self.conv3(y))
         return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x)))
 
@@ -276,23 +279,12 @@ class ResNet(nnx.Module):
         """
         return self.head(self.dropout(self.features(images), dropout_key))
 
-    def _after_stem_conv(self, x: jax.Array) -> jax.Array:
-        def whole(x: jax.Array) -> jax.Array:
-            x = nnx.relu(self.stem_norm(x))
-            if self.stem == "imagenet":
-                x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-            return x
-
-        # The stem's output is the largest array of the network. The compiler computes BatchNorm's again in the backward
-        # pass instead of keeping it beside the input; what a kernel gives it would keep.
-        norm = self.stem_norm
-        kernel = isinstance(norm, GroupWhitening) and norm.implementation in ("auto", "kernel") and has_kernels(current())
-        return jax.checkpoint(whole)(x) if kernel else whole(x)
-
     def features(self, images: jax.Array) -> jax.Array:
         """Maps normalised images ``[n, h, w, in_channels]`` to what the last layer sees, ``[n, features]``."""
         x = images if self.dtype is None else images.astype(self.dtype)
-        x = self._after_stem_conv(self.stem_conv(x))
+        x = _rectified(self.stem_norm, self.stem_conv(x))
+        if self.stem == "imagenet":
+            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
             for block in stage:
                 x = block(x)

@@ -80,8 +80,11 @@ class GroupWhitening(nnx.Module):
         self.scale = nnx.Param(constant(rngs, 1, (num_features,), param_dtype)) if use_scale else None
         self.bias = nnx.Param(constant(rngs, 0, (num_features,), param_dtype)) if use_bias else None
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Whitens ``x`` ``[n, *spatial, num_features]``; ``mask`` ``[n, *spatial]`` is true where a position counts."""
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, *, relu: bool = False) -> jax.Array:
+        """Whitens ``x`` ``[n, *spatial, num_features]``; ``mask`` ``[n, *spatial]`` is true where a position counts.
+
+        ``relu``: whether ``max(., 0)`` is taken of the output, on GPUs in the same kernel.
+        """
         require_num_features(self, x, self.num_features)
         return group_whiten(
             x,
@@ -92,6 +95,7 @@ class GroupWhitening(nnx.Module):
             mask=mask,
             scale=None if self.scale is None else self.scale[...],
             bias=None if self.bias is None else self.bias[...],
+            relu=relu,
             dtype=self.dtype,
             implementation=self.implementation,
         )

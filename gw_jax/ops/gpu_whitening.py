@@ -6,7 +6,7 @@ the tiles finds mean and covariance of the groups, and backward also the derivat
 follow, and the second round applies what they gave. Only x is kept for the backward pass.
 
 With ``e`` the rows less a shift near their mean, ``s`` the sum of them, ``m`` their number, ``f`` the rows of ``dy`` times
-the scale and ``t`` the sum of those::
+the scale and ``t`` the sum of those (``dy`` being zero where a ReLU has cut off the output)::
 
     C = e^T e / m - s s^T / m^2,   W = C^(-1/2),   y = (e - s / m) W
     dW = e^T f - s t^T / m,   dx = (f - t / m) W + (e - s / m) (2 / m) dC
@@ -47,9 +47,9 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("jax.experimental.pallas.triton") is not None
 
 
-def takes(num_groups: int, channels_per_group: int) -> bool:
-    """Whether there is a kernel for samples of these sizes. Axes of a kernel are powers of two."""
-    if not _has_triton():
+def takes(kind: str, num_groups: int, channels_per_group: int) -> bool:
+    """Whether there is a kernel for a kind of device and samples of these sizes. Axes of a kernel are powers of two."""
+    if not _has_triton() or not any(card in kind for card in CARDS):
         return False
     fits = 1 <= channels_per_group <= MOST_CHANNELS and channels_per_group & (channels_per_group - 1) == 0
     return fits and num_groups in GROUPS
@@ -179,19 +179,23 @@ def _forward_kernel(x: Any, scale: Any, bias: Any, y: Any, *, plan: Plan) -> Non
 
     def apply(tile: Any, _: Any) -> None:
         white = _applied(tiles.distances(x, tile, centre), whitening, plan)
-        tiles.store(y, tile, (tiles.by_places(white) * factor + offset).reshape(white.shape))
+        values = (tiles.by_places(white) * factor + offset).reshape(white.shape)
+        tiles.store(y, tile, jnp.maximum(values, 0) if plan.relu else values)
 
     jax.lax.fori_loop(0, tiles.count, apply, None)
 
 
-def _backward_kernel(x: Any, dy: Any, scale: Any, dx: Any, dscale: Any, dbias: Any, *, plan: Plan) -> None:
+def _backward_kernel(x: Any, dy: Any, scale: Any, *others: Any, plan: Plan) -> None:
+    *saved, dx, dscale, dbias = others
     tiles, g, d = _Tiles(plan, x.dtype.itemsize), plan.num_groups, plan.channels_per_group
     count = plan.positions * d
     shift, factor = tiles.shift(x), tiles.per_place(scale)
 
     def scaled(tile: Any) -> tuple[jax.Array, jax.Array]:
-        """The rows of dy, and these times the scale."""
+        """The rows of dy, where the output is not cut off at zero, and these times the scale."""
         rows = tiles.load(dy, tile).astype(jnp.float32)
+        for y in saved:
+            rows = jnp.where(tiles.load(y, tile) > 0, rows, 0)
         return rows, (tiles.by_places(rows) * factor).reshape(rows.shape)
 
     def add(tile: Any, sums: Any) -> Any:
@@ -284,11 +288,16 @@ def forward(plan: Plan, x: jax.Array, scale: jax.Array, bias: jax.Array) -> tupl
     return (y.reshape(x.shape),)
 
 
-def backward(plan: Plan, x: jax.Array, dy: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The derivatives by ``x``, scale and bias (of every sample, ``[n, c]``) from that by the output, ``dy``."""
+def backward(
+    plan: Plan, x: jax.Array, dy: jax.Array, scale: jax.Array, *saved: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The derivatives by ``x``, scale and bias (of every sample, ``[n, c]``) from that by the output, ``dy``.
+
+    ``saved`` is the output where the plan has a ReLU.
+    """
     rows, factor = _by_positions(x, plan), _by_places(scale, plan)
     small = jax.ShapeDtypeStruct(factor.shape, jnp.float32)
     outputs = [jax.ShapeDtypeStruct(rows.shape, x.dtype), small, small]
-    inputs = rows, _by_positions(dy, plan), factor
+    inputs = rows, _by_positions(dy, plan), factor, *(_by_positions(y, plan) for y in saved)
     dx, dscale, dbias = _call(_backward_kernel, "group_whitening_backward", plan, inputs, outputs)
     return dx.reshape(x.shape), dscale.reshape(scale.shape), dbias.reshape(scale.shape)

@@ -95,6 +95,7 @@ def group_whiten(
     mask: jax.Array | None = None,
     scale: jax.Array | None = None,
     bias: jax.Array | None = None,
+    relu: bool = False,
     dtype: DTypeLike | None = None,
     implementation: Implementation = "auto",
 ) -> jax.Array:
@@ -125,6 +126,8 @@ def group_whiten(
             covariance and count, whatever they hold, and come out as zero.
         scale: ``[c]``, multiplied to the whitened values, or None.
         bias: ``[c]``, added after the scale, or None. Masked positions stay zero.
+        relu: whether ``max(., 0)`` is taken of the result. The kernels for GPUs do it on the way; XLA would read and write
+            the result once more. On other devices it makes no difference.
         dtype: type of the result; None for the type of ``x``.
         implementation: "plain" is the definition, differentiated by JAX, forward and reverse. The others are the same
             function with a derivative written out, have no forward-mode derivative and take no mask: "matmul" for CPUs, and
@@ -161,7 +164,7 @@ def group_whiten(
     device = target.current()
     plan = None
     if implementation in ("auto", "kernel") and method == "newton" and mask is None:
-        plan = plan_for(x.shape, x.dtype, num_groups, num_iterations, epsilon, device, target.split())
+        plan = plan_for(x.shape, x.dtype, num_groups, num_iterations, epsilon, device, target.split(), relu=relu)
     if implementation == "auto":
         fits = plan is not None and fills_the_device(plan, x.shape[0]) and dtype == x.dtype and target.split_is_known()
         implementation = "kernel" if fits else "matmul" if device.platform == "cpu" and mask is None else "plain"
@@ -176,14 +179,18 @@ def group_whiten(
                 "64, that fits on the chip; on GPUs with 16, 32 or 64 groups of 1, 2, 4, ... 64 channels. "
                 'Choose "auto".'
             )
-        return kernel_whiten(x, plan, scale, bias).astype(dtype)
+        y = kernel_whiten(x, plan, scale, bias).astype(dtype)
+        return jax.nn.relu(y) if relu and not plan.relu else y
     if method == "newton":
         newton = inverse_sqrt_with_short_derivative if implementation == "matmul" else inverse_sqrt_newton
         inverse_sqrt = functools.partial(newton, num_iterations=num_iterations, epsilon=epsilon)
     else:
         inverse_sqrt = functools.partial(inverse_sqrt_zca, epsilon=epsilon)
     if implementation == "plain":
-        return plain_whiten(x, num_groups, inverse_sqrt, mask, scale, bias).astype(dtype)
-    if mask is not None:
+        y = plain_whiten(x, num_groups, inverse_sqrt, mask, scale, bias)
+    elif mask is not None:
         raise ValueError('implementation="matmul" takes no mask; choose "auto" or "plain".')
-    return matmul_whiten(x, num_groups, inverse_sqrt, scale, bias).astype(dtype)
+    else:
+        y = matmul_whiten(x, num_groups, inverse_sqrt, scale, bias)
+    y = y.astype(dtype)
+    return jax.nn.relu(y) if relu else y

@@ -1,5 +1,6 @@
 """Group Whitening by kernels for TPUs and GPUs: which inputs they take, their derivative, many devices, ``jax.vmap``."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,10 +33,13 @@ def plan_for(
     epsilon: float,
     device: Target,
     split: tuple[Mesh, str] | None = None,
+    *,
+    relu: bool = False,
 ) -> Plan | None:
     """The kernel for an input of ``shape`` on a kind of device, or None if there is none.
 
-    ``split`` is a mesh and its axis along which the samples are split.
+    ``split`` is a mesh and its axis along which the samples are split. ``relu``: whether ``max(., 0)`` of the output is
+    wanted; the plan's says whether the kernel does it.
     """
     if len(shape) != 4 or not has_short_derivative(num_iterations) or jnp.dtype(dtype).name not in _TYPES:
         return None
@@ -47,18 +51,11 @@ def plan_for(
         return None
     plan = functools.partial(Plan, h * w, c, num_groups, num_iterations, epsilon, mesh=mesh, axis=axis)
     if device.platform == "gpu":
-        fits = has_kernels(device) and gpu_whitening.takes(num_groups, c // num_groups)
-        return plan("gpu_whitening") if fits else None
+        fits = gpu_whitening.takes(device.kind, num_groups, c // num_groups)
+        return plan("gpu_whitening", relu=relu) if fits else None
     memory = VMEM.get(device.kind, 0)
     kernel, tile = _tpu_kernel(n, h * w, c, jnp.dtype(dtype).itemsize, memory)
     return None if kernel is None else plan(kernel, tile=tile, memory=memory)
-
-
-def has_kernels(device: Target) -> bool:
-    """Whether there are kernels for this kind of device at all."""
-    if device.platform == "gpu":
-        return any(card in device.kind for card in gpu_whitening.CARDS)
-    return device.kind in VMEM
 
 
 def fills_the_device(plan: Plan, num_samples: int) -> bool:
@@ -91,7 +88,8 @@ _TYPES = ("bfloat16", "float32")
 
 def _definition(plan: Plan, x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     inverse_sqrt = functools.partial(inverse_sqrt_newton, num_iterations=plan.num_iterations, epsilon=plan.epsilon)
-    return plain_whiten(x, plan.num_groups, inverse_sqrt, None, scale, bias).astype(x.dtype)
+    y = plain_whiten(x, plan.num_groups, inverse_sqrt, None, scale, bias).astype(x.dtype)
+    return jax.nn.relu(y) if plan.relu else y
 
 
 def _plain_forward(plan: Plan, x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, ...]:
@@ -105,7 +103,8 @@ def _plain_forward(plan: Plan, x: jax.Array, scale: jax.Array, bias: jax.Array) 
 
 
 def _plain_backward(plan: Plan, x: jax.Array, dy: jax.Array, scale: jax.Array, *saved: jax.Array) -> tuple[jax.Array, ...]:
-    del saved
+    if plan.relu:
+        dy, plan = jnp.where(saved[0] > 0, dy, 0), dataclasses.replace(plan, relu=False)
     return jax.vjp(functools.partial(_definition, plan), x, scale, jnp.zeros_like(scale))[1](dy)
 
 
@@ -181,7 +180,8 @@ def _whiten(x: jax.Array, scale: jax.Array, bias: jax.Array, plan: Plan) -> jax.
 
 def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, plan: Plan) -> tuple[jax.Array, Any]:
     y, *saved = _forward_run(plan, x, scale, bias)
-    return y, (x, scale, *saved)
+    # What a convolution after the ReLU keeps for its own derivative is the same array.
+    return y, (x, scale, *([y] if plan.relu else saved))
 
 
 def _backward(plan: Plan, residuals: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

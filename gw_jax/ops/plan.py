@@ -25,6 +25,7 @@ class Plan:
             :mod:`gpu_whitening`.
         tile: positions of a tile, for TPUs.
         memory: bytes on the chip that it may take, for TPUs.
+        relu: whether the kernel takes ``max(., 0)`` of the output; those for GPUs can.
         interpret: whether the instructions run one by one on any device, which is slow and serves to test.
         mesh: devices over which the samples are split; None where they are not.
         axis: of the mesh, along which they are split.
@@ -38,6 +39,7 @@ class Plan:
     kernel: KernelName
     tile: int = 0
     memory: int = 0
+    relu: bool = False
     interpret: bool = False
     mesh: Mesh | None = None
     axis: str | None = None

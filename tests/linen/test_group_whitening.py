@@ -44,6 +44,18 @@ def test_bit_equal_to_the_nnx_layer(method, affine, dtype):
             np.testing.assert_array_equal(pure[name], linen_gradients[0]["params"][name])
 
 
+def test_a_relu_follows_in_both_layers():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 5, 4, 16)), jnp.float32)
+    linen_layer, layer = (
+        gw_jax.linen.GroupWhitening(num_groups=4),
+        gw_jax.GroupWhitening(16, num_groups=4, rngs=nnx.Rngs(0)),
+    )
+    variables = linen_layer.init(jax.random.key(0), x)
+    expected = jax.nn.relu(layer(x))
+    np.testing.assert_array_equal(layer(x, relu=True), expected)
+    np.testing.assert_array_equal(linen_layer.apply(variables, x, relu=True), expected)
+
+
 def test_takes_a_mask():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 4, 8)), jnp.float32)
     mask = jnp.ones((2, 4, 4), bool).at[:, 2:].set(False)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -199,6 +200,45 @@ def test_one_bad_sample_leaves_the_others_alone(name):
     assert np.isnan(bad[2]).any()
 
 
+RELU = {"relu": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("GPU, 1 channel a group", "float32"), ("GPU, 8 channels a group", "bfloat16")]
+)
+def test_a_relu_in_the_kernel_equals_one_after_it(name, dtype):
+    shape, run = case(name)
+    arguments = make_input(shape, dtype)
+    found = values_and_gradients(functools.partial(run, change=RELU), *arguments)
+    truth = values_and_gradients(lambda *a: jax.nn.relu(run(*a)), *arguments)
+    assert 0.2 < (found[0] == 0).mean() < 0.8
+    for a, b in zip(found, truth, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("implementation", ["plain", "matmul", "kernel"])
+def test_a_relu_follows_every_implementation(implementation):
+    x, scale, bias = make_input((8, 4, 4, 128))
+
+    def whiten(x, scale, bias, relu=False):
+        return group_whiten(x, 64, scale=scale, bias=bias, relu=relu, implementation=implementation)
+
+    # A TPU's kernel, in whose place the definition runs.
+    with target.compiling_for(SimpleNamespace(platform=TPU.platform, device_kind=TPU.kind)):
+        found = values_and_gradients(functools.partial(whiten, relu=True), x, scale, bias)
+        truth = values_and_gradients(lambda *a: jax.nn.relu(whiten(*a)), x, scale, bias)
+    for a, b in zip(found, truth, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_masked_position_stays_zero_after_a_relu():
+    x, scale, bias = make_input((2, 4, 4, 12))
+    mask = jnp.broadcast_to(jnp.arange(4) < 3, (2, 4, 4))
+    found = group_whiten(x, 4, mask=mask, scale=scale, bias=bias, relu=True)
+    np.testing.assert_array_equal(found, jax.nn.relu(group_whiten(x, 4, mask=mask, scale=scale, bias=bias)))
+    assert (found[~mask] == 0).all()
+
+
 @pytest.mark.parametrize("shape", [(8, 5, 6), (6, 4, 4, 12), (5, 24), (2, 3, 2, 2, 6)])
 @pytest.mark.parametrize("method", ["newton", "zca"])
 def test_products_with_written_out_derivatives_equal_the_definition(float64, shape, method):
@@ -253,12 +293,15 @@ def test_vmap_of_a_kernel_is_more_samples():
     np.testing.assert_allclose(found, jnp.stack([run(one, scale, bias) for one in stacked]), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["samples, 2 channels a group", "GPU, 2 channels a group"])
-def test_on_another_device_the_definition_runs_in_a_kernels_place(name):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("samples, 2 channels a group", {}), ("GPU, 2 channels a group", {}), ("GPU, 2 channels a group", RELU)],
+)
+def test_on_another_device_the_definition_runs_in_a_kernels_place(name, options):
     shape, run = case(name)
     arguments = make_input(shape)
-    found = values_and_gradients(functools.partial(run, interpret=False), *arguments)
-    plain = functools.partial(group_whiten, num_groups=KERNELS[name][1], implementation="plain")
+    found = values_and_gradients(functools.partial(run, interpret=False, change=options), *arguments)
+    plain = functools.partial(group_whiten, num_groups=KERNELS[name][1], implementation="plain", **options)
     truth = values_and_gradients(lambda x, s, b: plain(x, scale=s, bias=b), *arguments)
     assert max(relative_errors(found, truth)) <= 1e-6
 
@@ -266,8 +309,10 @@ def test_on_another_device_the_definition_runs_in_a_kernels_place(name):
 @pytest.mark.parametrize("shape", [(4, 56, 56, 64), (4, 14, 14, 256), (4, 7, 7, 512)])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_gpu_kernels_are_lowered_for_cuda(shape, dtype):
+    run = functools.partial(kernel, num_groups=64, device=GPU, interpret=False, change=RELU)
+
     def value_and_gradient(x):
-        return jax.value_and_grad(lambda x: kernel(x, None, None, num_groups=64, device=GPU, interpret=False).sum())(x)
+        return jax.value_and_grad(lambda x: run(x, None, None).sum())(x)
 
     triton = "__gpu$xla.gpu.triton"  # XLA compiles what is inside where the GPU is.
     unchecked = [jax.export.DisabledSafetyCheck.custom_call(triton)]
