@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from gw_jax.ops import newton
+from gw_jax.ops.numerics import applied
 from gw_jax.ops.plan import Plan
 
 ROWS = {2: 128, 4: 64}  # Of a tile, at most, by the bytes of a value: what shared memory holds of three tiles.
@@ -85,15 +86,6 @@ def _of_matrices(plan: Plan, dtype: Any) -> newton.Dot:
         return jax.lax.dot_general(a, b, _PLAIN, precision=precision, preferred_element_type=jnp.float32)
 
     return product
-
-
-def _applied(rows: jax.Array, matrix: jax.Array, plan: Plan) -> jax.Array:
-    """``rows`` times a float32 matrix, which counts in full where the rows are bfloat16."""
-    if rows.dtype == jnp.float32:
-        return dot(rows, matrix, _PLAIN, plan)
-    upper = matrix.astype(rows.dtype)
-    lower = (matrix - upper.astype(jnp.float32)).astype(rows.dtype)
-    return dot(rows, upper, _PLAIN, plan) + dot(rows, lower, _PLAIN, plan)
 
 
 class _Tiles:
@@ -178,7 +170,8 @@ def _forward_kernel(x: Any, scale: Any, bias: Any, y: Any, *, plan: Plan) -> Non
     factor, offset, centre = tiles.per_place(scale), tiles.per_place(bias), shift + mean
 
     def apply(tile: Any, _: Any) -> None:
-        white = _applied(tiles.distances(x, tile, centre), whitening, plan)
+        rows = tiles.distances(x, tile, centre)
+        white = applied(rows, whitening, functools.partial(dot, dimensions=_PLAIN, plan=plan))
         values = (tiles.by_places(white) * factor + offset).reshape(white.shape)
         tiles.store(y, tile, jnp.maximum(values, 0) if plan.relu else values)
 

@@ -1,6 +1,6 @@
 """Number formats and checks of arrays that the operations and layers share."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,15 @@ from jax.typing import DTypeLike
 def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
     """The type in which statistics of a ``dtype`` array are computed: float64 for float64, else float32."""
     return jnp.dtype(jnp.float64) if jnp.dtype(dtype) == jnp.float64 else jnp.dtype(jnp.float32)
+
+
+def applied(rows: jax.Array, matrix: jax.Array, dot: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
+    """``dot(rows, matrix)`` for a float32 matrix, which counts in full where the rows are bfloat16."""
+    if rows.dtype == jnp.float32:
+        return dot(rows, matrix)
+    upper = matrix.astype(rows.dtype)
+    lower = (matrix - upper.astype(jnp.float32)).astype(rows.dtype)
+    return dot(rows, upper) + dot(rows, lower)
 
 
 def psum_if_named(summed: jax.Array, axis_name: Hashable | None) -> jax.Array:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from gw_jax.ops import newton as newton_schulz
+from gw_jax.ops import numerics
 from gw_jax.ops.inverse_sqrt import HIGHEST
 from gw_jax.ops.plan import Plan
 
@@ -58,10 +59,4 @@ def expanded(matrix: jax.Array, member: jax.Array, same: jax.Array) -> jax.Array
     return dot(dot(member, matrix), member, NT) * same
 
 
-def applied(rows: jax.Array, matrix: jax.Array) -> jax.Array:
-    """``rows`` times a float32 matrix, which counts in full where the rows are bfloat16."""
-    if rows.dtype == jnp.float32:
-        return dot(rows, matrix)
-    upper = matrix.astype(rows.dtype)
-    lower = (matrix - upper.astype(jnp.float32)).astype(rows.dtype)
-    return dot(rows, upper) + dot(rows, lower)
+applied = functools.partial(numerics.applied, dot=dot)
