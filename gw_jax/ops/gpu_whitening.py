@@ -1,9 +1,11 @@
 """Group Whitening for GPUs: one kernel reads x twice and writes y, another reads x and dy twice and writes dx.
 
+With a ReLU after it, the first takes it in, and the second reads y twice, too, which tells where it was cut off.
+
 A program has one sample. Its values are rows ``[r, g]``, a row for every position and channel of a group, as in
 :mod:`matmul_whitening`; they go through the chip in tiles, where channels and groups change places. The first round over
 the tiles finds mean and covariance of the groups, and backward also the derivative of the whitening matrix; the iterations
-follow, and the second round applies what they gave. Only x is kept for the backward pass.
+follow, and the second round applies what they gave. Only x is kept for the backward pass, and y with a ReLU.
 
 With ``e`` the rows less a shift near their mean, ``s`` the sum of them, ``m`` their number, ``f`` the rows of ``dy`` times
 the scale and ``t`` the sum of those (``dy`` being zero where a ReLU has cut off the output)::
@@ -24,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from gw_jax.ops import newton
-from gw_jax.ops.numerics import applied
+from gw_jax.ops.numerics import applied, result_like
 from gw_jax.ops.plan import Plan
 
 ROWS = {2: 128, 4: 64}  # Of a tile, at most, by the bytes of a value: what shared memory holds of three tiles.
@@ -37,8 +39,8 @@ _OVER_ROWS = (((0,), (0,)), ((), ()))
 _PLAIN = (((1,), (0,)), ((), ()))
 
 
-# Whose compilers have taken the kernels; the backward kernel needs 112 KiB of a multiprocessor's shared memory. "GH200" and
-# "GB200" are among them. For an A100, ptxas crashes.
+# Whose compilers have taken the kernels; the backward kernel needs 112 KiB of a multiprocessor's shared memory, 144 KiB
+# with a ReLU. "GH200" and "GB200" are among them. For an A100, ptxas crashes.
 CARDS = ("H100", "H200", "B200")
 
 
@@ -173,7 +175,8 @@ def _forward_kernel(x: Any, scale: Any, bias: Any, y: Any, *, plan: Plan) -> Non
         rows = tiles.distances(x, tile, centre)
         white = applied(rows, whitening, functools.partial(dot, dimensions=_PLAIN, plan=plan))
         values = (tiles.by_places(white) * factor + offset).reshape(white.shape)
-        tiles.store(y, tile, jnp.maximum(values, 0) if plan.relu else values)
+        # Not jnp.maximum, which Triton takes for the number where one of the two is NaN.
+        tiles.store(y, tile, jnp.where(values < 0, 0, values) if plan.relu else values)
 
     jax.lax.fori_loop(0, tiles.count, apply, None)
 
@@ -277,7 +280,7 @@ def forward(plan: Plan, x: jax.Array, scale: jax.Array, bias: jax.Array) -> tupl
     """The output for ``x`` ``[n, h, w, c]``, ``scale`` and ``bias`` ``[n, c]``."""
     rows = _by_positions(x, plan)
     inputs = rows, _by_places(scale, plan), _by_places(bias, plan)
-    (y,) = _call(_forward_kernel, "group_whitening", plan, inputs, [jax.ShapeDtypeStruct(rows.shape, x.dtype)])
+    (y,) = _call(_forward_kernel, "group_whitening", plan, inputs, [result_like(x, rows.shape, x.dtype)])
     return (y.reshape(x.shape),)
 
 
@@ -289,8 +292,8 @@ def backward(
     ``saved`` is the output where the plan has a ReLU.
     """
     rows, factor = _by_positions(x, plan), _by_places(scale, plan)
-    small = jax.ShapeDtypeStruct(factor.shape, jnp.float32)
-    outputs = [jax.ShapeDtypeStruct(rows.shape, x.dtype), small, small]
+    small = result_like(x, factor.shape, jnp.float32)
+    outputs = [result_like(x, rows.shape, x.dtype), small, small]
     inputs = rows, _by_positions(dy, plan), factor, *(_by_positions(y, plan) for y in saved)
     dx, dscale, dbias = _call(_backward_kernel, "group_whitening_backward", plan, inputs, outputs)
     return dx.reshape(x.shape), dscale.reshape(scale.shape), dbias.reshape(scale.shape)

@@ -99,7 +99,7 @@ def _plain_forward(plan: Plan, x: jax.Array, scale: jax.Array, bias: jax.Array) 
     # What the kernels would save; nothing reads it.
     row = LANES if plan.kernel == "tpu_lane_tiles" else plan.channels
     saved = ((x.shape[0], row), (x.shape[0], plan.num_groups, plan.num_groups))
-    return (y, *(jnp.zeros(shape, jnp.float32) for shape in saved))
+    return (y, *(jnp.zeros_like(x, jnp.float32, shape=shape) for shape in saved))
 
 
 def _plain_backward(plan: Plan, x: jax.Array, dy: jax.Array, scale: jax.Array, *saved: jax.Array) -> tuple[jax.Array, ...]:
@@ -193,7 +193,9 @@ _whiten.defvjp(_forward, _backward)
 
 
 def kernel_whiten(x: jax.Array, plan: Plan, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
-    """Group Whitening by Newton iteration, see :func:`gw_jax.group_whiten`. There is no forward-mode derivative.
+    """Group Whitening by Newton iteration, see :func:`gw_jax.group_whiten`, and the ReLU after it if the plan says so.
+
+    There is no forward-mode derivative.
 
     Where it is lowered for another kind of device than that it was planned for, the definition runs instead.
 

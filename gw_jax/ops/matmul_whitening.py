@@ -50,7 +50,8 @@ def _cross(left: jax.Array, right: jax.Array) -> jax.Array:
     """``[n, g, g]``: of every sample, the sum over its rows of products of a number of ``left`` and one of ``right``."""
     sharding = sharding_of_sums(left)
     if sharding is None:
-        # With one axis to add up, XLA leaves the transposition to the product.
+        # With one axis to add up, XLA leaves the transposition to the product. An image that is split over devices along w
+        # is gathered for it.
         left, right = (rows.reshape(rows.shape[0], -1, rows.shape[-1]) for rows in (left, right))
     axes = SPATIAL_LETTERS[: left.ndim - 2]
     return jnp.einsum(f"n{axes}g,n{axes}k->ngk", left, right, precision=HIGHEST, out_sharding=sharding)

@@ -1,6 +1,6 @@
 """Number formats and checks of arrays that the operations and layers share."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,11 @@ def applied(rows: jax.Array, matrix: jax.Array, dot: Callable[[jax.Array, jax.Ar
     upper = matrix.astype(rows.dtype)
     lower = (matrix - upper.astype(jnp.float32)).astype(rows.dtype)
     return dot(rows, upper) + dot(rows, lower)
+
+
+def result_like(x: jax.Array, shape: Sequence[int], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
+    """What a kernel gives that was called for ``x``: in ``jax.shard_map`` it varies over the devices as ``x`` does."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
 
 
 def psum_if_named(summed: jax.Array, axis_name: Hashable | None) -> jax.Array:

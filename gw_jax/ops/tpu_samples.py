@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gw_jax.ops.numerics import result_like
 from gw_jax.ops.plan import Plan
 from gw_jax.ops.tpu_math import LANES, NT, SUBLANES, TN, applied, dot, expanded, membership, newton, newton_derivative
 
@@ -199,13 +200,13 @@ def _as_images(stored: jax.Array, shape: Sequence[int]) -> jax.Array:
 def forward(plan: Plan, x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array]:
     """The output for ``x`` ``[n, h, w, c]``, ``scale`` and ``bias`` ``[n, c]``."""
     stored = _as_stored(x)
-    (y,) = _call(_forward_kernel, plan, (stored, scale, bias), (jax.ShapeDtypeStruct(stored.shape, x.dtype),), 1)
+    (y,) = _call(_forward_kernel, plan, (stored, scale, bias), (result_like(x, stored.shape, x.dtype),), 1)
     return (_as_images(y, x.shape),)
 
 
 def backward(plan: Plan, x: jax.Array, dy: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The derivatives by ``x``, scale and bias (of every sample, ``[n, c]``) from that by the output, ``dy``."""
-    stored, small = _as_stored(x), jax.ShapeDtypeStruct(scale.shape, jnp.float32)
-    outputs = (jax.ShapeDtypeStruct(stored.shape, x.dtype), small, small)
+    stored, small = _as_stored(x), result_like(x, scale.shape, jnp.float32)
+    outputs = (result_like(x, stored.shape, x.dtype), small, small)
     dx, dscale, dbias = _call(_backward_kernel, plan, (stored, _as_stored(dy), scale), outputs, 2)
     return _as_images(dx, x.shape), dscale, dbias

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gw_jax.ops.numerics import result_like
 from gw_jax.ops.plan import SMALL_MEMORY, KernelName, Plan
 from gw_jax.ops.tpu_layouts import Layout, SamplesInLanes, SamplesInSublanes
 from gw_jax.ops.tpu_math import LANES, NT, TN, applied, dot, expanded, membership, newton, newton_derivative
@@ -302,20 +303,23 @@ def _call(
     )(*images, *others)
 
 
-def _of_samples(n: int, *shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((n, *shape), jnp.float32)
+def _of_samples(x: jax.Array, row: int, num_groups: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """A row and a matrix between groups for every sample."""
+    square = (x.shape[0], num_groups, num_groups)
+    return result_like(x, (x.shape[0], row), jnp.float32), result_like(x, square, jnp.float32)
 
 
 def forward(plan: Plan, x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The output for ``x`` ``[n, h, w, c]``, ``scale`` and ``bias`` ``[n, c]``; and what :func:`backward` wants."""
     layout = _layout(plan)
-    n, g, stored = x.shape[0], plan.num_groups, layout.stored(x)
+    stored = layout.stored(x)
+    row, square = _of_samples(x, layout.row, plan.num_groups)
     mean, covariance, whitening = _call(
         _statistics_kernel,
         plan,
         (stored,),
         (),
-        (_of_samples(n, layout.row), _of_samples(n, g, g), _of_samples(n, g, g)),
+        (row, square, square),
         (ROWS, SQUARES, SQUARE, SQUARE, SQUARE),
     )
     (y,) = _call(
@@ -323,7 +327,7 @@ def forward(plan: Plan, x: jax.Array, scale: jax.Array, bias: jax.Array) -> tupl
         plan,
         (stored,),
         (mean, whitening, layout.widened(scale), layout.widened(bias)),
-        (jax.ShapeDtypeStruct(stored.shape, x.dtype),),
+        (result_like(x, stored.shape, x.dtype),),
         (ROWS, SQUARES),
     )
     return layout.images(y, x.shape), mean, covariance
@@ -334,9 +338,8 @@ def backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The derivatives by ``x``, scale and bias (of every sample, ``[n, c]``) from that by the output, ``dy``."""
     layout = _layout(plan)
-    n, g = x.shape[0], plan.num_groups
     stored, outer, factor = layout.stored(x), layout.stored(dy), layout.widened(scale)
-    row, square = _of_samples(n, layout.row), _of_samples(n, g, g)
+    row, square = _of_samples(x, layout.row, plan.num_groups)
     whitening, through, outer_mean, dscale, dbias = _call(
         _cross_kernel,
         plan,
@@ -350,7 +353,7 @@ def backward(
         plan,
         (stored, outer),
         (mean, factor, whitening, through, outer_mean),
-        (jax.ShapeDtypeStruct(stored.shape, x.dtype),),
+        (result_like(x, stored.shape, x.dtype),),
         (ROWS, ROWS, SQUARES, SQUARES),
     )
     return layout.images(dx, x.shape), layout.narrowed(dscale), layout.narrowed(dbias)

@@ -242,3 +242,16 @@ def test_last_norm_and_dropout_work():
     graphdef = nnx.graphdef(model)
     without = jax.jit(lambda state: nnx.merge(graphdef, state).features(x))(nnx.to_pure_dict(state))
     assert np.abs(without.mean(0)).max() > 0.01
+
+
+def test_whitening_takes_the_relu_with_it(monkeypatch):
+    options = {"norm": "gw", "num_classes": 3, "width": 16, "norm_options": {"num_groups": 16}, "rngs": nnx.Rngs(0)}
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 4, 64)), jnp.float32)
+    block = gw_jax.create_model("resnet50", whiten="S1-B12", **options).stage1[1]
+    # Without the last ReLU, after the sum; one beside a whitening layer would be missing, too.
+    monkeypatch.setattr(nnx, "relu", lambda x: x)
+    after = block(x) - x
+    monkeypatch.undo()
+    first = jax.nn.relu(block.norm1(block.conv1(x)))
+    second = jax.nn.relu(block.norm2(block.conv2(first)))
+    np.testing.assert_allclose(after, block.norm3(block.conv3(second)), atol=1e-5)

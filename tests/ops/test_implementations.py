@@ -63,6 +63,10 @@ def kernel(x, scale, bias, *, num_groups, device, num_iterations=5, epsilon=0.0,
     return kernel_whiten(x, dataclasses.replace(plan, interpret=interpret, **(change or {})), scale, bias)
 
 
+def compiling_for(device):
+    return target.compiling_for(SimpleNamespace(platform=device.platform, device_kind=device.kind))
+
+
 def values_and_gradients(function, x, scale, bias):
     cotangent = jnp.asarray(np.random.default_rng(1).standard_normal(x.shape), x.dtype)
 
@@ -216,6 +220,39 @@ def test_a_relu_in_the_kernel_equals_one_after_it(name, dtype):
         np.testing.assert_array_equal(a, b)
 
 
+def inner(equation):
+    """The programs inside an equation of a jaxpr."""
+    values = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda value: hasattr(value, "eqns"))
+    return [getattr(value, "jaxpr", value) for value in values if hasattr(value, "eqns")]
+
+
+def operations(jaxpr):
+    """The names of all operations of a jaxpr, and the kernels in it."""
+    names, kernels = set(), []
+    for equation in jaxpr.eqns:
+        names.add(equation.primitive.name)
+        if equation.primitive.name == "pallas_call":
+            kernels += inner(equation)
+            continue
+        for program in inner(equation):
+            found = operations(program)
+            names |= found[0]
+            kernels += found[1]
+    return names, kernels
+
+
+def test_a_relu_is_asked_for_and_taken_into_the_gpu_kernels():
+    def step(x):
+        return jax.value_and_grad(lambda x: group_whiten(x, 16, relu=True).sum())(x)
+
+    with compiling_for(GPU):
+        _, kernels = operations(jax.make_jaxpr(step)(jnp.ones((64, 3, 3, 16))).jaxpr)
+    forward, backward = (operations(kernel)[0] for kernel in kernels)
+    assert "lt" in forward
+    assert "max" not in forward  # Triton takes the number where one of the two is NaN.
+    assert "gt" in backward
+
+
 @pytest.mark.parametrize("implementation", ["plain", "matmul", "kernel"])
 def test_a_relu_follows_every_implementation(implementation):
     x, scale, bias = make_input((8, 4, 4, 128))
@@ -224,7 +261,7 @@ def test_a_relu_follows_every_implementation(implementation):
         return group_whiten(x, 64, scale=scale, bias=bias, relu=relu, implementation=implementation)
 
     # A TPU's kernel, in whose place the definition runs.
-    with target.compiling_for(SimpleNamespace(platform=TPU.platform, device_kind=TPU.kind)):
+    with compiling_for(TPU):
         found = values_and_gradients(functools.partial(whiten, relu=True), x, scale, bias)
         truth = values_and_gradients(lambda *a: jax.nn.relu(whiten(*a)), x, scale, bias)
     for a, b in zip(found, truth, strict=True):
@@ -285,6 +322,30 @@ def test_kernels_are_split_over_devices_without_communication(name):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("device", "shape", "num_groups"),
+    [(TPU, (16, 4, 4, 128), 64), (TPU, (16, 8, 8, 64), 64), (GPU, (64, 3, 3, 16), 16)],
+)
+def test_auto_takes_kernels_in_a_shard_map(device, shape, num_groups):
+    mesh, data = Mesh(np.array(jax.devices()[:2]), ("data",)), PartitionSpec("data")
+    arguments = make_input(shape)
+
+    def gradients(x, scale, bias):
+        def loss(x, scale, bias):
+            return (group_whiten(x, num_groups, scale=scale, bias=bias, relu=True) ** 2).sum()
+
+        return jax.grad(loss, (0, 1, 2))(x, scale, bias)
+
+    on_each = jax.shard_map(
+        gradients, mesh=mesh, in_specs=(data, *2 * [PartitionSpec()]), out_specs=(data, *2 * [PartitionSpec()])
+    )
+    with compiling_for(device):
+        assert "pallas_call[" in str(jax.make_jaxpr(on_each)(*arguments))
+        found = jax.jit(on_each)(*arguments)
+    for a, b in zip(found, gradients(*arguments), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
+
+
 def test_vmap_of_a_kernel_is_more_samples():
     shape, run = case("samples, 2 channels a group")
     x, scale, bias = make_input(shape)
@@ -307,9 +368,9 @@ def test_on_another_device_the_definition_runs_in_a_kernels_place(name, options)
 
 
 @pytest.mark.parametrize("shape", [(4, 56, 56, 64), (4, 14, 14, 256), (4, 7, 7, 512)])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_gpu_kernels_are_lowered_for_cuda(shape, dtype):
-    run = functools.partial(kernel, num_groups=64, device=GPU, interpret=False, change=RELU)
+@pytest.mark.parametrize(("dtype", "options"), [("bfloat16", {}), ("float32", {}), ("bfloat16", RELU)])
+def test_gpu_kernels_are_lowered_for_cuda(shape, dtype, options):
+    run = functools.partial(kernel, num_groups=64, device=GPU, interpret=False, change=options)
 
     def value_and_gradient(x):
         return jax.value_and_grad(lambda x: run(x, None, None).sum())(x)
