@@ -50,20 +50,23 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("jax.experimental.pallas.triton") is not None
 
 
-def takes(kind: str, num_groups: int, channels_per_group: int) -> bool:
+def takes(kind: str, positions: int, num_groups: int, channels_per_group: int) -> bool:
     """Whether there is a kernel for a kind of device and samples of these sizes. Axes of a kernel are powers of two."""
     if not _has_triton() or not any(card in kind for card in CARDS):
         return False
     fits = 1 <= channels_per_group <= MOST_CHANNELS and channels_per_group & (channels_per_group - 1) == 0
-    return fits and num_groups in GROUPS
+    return fits and num_groups in GROUPS and positions >= _fewest_positions(channels_per_group)
+
+
+def _fewest_positions(channels_per_group: int) -> int:
+    """Of a tile: a product over its rows needs 16 of them."""
+    return max(1, 16 // channels_per_group)
 
 
 def _tile_positions(plan: Plan, width: int) -> int:
     """Positions of a tile: as many as give ``ROWS`` rows, and no more than the sample has, as a power of two."""
-    enough = 1 << (plan.positions - 1).bit_length()
-    # A product over the rows needs 16 of them.
-    fewest = max(1, 16 // plan.channels_per_group)
-    return max(fewest, min(ROWS[width] // plan.channels_per_group, enough))
+    most = 1 << (plan.positions.bit_length() - 1)
+    return max(_fewest_positions(plan.channels_per_group), min(ROWS[width] // plan.channels_per_group, most))
 
 
 def dot(a: jax.Array, b: jax.Array, dimensions: Any, plan: Plan) -> jax.Array:

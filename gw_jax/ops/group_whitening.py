@@ -176,8 +176,8 @@ def group_whiten(
                 f"{device.kind!r}. There are kernels for TPU v4, v5e and v6e and for H100, H200 and B200 GPUs, for "
                 'method="newton" with 2 to 14 iterations, no mask, bfloat16 or float32, and [n, h, w, c]: on TPUs with n a '
                 "multiple of 8 and c 64, 128, 256, ... 1024 (v4: 64 or 128), or n a multiple of 128 and c 2, 4, ... "
-                "64, that fits on the chip; on GPUs with 16, 32 or 64 groups of 1, 2, 4, ... 64 channels. "
-                'Choose "auto".'
+                "64, that fits on the chip; on GPUs with 16, 32 or 64 groups of 1, 2, 4, ... 64 channels and at least 16 "
+                'values. Choose "auto".'
             )
         y = kernel_whiten(x, plan, scale, bias).astype(dtype)
         return jax.nn.relu(y) if relu and not plan.relu else y

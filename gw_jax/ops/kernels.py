@@ -51,7 +51,7 @@ def plan_for(
         return None
     plan = functools.partial(Plan, h * w, c, num_groups, num_iterations, epsilon, mesh=mesh, axis=axis)
     if device.platform == "gpu":
-        fits = gpu_whitening.takes(device.kind, num_groups, c // num_groups)
+        fits = gpu_whitening.takes(device.kind, h * w, num_groups, c // num_groups)
         return plan("gpu_whitening", relu=relu) if fits else None
     memory = VMEM.get(device.kind, 0)
     kernel, tile = _tpu_kernel(n, h * w, c, jnp.dtype(dtype).itemsize, memory)

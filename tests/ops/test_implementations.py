@@ -32,6 +32,7 @@ KERNELS = {
     "GPU, 1 channel a group": ((6, 13, 12, 64), 64, None),
     "GPU, 2 channels a group": ((6, 16, 8, 32), 16, None),
     "GPU, 8 channels a group": ((6, 7, 7, 128), 16, None),
+    "GPU, fewer positions than a tile could have": ((6, 7, 7, 16), 16, None),
 }
 
 
@@ -246,7 +247,7 @@ def test_a_relu_is_asked_for_and_taken_into_the_gpu_kernels():
         return jax.value_and_grad(lambda x: group_whiten(x, 16, relu=True).sum())(x)
 
     with compiling_for(GPU):
-        _, kernels = operations(jax.make_jaxpr(step)(jnp.ones((64, 3, 3, 16))).jaxpr)
+        _, kernels = operations(jax.make_jaxpr(step)(jnp.ones((64, 4, 4, 16))).jaxpr)
     forward, backward = (operations(kernel)[0] for kernel in kernels)
     assert "lt" in forward
     assert "max" not in forward  # Triton takes the number where one of the two is NaN.
@@ -324,7 +325,7 @@ def test_kernels_are_split_over_devices_without_communication(name):
 
 @pytest.mark.parametrize(
     ("device", "shape", "num_groups"),
-    [(TPU, (16, 4, 4, 128), 64), (TPU, (16, 8, 8, 64), 64), (GPU, (64, 3, 3, 16), 16)],
+    [(TPU, (16, 4, 4, 128), 64), (TPU, (16, 8, 8, 64), 64), (GPU, (64, 4, 4, 16), 16)],
 )
 def test_auto_takes_kernels_in_a_shard_map(device, shape, num_groups):
     mesh, data = Mesh(np.array(jax.devices()[:2]), ("data",)), PartitionSpec("data")
@@ -423,29 +424,25 @@ def test_the_short_derivative_is_that_of_the_iterations(float64, num_iterations)
 
 
 def test_what_auto_chooses_follows_the_device_that_is_compiled_for():
-    @dataclasses.dataclass
-    class Device:
-        platform: str
-        device_kind: str
-
     x, mesh = jnp.zeros((16, 4, 4, 128), jnp.bfloat16), Mesh(np.array(jax.devices()[:2]), ("data",))
     assert target.current().platform == "cpu"
     assert not jaxpr_of(x).count("pallas_call")
-    with target.compiling_for(Device("tpu", TPU.kind)):
+    with compiling_for(TPU):
         assert jaxpr_of(x).count("pallas_call") == 1
         assert not jaxpr_of(x[:3]).count("pallas_call")  # They fill no block.
         assert jaxpr_of(jnp.zeros((8, 4, 4, 64))).count("pallas_call") == 2  # In tiles.
         with target.samples_split(mesh, "data"):
             assert jaxpr_of(x).count("shard_map") == jaxpr_of(x).count("pallas_call") == 1
             assert not jaxpr_of(x[:8]).count("pallas_call")  # A device's share fills none.
-    with target.compiling_for(Device("gpu", GPU.kind)):
+    with compiling_for(GPU):
         assert jaxpr_of(jnp.zeros((33, 4, 4, 128), jnp.bfloat16)).count("pallas_call") == 1
         assert not jaxpr_of(x).count("pallas_call")  # Too few samples for all of the card.
-    with target.compiling_for(Device("tpu", "TPU v4")):
+        assert not jaxpr_of(jnp.zeros((64, 3, 3, 64))).count("pallas_call")  # Too few rows for a product.
+    with compiling_for(target.Target("tpu", "TPU v4")):
         assert jaxpr_of(x).count("pallas_call") == 2
         assert not jaxpr_of(jnp.zeros((8, 4, 4, 256))).count("pallas_call")
     for platform, kind in (("tpu", "TPU v3"), ("gpu", "NVIDIA GeForce RTX 4090")):
-        with target.compiling_for(Device(platform, kind)):
+        with compiling_for(target.Target(platform, kind)):
             assert not jaxpr_of(x).count("pallas_call")
     assert target.current().platform == "cpu"
 
