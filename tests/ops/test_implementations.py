@@ -272,8 +272,9 @@ def test_a_relu_follows_every_implementation(implementation):
 def test_a_masked_position_stays_zero_after_a_relu():
     x, scale, bias = make_input((2, 4, 4, 12))
     mask = jnp.broadcast_to(jnp.arange(4) < 3, (2, 4, 4))
-    found = group_whiten(x, 4, mask=mask, scale=scale, bias=bias, relu=True)
-    np.testing.assert_array_equal(found, jax.nn.relu(group_whiten(x, 4, mask=mask, scale=scale, bias=bias)))
+    whiten = jax.jit(functools.partial(group_whiten, num_groups=4, mask=mask), static_argnames="relu")
+    found = whiten(x, scale=scale, bias=bias, relu=True)
+    np.testing.assert_array_equal(found, jax.nn.relu(whiten(x, scale=scale, bias=bias)))
     assert (found[~mask] == 0).all()
 
 
@@ -290,12 +291,13 @@ def test_products_with_written_out_derivatives_equal_the_definition(float64, sha
 
 
 def test_scale_and_bias_may_be_missing():
-    for name in ("samples, 2 channels a group", "lane tiles, 2 channels a group", "GPU, 2 channels a group"):
+    for name in ("samples, 2 channels a group", "GPU, 2 channels a group"):
         (shape, run), num_groups = case(name), KERNELS[name][1]
         x, _, _ = make_input(shape)
-        truth = group_whiten(x, num_groups, implementation="plain")
+        whiten = jax.jit(functools.partial(group_whiten, num_groups=num_groups), static_argnames="implementation")
+        truth = whiten(x, implementation="plain")
         np.testing.assert_allclose(jax.jit(run)(x, None, None), truth, atol=2e-5)
-        np.testing.assert_allclose(group_whiten(x, num_groups, implementation="matmul"), truth, atol=2e-5)
+        np.testing.assert_allclose(whiten(x, implementation="matmul"), truth, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["samples, 4 channels a group", "lane tiles, 2 channels a group"])
