@@ -1,4 +1,4 @@
-"""Number formats and checks of arrays that the operations and layers share."""
+"""Number formats and checks of arrays that the operations and layers share, and what kernels do alike."""
 
 from collections.abc import Callable, Hashable, Sequence
 

@@ -291,7 +291,7 @@ def test_products_with_written_out_derivatives_equal_the_definition(float64, sha
 
 
 def test_scale_and_bias_may_be_missing():
-    for name in ("samples, 2 channels a group", "GPU, 2 channels a group"):
+    for name in ("samples, 2 channels a group", "lane tiles, 2 channels a group", "GPU, 2 channels a group"):
         (shape, run), num_groups = case(name), KERNELS[name][1]
         x, _, _ = make_input(shape)
         whiten = jax.jit(functools.partial(group_whiten, num_groups=num_groups), static_argnames="implementation")
