@@ -14,7 +14,7 @@ from gw_jax.errors import ConfigError
 from gw_jax.models.create_model import MNIST_NETWORKS
 from gw_jax.models.resnet import ARCHITECTURES, PLACEMENTS
 from gw_jax.nn import NORM_NAMES, norm_options
-from gw_jax.train.fields import check_types
+from gw_jax.train.config_fields import check_types
 
 # Choices are strings checked by validate(): the flag parser does not know typing.Literal.
 MODES = ("train", "evaluate", "export")
