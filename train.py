@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 from gw_jax.errors import ConfigError, UserError
 from gw_jax.train import TrainConfig, distributed, run
-from gw_jax.train.fields import check_field_name, flatten
+from gw_jax.train.config_fields import check_field_name, flatten
 
 DEFAULT_CONFIG = pathlib.Path(__file__).parent / "configs" / "quickstart.py"
 

@@ -9,7 +9,7 @@ import re
 
 from gw_jax.config_checks import check_values, choice, number
 from gw_jax.errors import ConfigError
-from gw_jax.train.fields import check_types
+from gw_jax.train.config_fields import check_types
 from gw_jax.train.task import Task
 
 MODES = ("train", "evaluate", "export")

@@ -18,9 +18,9 @@ from gw_jax.nn.initial import NoKeys
 from gw_jax.train.checkpoint import Checkpoints
 from gw_jax.train.distributed import is_main
 from gw_jax.train.initial import initial_state
-from gw_jax.train.interrupt import MAX_STEPS_AHEAD, StopAgreement, StopRequest
 from gw_jax.train.setup import Experiment, image_transform
 from gw_jax.train.state import TrainState, average_rows, make_model, replicated, split_model
+from gw_jax.train.stop import MAX_STEPS_AHEAD, StopAgreement, StopRequest
 
 EVALUATION_FILE = "evaluation.json"
 

@@ -12,17 +12,17 @@ import jax
 from gw_jax.data.pipeline import TrainBatches
 from gw_jax.errors import CheckpointError, TrainingError
 from gw_jax.train.checkpoint import BEST_METRIC, Checkpoints, Progress, has_checkpoint
+from gw_jax.train.chips import CHIPS
 from gw_jax.train.config import TrainConfig, validate
+from gw_jax.train.config_fields import flatten
 from gw_jax.train.distributed import check_same_everywhere, is_main, wait_for_everyone
 from gw_jax.train.evaluate import Outcome, evaluate, evaluate_imported, evaluate_run, export_run, open_eval_batches
-from gw_jax.train.fields import flatten
-from gw_jax.train.hardware import CHIPS
 from gw_jax.train.initial import initial_state
-from gw_jax.train.interrupt import MAX_STEPS_AHEAD, StopAgreement, StopRequest
 from gw_jax.train.metrics import MetricsWriter, Stopwatch, Terminal, read_metrics
 from gw_jax.train.plot import plot_curves
 from gw_jax.train.profiler import Profiler
 from gw_jax.train.setup import Experiment, image_transform, set_up
+from gw_jax.train.stop import MAX_STEPS_AHEAD, StopAgreement, StopRequest
 from gw_jax.train.workdir import check_room, check_same_run, claim_workdir, versions
 
 # What a training step reports, in the order in which checkpoints store it.

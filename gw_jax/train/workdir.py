@@ -13,7 +13,7 @@ from gw_jax._version import __version__
 from gw_jax.errors import ConfigError
 from gw_jax.files import write_atomically
 from gw_jax.train.config import TrainConfig
-from gw_jax.train.fields import flatten
+from gw_jax.train.config_fields import flatten
 
 CONFIG_FILE = "config.json"
 

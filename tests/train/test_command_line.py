@@ -10,7 +10,7 @@ import time
 import pytest
 
 from gw_jax.train import TrainConfig
-from gw_jax.train.fields import flatten
+from gw_jax.train.config_fields import flatten
 
 ROOT = pathlib.Path(__file__).parents[2]
 # 2 epochs of 10 steps on the digits of the quickstart, with a network that takes a fraction of its time.

@@ -7,7 +7,7 @@ import pytest
 from gw_jax.errors import ConfigError
 from gw_jax.train import ModelConfig, NormConfig, TrainConfig
 from gw_jax.train.config import chosen_norm_options, validate
-from gw_jax.train.fields import check_field_name, flatten
+from gw_jax.train.config_fields import check_field_name, flatten
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 

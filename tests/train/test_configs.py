@@ -17,7 +17,7 @@ from gw_jax.errors import ConfigError
 from gw_jax.nn import BatchNorm, BatchWhitening, GroupNorm, GroupWhitening
 from gw_jax.nn.initial import NoKeys
 from gw_jax.train.config import validate
-from gw_jax.train.fields import flatten
+from gw_jax.train.config_fields import flatten
 from gw_jax.train.schedule import decay_mask, make_schedule
 from gw_jax.train.setup import check_devices
 from gw_jax.train.state import make_model, model_arguments, split_model
