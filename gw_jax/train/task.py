@@ -120,6 +120,7 @@ class Task(Protocol):
         steps_per_epoch: training steps per epoch.
         terminal_metrics: metrics that the progress bar shows, as {short name: name}.
         curves: the plots of ``curves.png``.
+        eval_name: name of the evaluation data where it is not the data's own split, or None.
     """
 
     best_metric: str
@@ -128,6 +129,7 @@ class Task(Protocol):
     steps_per_epoch: int
     terminal_metrics: Mapping[str, str]
     curves: Sequence[Curve]
+    eval_name: str | None
 
     def check(self, num_devices: int, *, training: bool) -> None:
         """Checks configuration, data and devices against each other, before the work directory is claimed.
