@@ -20,7 +20,7 @@ from gw_jax.train.distributed import is_main
 from gw_jax.train.initial import initial_state
 from gw_jax.train.setup import Experiment, image_transform
 from gw_jax.train.state import TrainState, average_rows, make_model, replicated, split_model
-from gw_jax.train.stop import MAX_STEPS_AHEAD, StopAgreement, StopRequest
+from gw_jax.train.stop import MAX_STEPS_AHEAD, StopConsensus, StopRequest
 
 EVALUATION_FILE = "evaluation.json"
 
@@ -65,15 +65,15 @@ def evaluate(
     Raises:
         TrainingError: the loss is not finite.
     """
-    agreement = StopAgreement(stop)
+    consensus = StopConsensus(stop)
     params, batch_stats = state.evaluated
     sums = []
     for batch in batches:
-        sums.append(experiment.eval_step(params, batch_stats, experiment.put(agreement.ask(batch))))
+        sums.append(experiment.eval_step(params, batch_stats, experiment.put(consensus.attach(batch))))
         # No more than a few batches at a time on the devices.
         if len(sums) > MAX_STEPS_AHEAD:
-            agreement.hear(jax.block_until_ready(sums[-1 - MAX_STEPS_AHEAD]))
-        if agreement.reached:
+            consensus.observe(jax.block_until_ready(sums[-1 - MAX_STEPS_AHEAD]))
+        if consensus.should_stop:
             return None
     totals = {name: math.fsum(part[name].item() for part in jax.device_get(sums)) for name in sums[0]}
     if not totals["count"]:

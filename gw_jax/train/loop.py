@@ -22,7 +22,7 @@ from gw_jax.train.metrics import MetricsWriter, Stopwatch, Terminal, read_metric
 from gw_jax.train.plot import plot_curves
 from gw_jax.train.profiler import Profiler
 from gw_jax.train.setup import Experiment, image_transform, set_up
-from gw_jax.train.stop import MAX_STEPS_AHEAD, StopAgreement, StopRequest
+from gw_jax.train.stop import MAX_STEPS_AHEAD, StopConsensus, StopRequest
 from gw_jax.train.workdir import check_room, check_same_run, claim_workdir, versions
 
 # What a training step reports, in the order in which checkpoints store it.
@@ -72,7 +72,7 @@ class _Trainer:
     def __init__(self, experiment: Experiment, workdir: pathlib.Path, stop: StopRequest):
         config = experiment.config
         self.experiment, self.workdir, self.stop, self.config = experiment, workdir, stop, config
-        self.agreement = StopAgreement(stop)
+        self.consensus = StopConsensus(stop)
         self.checkpoints = Checkpoints(workdir, config.checkpoint)
         self.batches = TrainBatches(
             experiment.dataset.train,
@@ -117,9 +117,9 @@ class _Trainer:
         """Runs to the end, or to a wish to stop."""
         saved_at = self._announce()
         try:
-            if not self.evaluated and not self.agreement.reached:
+            if not self.evaluated and not self.consensus.should_stop:
                 self._evaluate_and_save()
-            while self.step < self.experiment.total_steps and not self.agreement.reached:
+            while self.step < self.experiment.total_steps and not self.consensus.should_stop:
                 self._take_step()
                 ends_epoch = self.step % self.experiment.steps_per_epoch == 0
                 if ends_epoch or self.step % self.config.log.every_steps == 0:
@@ -132,7 +132,7 @@ class _Trainer:
                 elif every is not None and self.step % every == 0:
                     self._save()
                     saved_at = self.step
-            if self.agreement.reached:
+            if self.consensus.should_stop:
                 return self._end_early(saved_at)
             self.checkpoints.wait()
         finally:
@@ -161,7 +161,7 @@ class _Trainer:
         began = time.perf_counter()
         batch = next(self.batches)
         waited = time.perf_counter() - began
-        batch = self.experiment.put(self.agreement.ask(batch))
+        batch = self.experiment.put(self.consensus.attach(batch))
         if self.compiled_step is None:
             self._compile(batch)
         self.profiler.before(self.step)
@@ -172,7 +172,7 @@ class _Trainer:
         self.in_flight.append(metrics)
         self.terminal.advance()
         if len(self.in_flight) > MAX_STEPS_AHEAD:
-            self.agreement.hear(jax.block_until_ready(self.in_flight[-1 - MAX_STEPS_AHEAD]))
+            self.consensus.observe(jax.block_until_ready(self.in_flight[-1 - MAX_STEPS_AHEAD]))
         self.profiler.after(self.step, metrics)
         self.stopwatch.count(self.config.data.batch_size, waited)
         self.stopwatch.start()
@@ -197,7 +197,7 @@ class _Trainer:
         arrived = jax.device_get(self.in_flight)
         self.in_flight = []
         for metrics in arrived:
-            self.agreement.hear(metrics)
+            self.consensus.observe(metrics)
         values = [[float(metrics[name]) for name in STEP_METRICS] for metrics in arrived]
         for step, numbers in enumerate(values, start=first):
             if not all(map(math.isfinite, numbers)):
