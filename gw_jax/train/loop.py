@@ -18,15 +18,19 @@ from gw_jax.train.config_fields import flatten
 from gw_jax.train.distributed import check_same_everywhere, is_main, wait_for_everyone
 from gw_jax.train.evaluate import Outcome, evaluate, evaluate_imported, evaluate_run, export_run, open_eval_batches
 from gw_jax.train.initial import initial_state
-from gw_jax.train.metrics import MetricsWriter, Stopwatch, Terminal, read_metrics
+from gw_jax.train.metrics import MetricsWriter, read_metrics
 from gw_jax.train.plot import plot_curves
 from gw_jax.train.profiler import Profiler
 from gw_jax.train.setup import Experiment, image_transform, set_up
 from gw_jax.train.stop import MAX_STEPS_AHEAD, StopConsensus, StopRequest
+from gw_jax.train.terminal import Terminal
+from gw_jax.train.throughput import Throughput
 from gw_jax.train.workdir import check_room, check_same_run, claim_workdir, versions
 
 # What a training step reports, in the order in which checkpoints store it.
 STEP_METRICS = ("loss", "top1", "grad_norm")
+SHOWN = {"loss": "train/loss", "top1": "train/top1", "eval_top1": "eval/top1", "images/s": "train/images_per_sec"}
+PANELS = (("cross-entropy", ("train/loss", "eval/loss")), ("top-1 accuracy", ("train/top1", "eval/top1")))
 
 
 def run(config: TrainConfig, workdir: str | pathlib.Path) -> Outcome:
@@ -107,9 +111,15 @@ class _Trainer:
             step=self.step,
             steps_per_epoch=experiment.steps_per_epoch,
             progress_bar=config.log.progress_bar,
+            shown={
+                "loss": "train/loss",
+                "top1": "train/top1",
+                "eval_top1": "eval/top1",
+                "images/s": "train/images_per_sec",
+            },
         )
         self.profiler = Profiler(workdir, config.log)
-        self.stopwatch = Stopwatch()
+        self.throughput = Throughput("images")
         self.compiled_step: Any = None
         self.peak_steps_per_second: float | None = None
 
@@ -158,12 +168,15 @@ class _Trainer:
         return self.step
 
     def _take_step(self) -> None:
+        self.throughput.start()
         began = time.perf_counter()
         batch = next(self.batches)
         waited = time.perf_counter() - began
         batch = self.experiment.put(self.consensus.attach(batch))
         if self.compiled_step is None:
+            self.throughput.pause()
             self._compile(batch)
+            self.throughput.start()
         self.profiler.before(self.step)
         # Whatever moves between host and devices here moves on purpose.
         with jax.transfer_guard("disallow"):
@@ -174,8 +187,7 @@ class _Trainer:
         if len(self.in_flight) > MAX_STEPS_AHEAD:
             self.consensus.observe(jax.block_until_ready(self.in_flight[-1 - MAX_STEPS_AHEAD]))
         self.profiler.after(self.step, metrics)
-        self.stopwatch.count(self.config.data.batch_size, waited)
-        self.stopwatch.start()
+        self.throughput.count(self.config.data.batch_size, waited)
 
     def _compile(self, batch: Any) -> None:
         """Compiles the step for the shapes of ``batch``, and counts its operations where the devices' peak is known."""
@@ -226,7 +238,7 @@ class _Trainer:
         }
         self.pending = []
         values = {**means, "train/learning_rate": float(self.experiment.schedule(self.step - 1))}
-        measured = self.stopwatch.read(self.peak_steps_per_second)
+        measured = self.throughput.read(self.peak_steps_per_second)
         values |= {f"train/{name}": value for name, value in measured.items()}
         self._write(values)
 
@@ -237,9 +249,9 @@ class _Trainer:
 
     def _evaluate_and_save(self) -> bool:
         """Evaluates, writes the line and saves; false if a wish to stop came first."""
-        self.stopwatch.pause()
         # The devices' memory is for the evaluation now.
         jax.block_until_ready(self.in_flight)
+        self.throughput.pause()
         metrics = evaluate(self.experiment, self.state, self.eval_batches, self.stop)
         if metrics is None:
             return False
@@ -250,8 +262,8 @@ class _Trainer:
         return True
 
     def _save(self, metrics: dict[str, float] | None = None) -> pathlib.Path:
-        self.stopwatch.pause()
         self._collect()
+        self.throughput.pause()
         progress = Progress(data=self.batches.get_state(), pending=self.pending, evaluated=self.evaluated)
         best = None if metrics is None else {BEST_METRIC: metrics[BEST_METRIC]}
         return self.checkpoints.save(self.state, progress, best)
@@ -272,6 +284,6 @@ class _Trainer:
         evaluations = [line for line in read_metrics(self.workdir) if "eval/count" in line]
         last = {name: value for name, value in evaluations[-1].items() if name.startswith("eval/")}
         if self.config.log.plot:
-            print(f"Curves: {plot_curves(self.workdir)}")
+            print(f"Curves: {plot_curves(self.workdir, PANELS)}")
         print(f"Done after step {self.step}: " + "  ".join(f"{name} {value:.4f}" for name, value in last.items()))
         return Outcome(last)
