@@ -5,6 +5,7 @@ import math
 import pathlib
 import signal
 import time
+import types
 from typing import Any
 
 import jax
@@ -30,7 +31,10 @@ from gw_jax.train.workdir import check_room, check_same_run, claim_workdir, vers
 # What a training step reports, in the order in which checkpoints store it.
 STEP_METRICS = ("loss", "top1", "grad_norm")
 SHOWN = {"loss": "train/loss", "top1": "train/top1", "eval_top1": "eval/top1", "images/s": "train/images_per_sec"}
-PANELS = (("cross-entropy", ("train/loss", "eval/loss")), ("top-1 accuracy", ("train/top1", "eval/top1")))
+CURVES = (
+    types.SimpleNamespace(title="cross-entropy", metrics=("train/loss", "eval/loss"), log_scale=True),
+    types.SimpleNamespace(title="top-1 accuracy", metrics=("train/top1", "eval/top1"), log_scale=False),
+)
 
 
 def run(config: TrainConfig, workdir: str | pathlib.Path) -> Outcome:
@@ -284,6 +288,6 @@ class _Trainer:
         evaluations = [line for line in read_metrics(self.workdir) if "eval/count" in line]
         last = {name: value for name, value in evaluations[-1].items() if name.startswith("eval/")}
         if self.config.log.plot:
-            print(f"Curves: {plot_curves(self.workdir, PANELS)}")
+            print(f"Curves: {plot_curves(self.workdir, CURVES)}")
         print(f"Done after step {self.step}: " + "  ".join(f"{name} {value:.4f}" for name, value in last.items()))
         return Outcome(last)

@@ -2,22 +2,20 @@
 
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gw_jax.errors import raise_missing_package
 from gw_jax.files import replacing
 from gw_jax.train.metrics import read_metrics
 
+if TYPE_CHECKING:
+    from gw_jax.train.task import Curve
+
 CURVES_FILE = "curves.png"
 
 
-def plot_curves(workdir: pathlib.Path, panels: Sequence[tuple[str, Sequence[str]]]) -> pathlib.Path:
-    """Draws metrics of ``metrics.jsonl`` over epochs into ``curves.png``, and returns its path.
-
-    Args:
-        workdir: the directory of both files.
-        panels: a title and the metrics of each panel, side by side: ``("loss", ["train/loss", "eval/loss"])``. A panel of
-            losses has a logarithmic axis. Titles name the last evaluation of a panel.
+def plot_curves(workdir: pathlib.Path, curves: "Sequence[Curve]") -> pathlib.Path:
+    """Draws ``curves``, side by side, over the epochs of ``metrics.jsonl`` into ``curves.png``, and returns its path.
 
     Raises:
         OSError: the picture cannot be written.
@@ -29,21 +27,22 @@ def plot_curves(workdir: pathlib.Path, panels: Sequence[tuple[str, Sequence[str]
     except ImportError as error:
         raise_missing_package(error, "config.log.plot")
     lines = read_metrics(workdir)
-    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
-    for axes, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        drawn = []
-        for name in names:
+    figure = Figure(figsize=(5 * len(curves), 4), layout="constrained")
+    for axes, curve in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
+        title, drawn = curve.title, []
+        for name in curve.metrics:
             epochs, values = _series(lines, name)
             evaluation = name.startswith("eval/")
             style: dict[str, Any] = {"marker": "o", "markersize": 3} if evaluation else {"alpha": 0.6}
             drawn += axes.plot(epochs, values, **style)
             if evaluation and values:
-                title = f"{title}: {values[-1]:.4f} ({name})"
-        axes.set_title(f"{title}, over epochs", fontsize="medium")
+                title = f"{curve.title}: {name} {values[-1]:.4f}"
+        axes.set_title(title, fontsize="medium")
         axes.grid(alpha=0.3)
-        axes.legend(drawn, list(names))
-        if all(name.endswith("loss") for name in names):
+        axes.legend(drawn, list(curve.metrics))
+        if curve.log_scale:
             axes.set_yscale("log")
+    figure.supxlabel("epoch", fontsize="medium")
     path = workdir / CURVES_FILE
     with replacing(path) as temporary:
         FigureCanvasAgg(figure).print_png(temporary)

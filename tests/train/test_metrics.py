@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import types
 
 import pytest
 
@@ -147,8 +148,10 @@ def test_what_is_no_number_in_json_is_refused(tmp_path):
 
 def test_curves_of_any_metrics(tmp_path):
     write_lines(tmp_path, LINES)
-    path = plot_curves(tmp_path, [("loss", ["train/loss", "eval/loss"]), ("count", ["eval/count"])])
+    loss = types.SimpleNamespace(title="loss", metrics=("train/loss", "eval/loss"), log_scale=True)
+    count = types.SimpleNamespace(title="count", metrics=("eval/count",), log_scale=False)
+    path = plot_curves(tmp_path, [loss, count])
     assert path.read_bytes().startswith(b"\x89PNG")
     assert {file.name for file in tmp_path.iterdir()} == {METRICS_FILE, "curves.png"}
     (tmp_path / METRICS_FILE).unlink()
-    plot_curves(tmp_path, [("loss", ["train/loss"])])
+    plot_curves(tmp_path, [loss])
