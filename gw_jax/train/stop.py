@@ -1,66 +1,86 @@
-"""Turns Ctrl-C and SIGTERM into a wish to stop, so that a run ends between two steps and loses nothing."""
+"""Graceful shutdown: a signal ends a run between two steps, with its state saved, on all hosts after the same step."""
 
 import signal
+import threading
 import types
 from typing import Any
 
 import jax
 import numpy as np
 
-# Steps that may be under way at a time: enough to keep devices busy, few enough to keep their batches in memory.
+# Steps that may be in flight: enough to keep the devices busy, few enough to keep their batches in memory.
 MAX_STEPS_AHEAD = 8
+# SIGHUP is what a closed terminal or a lost SSH connection sends.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM sets :attr:`signal`; a second SIGINT interrupts at once."""
+    """While entered, the first SIGINT, SIGTERM or SIGHUP sets :attr:`signal`; a second SIGINT interrupts at once.
+
+    A signal that is ignored when the run starts (SIGHUP under ``nohup``) stays ignored. In a thread other than the main
+    one, where Python cannot handle signals, nothing is changed.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self._previous: dict[signal.Signals, object] = {}
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __bool__(self) -> bool:
         return self.signal is not None
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._handle)
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            # None is a handler that was not installed from Python.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._previous.clear()
 
     def _handle(self, number: int, _: types.FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
+        if self.signal is None:
+            self.signal = signal.Signals(number)
 
 
-class StopAgreement:
-    """Whether to stop, decided alike in every process.
+class StopConsensus:
+    """The decision to stop, made alike in every process.
 
-    In one process that is :class:`StopRequest` itself. Several must all stop before the same step, or they would wait for
-    each other for ever. So a wish travels in the batch, a step returns the largest, and all processes look at the answer of
-    the same earlier step.
+    In one process that is :class:`StopRequest` itself. Several processes must all stop before the same step, or they would
+    wait for each other for ever. So a stop request travels in the batch, the compiled step returns the maximum over the
+    batch, and every process looks at the answer of the same earlier step::
+
+        consensus = StopConsensus(stop)
+        metrics = step(state, put(consensus.attach(batch)))     # metrics["stop"] = batch["stop"].max()
+        consensus.observe(metrics_of_an_earlier_step)
+        if consensus.should_stop: ...
+
+    A decision is final, so one object must serve training and evaluation: what one of them observed holds for the other.
     """
 
     def __init__(self, stop: StopRequest | None):
         self._stop = stop
         self._several = jax.process_count() > 1
-        self._heard = False
+        self._decided = False
 
     @property
-    def reached(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether all processes stop now."""
-        return self._heard if self._several else bool(self._stop)
+        return self._decided if self._several else bool(self._stop)
 
-    def ask(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """``batch`` with this process's wish, where there are several."""
+    def attach(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """``batch`` with this process's stop request, one value per example, where there are several processes."""
         if not self._several:
             return batch
-        return {**batch, "stop": np.full(len(batch["label"]), bool(self._stop), np.uint8)}
+        size = len(jax.tree.leaves(batch)[0])
+        return {**batch, "stop": np.full(size, bool(self._stop), np.uint8)}
 
-    def hear(self, metrics: dict[str, Any]) -> None:
-        """Takes the answer from what a step returned."""
+    def observe(self, metrics: dict[str, Any]) -> None:
+        """Receives the answer in what a step returned. Every process must observe the same steps."""
         if "stop" in metrics:
-            self._heard = self._heard or bool(jax.device_get(metrics["stop"]))
+            self._decided = self._decided or bool(jax.device_get(metrics["stop"]))
