@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gw_jax.convert.pretrained import MODEL_FILE, TRAINING_FILE, read_arrays, read_config
+from gw_jax.models.pretrained import MODEL_FILE, TRAINING_FILE, read_arrays, read_config
 from gw_jax.errors import CheckpointError, ConfigError
 from gw_jax.models import create_model
 from gw_jax.nn.initial import NoKeys

@@ -11,7 +11,7 @@ import pytest
 
 from gw_jax.convert import load_torch, to_torch_state, write_torch_file
 from gw_jax.convert.__main__ import main
-from gw_jax.convert.pretrained import load_pretrained
+from gw_jax.models.pretrained import load_pretrained
 from gw_jax.convert.reading import Request, read
 from gw_jax.convert.torch_file import read_torch_file
 from gw_jax.errors import CheckpointError, ConfigError
