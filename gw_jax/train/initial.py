@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gw_jax.models.pretrained import MODEL_FILE, TRAINING_FILE, read_arrays, read_config
 from gw_jax.errors import CheckpointError, ConfigError
 from gw_jax.models import create_model
+from gw_jax.models.pretrained import MODEL_FILE, TRAINING_FILE, read_arrays, read_config
 from gw_jax.nn.initial import NoKeys
 from gw_jax.train.setup import Experiment
 from gw_jax.train.state import TrainState, make_model, split_model

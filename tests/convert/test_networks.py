@@ -11,8 +11,8 @@ from flax import nnx
 
 from gw_jax.convert import load_torch, reading, to_torch_state, write_torch_file
 from gw_jax.convert.layout import entries
-from gw_jax.models.pretrained import fill_model
 from gw_jax.data import DatasetSpec
+from gw_jax.models.pretrained import fill_model
 from gw_jax.train import DataConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from gw_jax.train.schedule import make_optimizer, make_schedule
 from gw_jax.train.state import TrainState, make_mesh, replicated, split_batch, split_model
