@@ -6,9 +6,9 @@ is needed to read and write ``.pth`` files, and only for that: the extra ``torch
 
 from gw_jax.convert.layout import to_torch_state
 from gw_jax.convert.norms import norm_from_torch
-from gw_jax.convert.pretrained import load_pretrained, save_pretrained
 from gw_jax.convert.reading import load_torch
 from gw_jax.convert.torch_file import write_torch_file
+from gw_jax.models.pretrained import load_pretrained, save_pretrained
 
 __all__ = [
     "load_pretrained",

@@ -11,10 +11,10 @@ from typing import Any
 
 from gw_jax.convert.decide import DEFAULT_NORM
 from gw_jax.convert.layout import to_torch_state
-from gw_jax.convert.pretrained import load_pretrained, require_new, write_directory
 from gw_jax.convert.reading import Request, paused_garbage_collection, read
 from gw_jax.convert.torch_file import write_torch_file
 from gw_jax.errors import ConfigError, UserError
+from gw_jax.models.pretrained import load_pretrained, require_new, write_directory
 
 
 def parse_dict(text: str) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 
 from gw_jax.models.mnist import MLP, AutoEncoder, LeNet
 from gw_jax.models.resnet import ResNet
 from gw_jax.nn import BatchNorm, BatchWhitening, GroupNorm, GroupWhitening, Identity, LayerNorm
+from gw_jax.tree import variables
 
 # Entries of a file that say nothing about the function; they may be missing.
 COUNTER = "num_batches_tracked"
@@ -67,25 +67,6 @@ class Entry:
         """The entry's value, as the file holds it."""
         value = np.array(self.view(variable), order="C").reshape(self.shape)
         return value.astype(np.int64) if self.key.endswith(COUNTER) else value
-
-
-def variables(model: nnx.Module) -> dict[str, Array]:
-    """All parameters and running statistics of ``model`` by path: "stage1.0.conv1.kernel"."""
-    return by_path(nnx.to_pure_dict(nnx.state(model, (nnx.Param, nnx.BatchStat))))
-
-
-def by_path(tree: Any) -> dict[str, Any]:
-    """The leaves of nested dicts by path, keys joined by dots."""
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def map_by_path(function: Callable[[str, Any], Any], tree: Any) -> Any:
-    """``tree`` with ``function(path, leaf)`` in place of its leaves."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(_name(path), leaf), tree)
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def entries(model: nnx.Module) -> list[Entry]:

@@ -8,9 +8,10 @@ import numpy as np
 from flax import nnx
 
 from gw_jax.convert.filling import fill
-from gw_jax.convert.layout import entries, variables
+from gw_jax.convert.layout import entries
 from gw_jax.nn import make_norm
 from gw_jax.nn.reference_norms import REFERENCE_NORMS, translate_norm_cfg
+from gw_jax.tree import variables
 
 
 def norm_from_torch(

@@ -25,13 +25,14 @@ from gw_jax.convert.decide import (
 )
 from gw_jax.convert.filling import stream
 from gw_jax.convert.infer import infer
-from gw_jax.convert.layout import COUNTER, entries, variables
-from gw_jax.convert.pretrained import abstract_model, fill_model
+from gw_jax.convert.layout import COUNTER, entries
 from gw_jax.convert.report import Report
 from gw_jax.convert.torch_file import TorchFile, read_torch_file
 from gw_jax.convert.training_state import TrainingState, training_state
 from gw_jax.errors import ConfigError
+from gw_jax.models.pretrained import abstract_model, fill_model
 from gw_jax.models.resnet import ARCHITECTURES
+from gw_jax.tree import variables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

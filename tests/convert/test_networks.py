@@ -10,13 +10,14 @@ import pytest
 from flax import nnx
 
 from gw_jax.convert import load_torch, reading, to_torch_state, write_torch_file
-from gw_jax.convert.layout import by_path, entries
-from gw_jax.convert.pretrained import fill_model
+from gw_jax.convert.layout import entries
 from gw_jax.data import DatasetSpec
+from gw_jax.models.pretrained import fill_model
 from gw_jax.train import DataConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from gw_jax.train.schedule import make_optimizer, make_schedule
 from gw_jax.train.state import TrainState, make_mesh, replicated, split_batch, split_model
 from gw_jax.train.step import make_train_step
+from gw_jax.tree import by_path
 
 WITH_LOGITS = ["r50_gw", "x50_gw", "r50_bn", "r50_itnsigma_df", "x50_gn"]
 ALL = ["r18_gw", *WITH_LOGITS, "r101_gw", "x101_gw"]

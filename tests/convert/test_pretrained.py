@@ -11,8 +11,8 @@ from safetensors.numpy import load_file, save_file
 import gw_jax
 from gw_jax import files
 from gw_jax.convert import pretrained, save_pretrained
-from gw_jax.convert.layout import variables
 from gw_jax.errors import CheckpointError
+from gw_jax.tree import variables
 
 CONFIG = {
     "name": "mlp",

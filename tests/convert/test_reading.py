@@ -10,8 +10,8 @@ import pytest
 import gw_jax
 from gw_jax.convert import reading, to_torch_state
 from gw_jax.convert.layout import entries
-from gw_jax.convert.pretrained import abstract_model, fill_model
 from gw_jax.errors import CheckpointError, ConfigError
+from gw_jax.models.pretrained import abstract_model, fill_model
 from gw_jax.models.reference_names import REFERENCE_MNIST, REFERENCE_RESNETS
 
 # The options of the published models, on narrow networks.

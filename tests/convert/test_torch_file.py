@@ -11,10 +11,10 @@ import pytest
 
 from gw_jax.convert import load_torch, to_torch_state, write_torch_file
 from gw_jax.convert.__main__ import main
-from gw_jax.convert.pretrained import load_pretrained
 from gw_jax.convert.reading import Request, read
 from gw_jax.convert.torch_file import read_torch_file
 from gw_jax.errors import CheckpointError, ConfigError
+from gw_jax.models.pretrained import load_pretrained
 
 ENTRIES = [
     ["net.1.weight", [8, 784]], ["net.1.bias", [8]], ["net.2.weight", [1, 8]], ["net.2.bias", [1, 8]],

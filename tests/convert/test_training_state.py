@@ -6,8 +6,8 @@ import pytest
 
 from gw_jax.convert import reading
 from gw_jax.convert.layout import entries
-from gw_jax.convert.pretrained import abstract_model
 from gw_jax.errors import CheckpointError
+from gw_jax.models.pretrained import abstract_model
 
 NETWORK = {"name": "resnet18", "num_classes": 5, "width": 8, "norm_options": {"num_groups": 4}}
 

@@ -13,12 +13,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gw_jax._version import __version__
-from gw_jax.convert.layout import map_by_path, variables
 from gw_jax.convert.training_state import TrainingState
 from gw_jax.errors import CheckpointError
 from gw_jax.files import new_directory
 from gw_jax.models import create_model
 from gw_jax.nn.initial import NoKeys
+from gw_jax.tree import map_by_path, variables
 
 FORMAT = 1
 CONFIG_FILE = "config.json"
