@@ -6,7 +6,7 @@ Hardware: any number of devices that divides 256, such as one host with 8.
 Expected: eval/top1 0.7623, the authors' result. Not run to the end here.
 """
 
-from gw_jax.classification import ModelConfig, ClassificationConfig
+from gw_jax.classification import ClassificationConfig, ModelConfig
 from gw_jax.classification.recipes import paper_recipe
 
 

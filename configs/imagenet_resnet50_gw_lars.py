@@ -6,9 +6,9 @@ Hardware: 32 devices for 4096 up to 256 for 32768. With 128 images a device, Bat
 Expected: the aim is the 0.7772 of imagenet_resnet50_gw.py; nobody has measured it.
 """
 
-from gw_jax.errors import ConfigError
-from gw_jax.classification import ModelConfig, NormConfig, OptimizerConfig, ScheduleConfig, ClassificationConfig
+from gw_jax.classification import ClassificationConfig, ModelConfig, NormConfig, OptimizerConfig, ScheduleConfig
 from gw_jax.classification.recipes import imagenet_data
+from gw_jax.errors import ConfigError
 
 # Batch size: peak learning rate, epochs of warm-up, weight decay. The rates and warm-ups are those of TensorFlow's official
 # ResNet-50 (4096) and of Google's for MLPerf (the others), both with BatchNorm: a place to start from.

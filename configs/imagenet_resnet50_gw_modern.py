@@ -6,7 +6,14 @@ Hardware: any number of devices that divides 512 (mixing takes pairs of images o
 Expected: it should exceed the 0.7772 of imagenet_resnet50_gw.py; nobody has measured it.
 """
 
-from gw_jax.classification import AugmentConfig, ModelConfig, NormConfig, OptimizerConfig, ScheduleConfig, ClassificationConfig
+from gw_jax.classification import (
+    AugmentConfig,
+    ClassificationConfig,
+    ModelConfig,
+    NormConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
 from gw_jax.classification.recipes import imagenet_data
 
 

@@ -6,7 +6,7 @@ Hardware: any number of devices that divides 256, such as one host with 8.
 Expected: see the paper's table; the authors' code gives no number. Not run to the end here.
 """
 
-from gw_jax.classification import ModelConfig, NormConfig, ClassificationConfig
+from gw_jax.classification import ClassificationConfig, ModelConfig, NormConfig
 from gw_jax.classification.recipes import paper_recipe
 
 

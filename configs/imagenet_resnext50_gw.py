@@ -6,7 +6,7 @@ Hardware: any number of devices that divides 256, such as one host with 8.
 Expected: eval/top1 0.7843, the authors' result; 0.7701 with BatchNorm (imagenet_resnext50_bn.py). Not run to the end here.
 """
 
-from gw_jax.classification import ModelConfig, NormConfig, ClassificationConfig
+from gw_jax.classification import ClassificationConfig, ModelConfig, NormConfig
 from gw_jax.classification.recipes import paper_recipe
 
 

@@ -6,12 +6,12 @@ Hardware: 2 CPU cores. Expected: eval/top1 >= 0.98 over the 1,000 test digits.
 """
 
 from gw_jax.classification import (
+    ClassificationConfig,
     DataConfig,
     ModelConfig,
     NormConfig,
     OptimizerConfig,
     ScheduleConfig,
-    ClassificationConfig,
 )
 
 

@@ -26,8 +26,8 @@ def check_devices(config: "ClassificationConfig", num_devices: int, *, training:
             near = sorted({max(size // unit, 1) * unit, (size // unit + 1) * unit})
             times = f" in {parts} parts (config.accumulate_steps)" if unit > num_devices else ""
             raise ConfigError(
-                f"config.data.{field}={size} cannot be split evenly over {num_devices} devices{times}; choose a multiple of "
-                f"{unit}, such as {' or '.join(map(str, near))}."
+                f"config.data.{field}={size} cannot be split evenly over {num_devices} devices{times}; choose a multiple "
+                f"of {unit}, such as {' or '.join(map(str, near))}."
             )
     if not training:
         return

@@ -16,8 +16,8 @@ def batch_sums(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
 
     Args:
         logits: ``[n, num_classes]``; with fewer than 5 classes, top-5 is top-k with all of them.
-        batch: ``label`` int32 ``[n]`` and ``mask`` bool ``[n]``. Where it has ``labels``, bool ``[n, num_classes]``, several
-            classes are right: any of them is a hit, and the loss is the mean over them.
+        batch: ``label`` int32 ``[n]`` and ``mask`` bool ``[n]``. Where it has ``labels``, bool ``[n, num_classes]``,
+            several classes are right: any of them is a hit, and the loss is the mean over them.
     """
     labels, mask = batch["label"], batch["mask"]
     _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
@@ -55,9 +55,7 @@ class TopKEvaluator:
             DataError: no example counts.
         """
         arrived = jax.device_get(self._sums)
-        totals = {
-            name: math.fsum(sums[name].item() for sums in arrived) for name in ("loss", "top1", "top5", "count")
-        }
+        totals = {name: math.fsum(sums[name].item() for sums in arrived) for name in ("loss", "top1", "top5", "count")}
         if not totals["count"]:
             raise DataError("No example of the evaluation split counts: none could be read, or none has a label.")
         count = int(totals["count"])

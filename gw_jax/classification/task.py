@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -40,8 +41,8 @@ class ClassificationTask:
 
     best_metric = "eval/top1"
     example_name = "images"
-    terminal_metrics = {"loss": "train/loss", "top1": "train/top1", "eval_top1": "eval/top1"}  # noqa: RUF012
-    curves = (
+    terminal_metrics: Mapping[str, str] = {"loss": "train/loss", "top1": "train/top1", "eval_top1": "eval/top1"}  # noqa: RUF012
+    curves: Sequence[Curve] = (
         Curve("cross-entropy", ("train/loss", "eval/loss"), log_scale=True),
         Curve("top-1 accuracy", ("train/top1", "eval/top1")),
     )
@@ -142,9 +143,7 @@ class ClassificationTask:
             CheckpointError: the directory is damaged.
             ConfigError: it holds another network than ``config.model`` describes.
         """
-        return read_weights(
-            directory, self.plain_model_arguments, self._make, new_head=self.config.init_new_head
-        )
+        return read_weights(directory, self.plain_model_arguments, self._make, new_head=self.config.init_new_head)
 
     def export(self, directory: pathlib.Path, params: Any, batch_stats: Any, source: dict[str, Any]) -> None:
         """Writes a directory for :func:`gw_jax.load_pretrained`.

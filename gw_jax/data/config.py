@@ -59,9 +59,7 @@ class DataConfig:
         for field, pair, high in (("crop_scale", self.crop_scale, 1.0), ("crop_ratio", self.crop_ratio, math.inf)):
             if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= high or not math.isfinite(pair[1]):
                 limit = f" and at most {high:g}." if high < math.inf else "."
-                raise ConfigError(
-                    f"config.data.{field}={pair} must be two numbers, the smaller first, above 0" + limit
-                )
+                raise ConfigError(f"config.data.{field}={pair} must be two numbers, the smaller first, above 0" + limit)
         if not self.crop:
             return
         if self.image_size is None:

@@ -56,7 +56,7 @@ class ModelConfig:
         last_norm: whether the norm also stands before the last layer.
         apply_last_norm: False keeps its parameters without using it, as in the reference's ResNeXt.
         dropout: probability of dropping a value before the last layer.
-        replace_stride_with_dilation: for each of the stages 2, 3 and 4, whether it dilates instead of halving the resolution.
+        replace_stride_with_dilation: whether the stages 2, 3 and 4 dilate instead of halving the resolution.
         zero_init_residual: whether the last norm of each block starts with a scale of zero.
     """
 

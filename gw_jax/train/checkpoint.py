@@ -1,7 +1,7 @@
 """Checkpoints: the state, the position in the data and the metrics not yet written, kept by Orbax.
 
-The only file that knows Orbax. A checkpoint is complete or absent: it is written into a temporary directory, which is renamed
-last. Checksums of its files follow, before an older checkpoint is deleted.
+The only file that knows Orbax. A checkpoint is complete or absent: it is written into a temporary directory, which is
+renamed last. Checksums of its files follow, before an older checkpoint is deleted.
 """
 
 import contextlib
@@ -135,9 +135,7 @@ class Checkpoints:
         step = int(state.step)
         best = None if metrics is None else {self._best_metric: metrics[self._best_metric]}
         content = {"format": _FORMAT, **dataclasses.asdict(progress)}
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(_as_dict(state)), progress=ocp.args.JsonSave(content)
-        )
+        args = ocp.args.Composite(state=ocp.args.StandardSave(_as_dict(state)), progress=ocp.args.JsonSave(content))
         self.wait()
         replaces = step in self._manager.all_steps()
         if replaces:
@@ -164,8 +162,8 @@ class Checkpoints:
             older = [other for other in saved_steps(self._workdir) if other < step]
             remedy = f"continue from step {max(older)}" if older else "start again from step 0"
             raise CheckpointError(
-                f"The checkpoint {self.path(step)} is damaged: {outcome['damage']}. Nothing was changed. Move that directory "
-                f"away to {remedy}."
+                f"The checkpoint {self.path(step)} is damaged: {outcome['damage']}. Nothing was changed. Move that "
+                f"directory away to {remedy}."
             )
         if outcome["error"] is not None:
             raise CheckpointError(outcome["error"])
@@ -203,8 +201,8 @@ class Checkpoints:
             return step, *restored
         newest = max(damaged)
         raise CheckpointError(
-            f"No checkpoint in {self.directory} can be used. The newest, {self.path(newest)}, is damaged: {damaged[newest]}. "
-            "Nothing was changed. Move the directory away to start again from step 0."
+            f"No checkpoint in {self.directory} can be used. The newest, {self.path(newest)}, is damaged: "
+            f"{damaged[newest]}. Nothing was changed. Move the directory away to start again from step 0."
         )
 
     def wait(self) -> None:
@@ -249,18 +247,19 @@ class Checkpoints:
             raise
         except Exception as error:  # The storage library's own errors are not documented.
             raise CheckpointError(
-                f"The checkpoint {self.path(step)} cannot be restored ({type(error).__name__}: {one_line(str(error), 300)}). "
-                "It belongs to another network or version, or memory ran out. Nothing was changed."
+                f"The checkpoint {self.path(step)} cannot be restored ({type(error).__name__}: "
+                f"{one_line(str(error), 300)}). It belongs to another network or version, or memory ran out. "
+                "Nothing was changed."
             ) from error
         if progress.pop("format", 1) != _FORMAT:
             raise CheckpointError(
-                f"The checkpoint {self.path(step)} was saved by an older version of gw_jax. Finish that run with the version "
-                "in its config.json, or give another --workdir."
+                f"The checkpoint {self.path(step)} was saved by an older version of gw_jax. Finish that run with the "
+                "version in its config.json, or give another --workdir."
             )
         if int(state.step) != step:
             raise CheckpointError(
-                f"{self.path(step)} holds a checkpoint of step {int(state.step)}, so it was copied or renamed. Rename it to "
-                f"{int(state.step)}, or move it out of the work directory."
+                f"{self.path(step)} holds a checkpoint of step {int(state.step)}, so it was copied or renamed. Rename it "
+                f"to {int(state.step)}, or move it out of the work directory."
             )
         return state, Progress(**progress)
 
@@ -316,8 +315,8 @@ class Checkpoints:
             steps = saved_steps(self._workdir)
             rest = f"The checkpoint of step {max(steps)} is complete" if steps else "Nothing was saved before"
             raise CheckpointError(
-                f"A checkpoint cannot be written to {self.directory} ({type(error).__name__}: {one_line(str(error), 300)}). "
-                f"Is the disk full? {rest}; make room, and the same command resumes."
+                f"A checkpoint cannot be written to {self.directory} ({type(error).__name__}: "
+                f"{one_line(str(error), 300)}). Is the disk full? {rest}; make room, and the same command resumes."
             ) from error
 
 

@@ -1,10 +1,11 @@
 """The typed configuration of a run, whatever its task, and the check that it is valid.
 
-``configs/*.py`` make a subclass of :class:`TrainConfig`, the command line overrides single fields, :func:`validate` checks the
-whole once, and nothing writes to it after that. What configures a task stands beside the task.
+``configs/*.py`` make a subclass of :class:`TrainConfig`, the command line overrides single fields, :func:`validate` checks
+the whole once, and nothing writes to it after that. What configures a task stands beside the task.
 """
 
 import dataclasses
+import itertools
 import re
 
 from gw_jax.config_checks import check_values, choice, number
@@ -112,7 +113,7 @@ class ScheduleConfig:
             raise ConfigError("config.schedule.milestones and config.schedule.milestone_steps are both set; set one.")
         for field in ("milestones", "milestone_steps"):
             values = getattr(self, field)
-            if any(value <= 0 for value in values) or any(a >= b for a, b in zip(values, values[1:], strict=False)):
+            if any(value <= 0 for value in values) or any(a >= b for a, b in itertools.pairwise(values)):
                 raise ConfigError(f"config.schedule.{field}={values} must be above 0, each larger than the one before.")
 
 
@@ -217,7 +218,9 @@ class TrainConfig:
                 "momentum and epoch, too; set one."
             )
         if self.mode == "evaluate" and self.resume_from is not None:
-            raise ConfigError("config.mode=evaluate reads the weights of config.init_from; config.resume_from is for training.")
+            raise ConfigError(
+                "config.resume_from is for training; config.mode=evaluate reads the weights of config.init_from."
+            )
         if self.schedule.warmup_steps is None and self.num_steps is None and self.schedule.warmup_epochs > self.num_epochs:
             raise ConfigError(
                 f"config.schedule.warmup_epochs={self.schedule.warmup_epochs} is out of range; 0 to {self.num_epochs} is "

@@ -69,9 +69,7 @@ def build_experiment(config: TrainConfig, devices: list[jax.Device] | None = Non
     task = config.make_task()
     task.check(mesh.size, training=training)
     length = Length.of(config, max(task.steps_per_epoch, 1))
-    schedule = make_schedule(
-        config.schedule, config.optimizer.learning_rate, length.steps_per_epoch, length.total_steps
-    )
+    schedule = make_schedule(config.schedule, config.optimizer.learning_rate, length.steps_per_epoch, length.total_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     try:
         graphdef, state = create_state(task.make_model, config.seed, optimizer, mesh, with_ema=config.ema_decay > 0)

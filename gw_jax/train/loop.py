@@ -19,8 +19,7 @@ from gw_jax.train.metrics import MetricsWriter
 from gw_jax.train.modes import RunResult
 from gw_jax.train.plot import plot_curves
 from gw_jax.train.profiler import Profiler
-from gw_jax.train.step import STOP
-from gw_jax.train.stop import MAX_STEPS_AHEAD, StopConsensus, StopRequest
+from gw_jax.train.stop import MAX_STEPS_AHEAD, STOP_FIELD, StopConsensus, StopRequest
 from gw_jax.train.terminal import Terminal
 from gw_jax.train.throughput import Throughput
 from gw_jax.train.totals import Totals
@@ -60,7 +59,11 @@ class Trainer:
             self.step = int(self.state.step)
             self._batches.skip_to(self.step)
         self._writer = MetricsWriter(
-            workdir, step=self.step, evaluated=self._evaluated, tensorboard=config.log.tensorboard, known=self._known_lines()
+            workdir,
+            step=self.step,
+            evaluated=self._evaluated,
+            tensorboard=config.log.tensorboard,
+            evaluation=self._evaluation_line(),
         )
         self._terminal = Terminal(
             total=experiment.length.total_steps,
@@ -124,15 +127,15 @@ class Trainer:
                 f"{self.experiment.length.total_steps} steps. It belongs to another run; move it out of the work directory."
             )
 
-    def _known_lines(self) -> list[dict[str, Any]]:
-        """The last evaluation, which the checkpoint holds, too, as a line of ``metrics.jsonl``."""
-        if self._evaluation is None:
-            return []
-        step = self._evaluation["step"]
-        return [{"step": step, "epoch": self.experiment.length.epoch(step), **self._evaluation["metrics"]}]
+    def _evaluation_line(self) -> dict[str, Any] | None:
+        """The line of ``metrics.jsonl`` of the evaluation at this step, which the checkpoint holds, too."""
+        if self._evaluation is None or self._evaluation["step"] != self.step:
+            return None
+        return {"step": self.step, "epoch": self.experiment.length.epoch(self.step), **self._evaluation["metrics"]}
 
     def _take_step(self) -> None:
         self._hooks.before_step(self)
+        self._throughput.start()
         began = time.perf_counter()
         batch = next(self._batches)
         waited = time.perf_counter() - began
@@ -186,7 +189,7 @@ class Trainer:
         self._in_flight = []
         for step, metrics in enumerate(arrived, start=first):
             self._consensus.observe(metrics)
-            values = {name: (float(pair[0]), float(pair[1])) for name, pair in metrics.items() if name != STOP}
+            values = {name: (float(pair[0]), float(pair[1])) for name, pair in metrics.items() if name != STOP_FIELD}
             if not all(math.isfinite(number) for pair in values.values() for number in pair):
                 self._raise_not_finite(step, values)
             self._totals.add(values)
@@ -201,8 +204,8 @@ class Trainer:
         others = [name for name, value in shown.items() if not math.isfinite(value) and name not in ("loss", "grad_norm")]
         more = f" ({', '.join(others)} too)" if others else ""
         raise TrainingError(
-            f"At step {step} the loss is {shown['loss']} and the norm of its gradient {shown['grad_norm']}{more}; both must "
-            f"be finite. Training stopped, and this state was not saved. {good} Lower config.optimizer.learning_rate "
+            f"At step {step} the loss is {shown['loss']} and the norm of its gradient {shown['grad_norm']}{more}; both "
+            f"must be finite. Training stopped, and this state was not saved. {good} Lower config.optimizer.learning_rate "
             f"({float(self.experiment.schedule(step - 1)):.3g} at that step) or lengthen config.schedule.warmup_epochs, in "
             "another --workdir."
         )
@@ -257,8 +260,8 @@ class Trainer:
             self._save()
         self.checkpoints.wait()
         self._terminal.say(
-            f"Stopped by {number.name} after step {self.step}; saved in {self.checkpoints.path(self.step)}. The same command "
-            "resumes there."
+            f"Stopped by {number.name} after step {self.step}; saved in {self.checkpoints.path(self.step)}. The same "
+            "command resumes there."
         )
         return RunResult(self._evaluation and self._evaluation["metrics"], number)
 

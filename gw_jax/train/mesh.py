@@ -41,7 +41,7 @@ def state_shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def has_group_axis(path: tuple[Any, ...], leaf: Any) -> bool:
-    """Whether a leaf of the state is a running statistic with a leading axis over groups of examples (``statistics_sets``)."""
+    """Whether a leaf of the state is a running statistic with an axis over groups of examples (``statistics_sets``)."""
     names = [getattr(key, "key", getattr(key, "name", None)) for key in path]
     return "batch_stats" in names and leaf.ndim > _RANKS.get(str(names[-1]), leaf.ndim)
 

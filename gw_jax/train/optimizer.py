@@ -103,7 +103,7 @@ def _scale_by_factor(config: OptimizerConfig) -> optax.GradientTransformation:
 def _scale_by_trust_ratio(coefficient: float) -> optax.GradientTransformation:
     """Multiplies each update ``u`` of a parameter ``p`` by ``coefficient ||p|| / ||u||``, or by ``coefficient`` if p = 0.
 
-    ``optax.scale_by_trust_ratio`` multiplies by 1 there: a bias that starts at zero would move 1 / coefficient times as fast.
+    ``optax.scale_by_trust_ratio`` multiplies by 1 there: a bias that starts at zero moves 1 / coefficient times as fast.
     """
     ratio = optax.scale_by_trust_ratio(trust_coefficient=coefficient)
 

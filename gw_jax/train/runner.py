@@ -68,8 +68,8 @@ def _train(
 ) -> RunResult:
     if not known and saved_steps(workdir):
         raise ConfigError(
-            f"{workdir / DIRECTORY} holds checkpoints, but {workdir} has no config.json that says of which run. Restore that "
-            "file, or give another --workdir."
+            f"{workdir / DIRECTORY} holds checkpoints, but {workdir} has no config.json that says of which run. Restore "
+            "that file, or give another --workdir."
         )
     experiment = build_experiment(config, devices)
     if not saved_steps(workdir):

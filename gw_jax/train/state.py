@@ -70,7 +70,10 @@ def activation_dtype(dtype: str, device: jax.Device | None = None) -> str:
         return "bfloat16"
     try:
         return "bfloat16" if float(device.compute_capability) >= 8.0 else "float32"
-    except (AttributeError, ValueError):  # AMD names architectures, such as gfx942; all that JAX supports multiply bfloat16.
+    except (
+        AttributeError,
+        ValueError,
+    ):  # AMD names architectures, such as gfx942; all of them multiply bfloat16.
         return "bfloat16"
 
 
@@ -101,7 +104,7 @@ def state_initializer(
     *,
     with_ema: bool = False,
 ) -> tuple[nnx.GraphDef, Callable[[], TrainState], TrainState]:
-    """The static part of the model of ``make_model(rngs)``, a function that initialises its state, and the state's shapes."""
+    """The static part of the model of ``make_model(rngs)``, a function that initialises its state, and its shapes."""
     # First without values, for the static part; then compiled, so that no array ever sits on another device.
     graphdef, _, _ = model_to_dicts(make_model(NoKeys()))
 

@@ -13,10 +13,9 @@ from gw_jax.train.config import TrainConfig
 from gw_jax.train.mesh import DATA_AXIS, replicated, state_shardings
 from gw_jax.train.optimizer import matching
 from gw_jax.train.state import TrainState, model_to_dicts, update_ema
+from gw_jax.train.stop import STOP_FIELD
 from gw_jax.train.task import Batch, Mean, Task
 
-# Field of a batch, and of what a step returns, by which processes agree to stop.
-STOP = "stop"
 # Parts of an accumulated batch have the keys 5, 6, ... of the step, so that runs keep their random numbers across versions.
 _FIRST_PART_KEY = 5
 
@@ -72,9 +71,7 @@ def make_train_step(
 
     gradient = jax.value_and_grad(loss_of, has_aux=True)
 
-    def part(
-        params: Any, batch_stats: Any, batch: Batch, key: jax.Array
-    ) -> tuple[Any, Any, dict[str, Mean]]:
+    def part(params: Any, batch_stats: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, dict[str, Mean]]:
         (loss, (metrics, new_stats)), grads = gradient(params, batch_stats, batch, key)
         return grads, new_stats, {"loss": (loss, jnp.ones((), loss.dtype)), **metrics}
 
@@ -83,7 +80,7 @@ def make_train_step(
         if parts == 1:
             return part(state.params, state.batch_stats, batch, key)
 
-        # Part i is examples i, i + parts, ...: every device holds its shard of every part, and nothing moves between devices.
+        # Part i is examples i, i + parts, ...: every device holds its shard of every part, and nothing moves between them.
         def cut(array: jax.Array) -> jax.Array:
             return array.reshape(array.shape[0] // parts, parts, *array.shape[1:])
 
@@ -107,7 +104,7 @@ def make_train_step(
     @samples_split(mesh, DATA_AXIS)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         batch = dict(batch)
-        stop = batch.pop(STOP, None)
+        stop = batch.pop(STOP_FIELD, None)
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         grads, batch_stats, means = whole(state, batch, key)
         if config.optimizer.frozen:
@@ -119,7 +116,7 @@ def make_train_step(
         norm = optax.tree.norm(grads)
         metrics: dict[str, Any] = {**means, "grad_norm": (norm, jnp.ones((), norm.dtype))}
         if stop is not None:
-            metrics[STOP] = stop.max()
+            metrics[STOP_FIELD] = stop.max()
         ema = update_ema(state, params, batch_stats, config.ema_decay)
         new = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
         return jax.lax.with_sharding_constraint(new, state_shardings(mesh, new)), metrics
@@ -136,10 +133,10 @@ def make_eval_step(task: Task, graphdef: nnx.GraphDef, mesh: Mesh) -> EvalStep:
     @samples_split(mesh, DATA_AXIS)
     def eval_step(params: Any, batch_stats: Any, batch: Batch) -> dict[str, Any]:
         batch = dict(batch)
-        stop = batch.pop(STOP, None)
+        stop = batch.pop(STOP_FIELD, None)
         model = nnx.merge(graphdef, params, batch_stats)
         model.eval()
         outputs = {"outputs": task.predict(model, batch)}
-        return outputs if stop is None else {**outputs, STOP: stop.max()}
+        return outputs if stop is None else {**outputs, STOP_FIELD: stop.max()}
 
     return jax.jit(eval_step, out_shardings=replicated(mesh))

@@ -8,8 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from gw_jax.errors import TrainingError
+
 # Steps that may be in flight: enough to keep the devices busy, few enough to keep their batches in memory.
 MAX_STEPS_AHEAD = 8
+# Field of a batch, and of what a step returns, by which processes agree to stop.
+STOP_FIELD = "stop"
+_FAILURE = 2
 # SIGHUP is what a closed terminal or a lost SSH connection sends.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -61,26 +66,40 @@ class StopConsensus:
         if consensus.should_stop: ...
 
     A decision is final, so one object must serve training and evaluation: what one of them observed holds for the other.
+    A failure that one process alone has seen, such as data that it cannot read, travels the same way and ends all of them.
     """
 
     def __init__(self, stop: StopRequest | None):
         self._stop = stop
         self._several = jax.process_count() > 1
-        self._decided = False
+        self._decided = self._failed = False
 
     @property
     def should_stop(self) -> bool:
         """Whether all processes stop now."""
         return self._decided if self._several else bool(self._stop)
 
-    def attach(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """``batch`` with this process's stop request, one value per example, where there are several processes."""
+    def attach(self, batch: dict[str, Any], *, failed: bool = False) -> dict[str, Any]:
+        """``batch`` with this process's stop request or failure, one value per example, where there are several."""
         if not self._several:
             return batch
         size = len(jax.tree.leaves(batch)[0])
-        return {**batch, "stop": np.full(size, bool(self._stop), np.uint8)}
+        return {**batch, STOP_FIELD: np.full(size, _FAILURE if failed else bool(self._stop), np.uint8)}
 
     def observe(self, metrics: dict[str, Any]) -> None:
         """Receives the answer in what a step returned. Every process must observe the same steps."""
-        if "stop" in metrics:
-            self._decided = self._decided or bool(jax.device_get(metrics["stop"]))
+        if STOP_FIELD in metrics:
+            answer = int(jax.device_get(metrics[STOP_FIELD]))
+            self._decided = self._decided or answer > 0
+            self._failed = self._failed or answer == _FAILURE
+
+    def raise_failure(self, own: Exception | None) -> None:
+        """Raises the failure that a process attached, in all of them at the same step.
+
+        Args:
+            own: that of this process, if it has one.
+        """
+        if own is not None and (self._failed or not self._several):
+            raise own
+        if self._failed:
+            raise TrainingError("Another host of this run failed, and all end with it; the message of that host says why.")

@@ -152,7 +152,7 @@ class Task(Protocol):
         ...
 
     def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
-        """The loss of one batch and other metrics of it. Pure: ``model`` is in training mode, ``key`` is the only randomness."""
+        """The loss of a batch, and more metrics. Pure: ``model`` is in training mode, ``key`` is the only randomness."""
         ...
 
     def predict(self, model: nnx.Module, batch: Batch) -> Any:

@@ -58,8 +58,8 @@ def _with_training_state(
     step = epochs * length.steps_per_epoch
     if step >= length.total_steps:
         raise ConfigError(
-            f"The run in {directory} has done {epochs} epochs, and config.num_epochs={config.num_epochs} leaves none to do. "
-            "Raise config.num_epochs, or use config.init_from to start anew with its weights."
+            f"The run in {directory} has done {epochs} epochs, and config.num_epochs={config.num_epochs} leaves none to "
+            "do. Raise config.num_epochs, or use config.init_from to start anew with its weights."
         )
     count = _place(np.asarray(step, np.int32), state.step)
     opt_state = optax.tree.set(state.opt_state, count=count)

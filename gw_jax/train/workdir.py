@@ -104,3 +104,9 @@ def check_same_run(workdir: pathlib.Path, config: TrainConfig) -> bool:
             "another --workdir for the new run, or the old values to go on with the old one."
         )
     return True
+
+
+def write_or_warn(path: pathlib.Path, text: str) -> None:
+    """Writes a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text)

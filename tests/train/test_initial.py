@@ -9,6 +9,8 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from gw_jax.train.initial import initial_state
+from gw_jax.train.setup import set_up
 
 import gw_jax
 from gw_jax.convert import save_pretrained, to_torch_state
@@ -17,9 +19,7 @@ from gw_jax.convert.layout import entries
 from gw_jax.errors import CheckpointError, ConfigError
 from gw_jax.train import run
 from gw_jax.train.checkpoint import Checkpoints
-from gw_jax.train.initial import initial_state
 from gw_jax.train.metrics import read_metrics
-from gw_jax.train.setup import set_up
 from gw_jax.train.throughput import is_timing
 
 
