@@ -41,7 +41,7 @@ class ClassificationTask:
 
     best_metric = "eval/top1"
     example_name = "images"
-    terminal_metrics: Mapping[str, str] = {"loss": "train/loss", "top1": "train/top1", "eval_top1": "eval/top1"}  # noqa: RUF012
+    terminal_metrics: Mapping[str, str] = {"loss": "train/loss", "top1": "train/top1", "eval_top1": "eval/top1"}
     curves: Sequence[Curve] = (
         Curve("cross-entropy", ("train/loss", "eval/loss"), log_scale=True),
         Curve("top-1 accuracy", ("train/top1", "eval/top1")),
