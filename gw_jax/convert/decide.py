@@ -1,10 +1,9 @@
 """Which network a file is taken for: what its keys tell, what the caller says, what its own cfg says, in this order."""
 
-import difflib
 from typing import Any
 
 from gw_jax.convert.infer import CANDIDATES, Inferred
-from gw_jax.errors import CheckpointError, ConfigError
+from gw_jax.errors import CheckpointError, ConfigError, unknown_name
 from gw_jax.models.create_model import MNIST_NETWORKS
 from gw_jax.models.reference_names import REFERENCE_MNIST, REFERENCE_RESNETS
 from gw_jax.models.resnet import ARCHITECTURES
@@ -27,11 +26,7 @@ def check_arguments(arch: str | None, norm: str, arch_cfg: dict[str, Any] | None
     known = (*REFERENCE_RESNETS, *REFERENCE_MNIST, *ARCHITECTURES, *MNIST_NETWORKS)
     for what, value, names in (("arch", arch, known), ("norm", norm, tuple(REFERENCE_NORMS))):
         if value is not None and value not in names:
-            close = difflib.get_close_matches(value, names, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(
-                f"{what}={value!r} is no name of the reference; it has {', '.join(dict.fromkeys(names))}.{hint}"
-            )
+            raise ConfigError(unknown_name(what, value, names))
     if unknown := [key for key in arch_cfg or {} if key not in ARCH_CFG_KEYS]:
         raise ConfigError(f"arch_cfg has the keys {unknown}, which are not known; {', '.join(ARCH_CFG_KEYS)} are.")
 

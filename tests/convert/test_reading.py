@@ -227,9 +227,9 @@ def test_another_network_than_asked_for(reference, arguments, message):
     [
         (
             {"arch": "resnet_whiten_010n5"},
-            "arch='resnet_whiten_010n5' is no name of the reference; .* Did you mean 'resnet_whiten",
+            "arch='resnet_whiten_010n5' is not known; .* Did you mean 'resnet_whiten",
         ),
-        ({"norm": "IGWITN"}, "norm='IGWITN' is no name of the reference; .* Did you mean 'IGWItN'"),
+        ({"norm": "IGWITN"}, "norm='IGWITN' is not known; .* Did you mean 'IGWItN'"),
         ({"arch_cfg": {"classes": 5}}, r"arch_cfg has the keys \['classes'\]"),
     ],
 )

@@ -199,7 +199,7 @@ def test_the_command_there_and_back(reference, torch, state, tmp_path, capsys):
         (["model"], "exists already; it was not touched"),
         (["out", "--norm_cfg", "T"], "'T' in 'T' is not key=value"),
         (["out", "--norm_cfg", "groups=4"], "norm_cfg has the keys ['groups']"),
-        (["out", "--norm", "gw"], "norm='gw' is no name of the reference"),
+        (["out", "--norm", "gw"], "norm='gw' is not known"),
         (["out", "--arch", "LeNet"], "which is a lenet, but the file holds a mlp"),
         (["out", "--apply_last_norm", "maybe"], "True or False is allowed"),
         (["out.pth"], "a .pth file becomes a directory"),
