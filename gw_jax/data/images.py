@@ -160,7 +160,7 @@ def open_image(image: bytes | np.ndarray, channels: int) -> Any:
 
     Arguments and errors are those of :func:`train_image`.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if isinstance(image, np.ndarray):
         array = to_uint8(image)
@@ -169,7 +169,10 @@ def open_image(image: bytes | np.ndarray, channels: int) -> Any:
                 f"arrays of shape {array.shape} have {array.shape[-1]} channels; 1, 3 or 4 can be resized."
             )
         return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
-    picture = Image.open(io.BytesIO(image), formats=FORMATS)
+    try:
+        picture = Image.open(io.BytesIO(image), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError(f"no image in one of the formats {', '.join(FORMATS)}") from None
     width, height = picture.size
     if max(width, height) > MAX_EDGE or width * height > MAX_PIXELS:
         raise ValueError(f"{width} x {height} pixels; at most {MAX_PIXELS:,} are read, and {MAX_EDGE:,} per edge")

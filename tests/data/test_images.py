@@ -177,7 +177,8 @@ def test_the_places_of_a_run_draw_as_one_generator_does(monkeypatch):
     load = examples.TrainExamples(
         source=[{"image": None, "label": 0}],
         order=np.zeros(20_000, int),
-        share=examples.Share(batch_size=8, first=0, size=8),
+        shard=examples.ProcessShard(batch_size=8, first=0, size=8),
+        num_classes=None,
         transform=Transform(size=224, crop=True),
         channels=3,
         seed=3,
