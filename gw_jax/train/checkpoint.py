@@ -1,7 +1,7 @@
 """Checkpoints: the state, the position in the data and the metrics not yet written, kept by Orbax.
 
 The only file that knows Orbax. A checkpoint is complete or absent: it is written into a temporary directory, which is
-renamed last. Checksums of its files follow, before an older checkpoint is deleted.
+renamed last, with the checksums of its files.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from gw_jax.errors import CheckpointError, one_line
-from gw_jax.train.checksums import DamageError, verify, with_retries, write_checksums
+from gw_jax.train.checksums import DamageError, add_late_checksums, verify, with_retries, write_checksums
 from gw_jax.train.config import CheckpointConfig
 from gw_jax.train.distributed import any_process, broadcast_from_main, is_main, wait_for_everyone
 from gw_jax.train.state import TrainState
@@ -109,7 +109,7 @@ class Checkpoints:
             best_fn=metric,
             best_mode="max",
             create=True,
-            # Called when the directory has its final name, and before older checkpoints are deleted.
+            # Called when everything is written, before the directory gets its final name.
             async_options=ocp.AsyncOptions(post_finalization_callback=self._add_checksums),
         )
 
@@ -214,6 +214,9 @@ class Checkpoints:
         if self._opened is not None:
             with self._named_failures():
                 self._opened.wait_until_finished()
+                if self._saving is not None and is_main():
+                    add_late_checksums(self.path(self._saving))
+                self._saving = None
 
     def close(self) -> None:
         """Waits for the last save and frees the threads. A failure of a save is for :meth:`wait` to raise."""
@@ -303,8 +306,10 @@ class Checkpoints:
                 path.rename(aside)
 
     def _add_checksums(self) -> None:
-        if self._saving is not None and is_main():
-            write_checksums(self.path(self._saving), self._saving)
+        if self._saving is None or not is_main():
+            return
+        for path in self.directory.glob(f"{self._saving}.*tmp*"):
+            write_checksums(path, self._saving)
 
     @contextlib.contextmanager
     def _named_failures(self) -> Iterator[None]:

@@ -14,6 +14,9 @@ FILE = "checksums.json"
 # A read that fails on a network file system is tried again after these pauses, in seconds.
 RETRY_PAUSES = (0.2, 1.0, 3.0)
 
+# Files that the storage library writes when a checkpoint gets its final name. Their checksums are added after that.
+_LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")
+
 T = TypeVar("T")
 
 
@@ -22,9 +25,17 @@ class DamageError(CheckpointError):
 
 
 def write_checksums(directory: pathlib.Path, step: int) -> None:
-    """Writes ``checksums.json`` into ``directory``: SHA-256 of every file below it, and the step that it holds."""
-    content = {"step": step, "sha256": _digests(directory)}
+    """Writes ``checksums.json`` into ``directory``, which has its temporary name: SHA-256 of the files, and the step."""
+    content = {"step": step, "sha256": _digests(directory, late=False)}
     write_atomically(directory / FILE, json.dumps(content, indent=1) + "\n")
+
+
+def add_late_checksums(directory: pathlib.Path) -> None:
+    """Adds the files that were written when the checkpoint got its final name."""
+    path = directory / FILE
+    content = json.loads(path.read_text())
+    late = {name: _digest(directory / name) for name in _LATE if (directory / name).is_file()}
+    write_atomically(path, json.dumps({**content, "sha256": {**content["sha256"], **late}}, indent=1) + "\n")
 
 
 def verify(directory: pathlib.Path, step: int) -> bool:
@@ -49,7 +60,8 @@ def verify(directory: pathlib.Path, step: int) -> bool:
     if found != expected:
         # A second look: bytes can also be damaged on their way from the disk.
         found = with_retries(lambda: _digests(directory), f"The checkpoint {directory} cannot be read")
-    differing = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+    names = {*found, *expected} - {name for name in _LATE if name not in expected}
+    differing = sorted(name for name in names if found.get(name) != expected.get(name))
     if differing:
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         raise DamageError(f"{directory / differing[0]}{more} is not what was saved (SHA-256 differs)")
@@ -81,10 +93,11 @@ def with_retries(read: Callable[[], T], failure: str, pause: Callable[[float], A
         ) from error
 
 
-def _digests(directory: pathlib.Path) -> dict[str, str]:
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != FILE)
-    digests = {}
-    for path in files:
-        with path.open("rb") as file:
-            digests[path.relative_to(directory).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
+def _digests(directory: pathlib.Path, *, late: bool = True) -> dict[str, str]:
+    files = {path.relative_to(directory).as_posix(): path for path in sorted(directory.rglob("*")) if path.is_file()}
+    return {name: _digest(path) for name, path in files.items() if name != FILE and (late or name not in _LATE)}
+
+
+def _digest(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
