@@ -26,7 +26,7 @@ from gw_jax.train.setup import Experiment, image_transform, set_up
 from gw_jax.train.stop import MAX_STEPS_AHEAD, StopConsensus, StopRequest
 from gw_jax.train.terminal import Terminal
 from gw_jax.train.throughput import Throughput
-from gw_jax.train.workdir import check_room, check_same_run, claim_workdir, versions
+from gw_jax.train.workdir import check_disk_space, check_same_run, claim_workdir, versions
 
 # What a training step reports, in the order in which checkpoints store it.
 STEP_METRICS = ("loss", "top1", "grad_norm")
@@ -70,7 +70,7 @@ def run(config: TrainConfig, workdir: str | pathlib.Path) -> Outcome:
         if is_main():
             claim_workdir(workdir, config)
         wait_for_everyone("work directory claimed")
-        check_room(workdir, experiment.state)
+        check_disk_space(workdir, experiment.state)
         return _Trainer(experiment, workdir, stop).train()
 
 
