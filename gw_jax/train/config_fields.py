@@ -56,9 +56,7 @@ def check_field_name(config: Any, path: str) -> None:
             group = "".join(f"{parent}." for parent in parts[:depth])
             elsewhere = [name for name in flatten(root) if name.rsplit(".", 1)[-1] == part]
             hint = f" There is --config.{elsewhere[0]}." if elsewhere else ""
-            raise ConfigError(
-                unknown_name("The field", f"config.{group}{part}", [f"config.{group}{n}" for n in names]) + hint
-            )
+            raise ConfigError(unknown_name("config field", group + part, [group + name for name in names]) + hint)
         config = getattr(config, part)
         last = depth == len(parts) - 1
         if last and dataclasses.is_dataclass(config):

@@ -1,11 +1,13 @@
 """A training run from its first step, or from its last checkpoint, to the curves."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
 import signal
 import time
 import types
+from collections.abc import Set
 from typing import Any
 
 import jax
@@ -26,7 +28,16 @@ from gw_jax.train.setup import Experiment, image_transform, set_up
 from gw_jax.train.stop import MAX_STEPS_AHEAD, StopConsensus, StopRequest
 from gw_jax.train.terminal import Terminal
 from gw_jax.train.throughput import Throughput
-from gw_jax.train.workdir import check_disk_space, check_same_run, claim_workdir, versions
+from gw_jax.train.workdir import (
+    check_disk_space,
+    check_local_path,
+    check_same_run,
+    claim_workdir,
+    config_from_stored,
+    stored_config,
+    versions,
+)
+from gw_jax.train.workdir_lock import WorkdirLock
 
 # What a training step reports, in the order in which checkpoints store it.
 STEP_METRICS = ("loss", "top1", "grad_norm")
@@ -37,7 +48,7 @@ CURVES = (
 )
 
 
-def run(config: TrainConfig, workdir: str | pathlib.Path) -> Outcome:
+def run(config: TrainConfig, workdir: str | pathlib.Path, *, given: Set[str] | None = None) -> Outcome:
     """Trains, evaluates or exports, as ``config.mode`` says, in ``workdir``.
 
     Training goes on from the newest checkpoint of ``workdir``, if there is one, and then ends with the same numbers as a
@@ -47,9 +58,15 @@ def run(config: TrainConfig, workdir: str | pathlib.Path) -> Outcome:
         UserError: anything that the user can mend; the message says how. Nothing that was saved is lost.
     """
     validate(config)
-    workdir = pathlib.Path(workdir).expanduser()
+    workdir = check_local_path(workdir, "--workdir")
     check_same_everywhere({**flatten(config), **versions(), "workdir": str(workdir)})
-    known = check_same_run(workdir, config)
+    stored = stored_config(workdir)
+    known = stored is not None
+    if stored is not None and config.mode != "train":
+        config = config_from_stored(workdir, stored, config, given)
+        validate(config)
+    else:
+        check_same_run(workdir, config)
     wait_for_everyone("work directory looked at")
     with StopRequest() as stop:
         if config.mode == "evaluate" and config.init_from is not None and not known:
@@ -67,11 +84,12 @@ def run(config: TrainConfig, workdir: str | pathlib.Path) -> Outcome:
             # Before the directory is claimed: what cannot start must not occupy it.
             experiment = dataclasses.replace(experiment, state=initial_state(experiment))
         wait_for_everyone("ready")
-        if is_main():
-            claim_workdir(workdir, config)
-        wait_for_everyone("work directory claimed")
-        check_disk_space(workdir, experiment.state)
-        return _Trainer(experiment, workdir, stop).train()
+        with WorkdirLock(workdir) if is_main() else contextlib.nullcontext():
+            if is_main():
+                claim_workdir(workdir, config)
+            wait_for_everyone("work directory claimed")
+            check_disk_space(workdir, experiment.state)
+            return _Trainer(experiment, workdir, stop).train()
 
 
 class _Trainer:
