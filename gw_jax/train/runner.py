@@ -1,12 +1,14 @@
 """The entry point of training, evaluation and export."""
 
+import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Set
 
 import jax
 
-from gw_jax.errors import CheckpointError, ConfigError
-from gw_jax.train.checkpoint import DIRECTORY, saved_steps
+from gw_jax.errors import CheckpointError
+from gw_jax.train.checkpoint import saved_steps
 from gw_jax.train.config import TrainConfig, validate
 from gw_jax.train.config_fields import flatten
 from gw_jax.train.distributed import check_same_everywhere, is_main, wait_for_everyone
@@ -16,13 +18,23 @@ from gw_jax.train.loop import Trainer
 from gw_jax.train.modes import RunResult, evaluate_imported, evaluate_run, export_run
 from gw_jax.train.stop import StopRequest
 from gw_jax.train.warm_start import initial_state
-from gw_jax.train.workdir import check_room, check_same_run, claim_workdir, versions
+from gw_jax.train.workdir import (
+    check_disk_space,
+    check_local_path,
+    check_same_run,
+    claim_workdir,
+    config_from_stored,
+    stored_config,
+    versions,
+)
+from gw_jax.train.workdir_lock import WorkdirLock
 
 
 def run(
     config: TrainConfig,
     workdir: str | pathlib.Path,
     *,
+    given: Set[str] | None = None,
     hooks: Hooks | None = None,
     devices: list[jax.Device] | None = None,
 ) -> RunResult:
@@ -34,6 +46,8 @@ def run(
     Args:
         config: the run and its task.
         workdir: directory of its checkpoints and metrics; one run owns it.
+        given: names of the fields that were set on purpose, such as those of a command line. Evaluation and export take all
+            others from the run in ``workdir``. None means that all were.
         hooks: calls from the training loop.
         devices: devices to run on; None for all.
 
@@ -41,43 +55,40 @@ def run(
         UserError: anything that the user can fix; the message says how. Nothing that was saved is lost.
     """
     validate(config)
-    workdir = pathlib.Path(workdir).expanduser()
+    workdir = check_local_path(workdir, "--workdir")
+    for name in ("init_from", "resume_from"):
+        if (path := getattr(config, name)) is not None:
+            check_local_path(path, f"config.{name}")
     check_same_everywhere({**flatten(config), **versions(), "workdir": str(workdir)})
-    known = check_same_run(workdir, config)
+    stored = stored_config(workdir)
+    if stored is not None and config.mode != "train":
+        config = config_from_stored(workdir, stored, config, given)
+        validate(config)
+    else:
+        check_same_run(workdir, config)
     wait_for_everyone("work directory checked")
     with StopRequest() as stop:
-        if config.mode == "evaluate" and config.init_from is not None and not known:
-            return evaluate_imported(build_experiment(config, devices, training=False), workdir, stop)
-        if config.mode != "train":
-            if not known:
-                raise CheckpointError(
-                    f"{workdir} holds no run to {config.mode}. Train first, or give the --workdir of a run."
-                )
-            experiment = build_experiment(config, devices, training=False)
-            return evaluate_run(experiment, workdir, stop) if config.mode == "evaluate" else export_run(experiment, workdir)
-        return _train(config, workdir, known, stop, hooks or Hooks(), devices)
+        if config.mode == "train":
+            return _train(config, workdir, stop, hooks or Hooks(), devices)
+        if stored is None and (config.mode != "evaluate" or config.init_from is None):
+            raise CheckpointError(f"{workdir} holds no run to {config.mode}. Train first, or give the --workdir of a run.")
+        experiment = build_experiment(config, devices, training=False)
+        if stored is None:
+            return evaluate_imported(experiment, workdir, stop)
+        return evaluate_run(experiment, workdir, stop) if config.mode == "evaluate" else export_run(experiment, workdir)
 
 
 def _train(
-    config: TrainConfig,
-    workdir: pathlib.Path,
-    known: bool,
-    stop: StopRequest,
-    hooks: Hooks,
-    devices: list[jax.Device] | None,
+    config: TrainConfig, workdir: pathlib.Path, stop: StopRequest, hooks: Hooks, devices: list[jax.Device] | None
 ) -> RunResult:
-    if not known and saved_steps(workdir):
-        raise ConfigError(
-            f"{workdir / DIRECTORY} holds checkpoints, but {workdir} has no config.json that says of which run. Restore "
-            "that file, or give another --workdir."
-        )
     experiment = build_experiment(config, devices)
     if not saved_steps(workdir):
         # Before the directory is claimed: a run that cannot start must not claim it.
         experiment = dataclasses.replace(experiment, state=initial_state(experiment))
     wait_for_everyone("ready")
-    if is_main():
-        claim_workdir(workdir, config)
-    wait_for_everyone("work directory claimed")
-    check_room(workdir, experiment.state)
-    return Trainer(experiment, workdir, stop, hooks).train()
+    with WorkdirLock(workdir) if is_main() else contextlib.nullcontext():
+        if is_main():
+            claim_workdir(workdir, config)
+        wait_for_everyone("work directory claimed")
+        check_disk_space(workdir, experiment.state)
+        return Trainer(experiment, workdir, stop, hooks).train()

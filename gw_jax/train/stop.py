@@ -22,8 +22,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class StopRequest:
     """While entered, the first SIGINT, SIGTERM or SIGHUP sets :attr:`signal`; a second SIGINT interrupts at once.
 
-    A signal that is ignored when the run starts (SIGHUP under ``nohup``) stays ignored. In a thread other than the main
-    one, where Python cannot handle signals, nothing is changed.
+    SIGHUP stays ignored where it is ignored when the run starts: that is what ``nohup`` is for. In a thread other than the
+    main one, where Python cannot handle signals, nothing is changed.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,8 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:
+                # Not so for SIGINT, which shell scripts have their background jobs ignore without being asked.
+                if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                     self._previous[number] = signal.signal(number, self._handle)
         return self
 

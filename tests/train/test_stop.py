@@ -30,15 +30,16 @@ def test_a_second_ctrl_c_interrupts_and_a_second_sigterm_does_not():
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_signal_that_is_ignored_stays_ignored():
-    """As under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize(("number", "stops"), [(signal.SIGHUP, False), (signal.SIGINT, True), (signal.SIGTERM, True)])
+def test_under_nohup_a_hangup_stays_ignored(number, stops):
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         with StopRequest() as stop:
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert not stop
+            os.kill(os.getpid(), number)
+            assert bool(stop) == stops
+        assert signal.getsignal(number) == signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(number, before)
 
 
 def test_a_run_in_another_thread_has_no_handlers():
