@@ -9,7 +9,7 @@ import gw_jax
 
 PACKAGE = pathlib.Path(gw_jax.__file__).parent
 # From the ground up; a floor may import those before it.
-FLOORS = ["errors", "_version", "files", "ops", "nn", "linen", "models", "data", "convert", "train"]
+FLOORS = ["errors", "_version", "files", "ops", "nn", "linen", "models", "data", "augment", "convert", "train"]
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -8,9 +8,9 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from gw_jax.data.augment import normalise, random_flip, random_shift
-from gw_jax.data.mix import mix, one_hot, random_erasing
-from gw_jax.data.randaugment import rand_augment
+from gw_jax.augment.geometry import normalise, random_flip, random_shift
+from gw_jax.augment.mix import mix, one_hot, random_erasing
+from gw_jax.augment.randaugment import rand_augment
 from gw_jax.data.specs import DatasetSpec
 from gw_jax.ops.target import samples_split
 from gw_jax.train.config import TrainConfig
