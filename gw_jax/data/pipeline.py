@@ -12,7 +12,7 @@ import numpy as np
 
 from gw_jax.data.examples import Batch, BrokenRecords, EvalExamples, ProcessShard, TrainExamples
 from gw_jax.data.images import Transform
-from gw_jax.data.reading import BatchReader
+from gw_jax.data.loader import BatchReader
 from gw_jax.errors import DataError, raise_missing_package
 
 # How many examples are tried for a substitute batch.

@@ -9,7 +9,7 @@ from gw_jax.data import EvalBatches, TrainBatches
 from gw_jax.data.datasets import Records
 from gw_jax.data.images import Transform
 from gw_jax.errors import DataError
-from tests.data.imagenet import examples
+from tests.helpers.imagenet import examples
 
 COUNT = 40
 CROPS = Transform(size=16, crop=True, eval_resize=20)

@@ -14,7 +14,7 @@ from gw_jax.data import EvalBatches, TrainBatches
 from gw_jax.data.images import Transform
 from gw_jax.data.workers import WorkerDiedError
 from gw_jax.errors import DataError
-from tests.data.imagenet import examples
+from tests.helpers.imagenet import examples
 
 CROPS = Transform(size=16, crop=True, eval_resize=20)
 SOURCE = examples(40)

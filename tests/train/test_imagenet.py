@@ -16,6 +16,7 @@ from PIL import Image
 
 import gw_jax
 from gw_jax.data.images import centre_crop, resize_shorter_edge
+from tests.helpers import imagenet
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -28,7 +29,6 @@ def load(path):
     return module
 
 
-imagenet = load(ROOT / "tests" / "data" / "imagenet.py")
 reference = load(ROOT / "tests" / "convert" / "reference.py")
 
 
