@@ -4,9 +4,9 @@ import jax
 
 from gw_jax.augment.config import AugmentConfig
 from gw_jax.augment.geometry import normalise, random_flip, random_shift
-from gw_jax.data.config import DataConfig
 from gw_jax.augment.mix import mix, one_hot, random_erasing
 from gw_jax.augment.randaugment import rand_augment
+from gw_jax.data.config import DataConfig
 from gw_jax.data.specs import DatasetSpec
 from gw_jax.train.task import Batch
 

@@ -20,14 +20,15 @@ Mean = tuple[jax.Array, jax.Array]
 
 
 class TrainBatches(Protocol):
-    """This process's shard of the training batches, from any position to the end of the run.
+    """This process's shard of the training batches, from any position to the end of the run."""
 
-    Attributes:
-        failure: the error after which the run must end, seen by this process alone, or None. It is not raised at once, so
-            that all processes can end at the same step.
-    """
+    @property
+    def failure(self) -> Exception | None:
+        """The error after which the run must end, or None.
 
-    failure: Exception | None
+        One of several processes does not raise it, but goes on with substitutes, so that all can end at the same step.
+        """
+        ...
 
     def __next__(self) -> Batch:
         """The next batch."""
@@ -51,13 +52,12 @@ class TrainBatches(Protocol):
 
 
 class EvalBatches(Protocol):
-    """This process's shard of the evaluation batches: each pass gives the same, and every process as many.
+    """This process's shard of the evaluation batches: each pass gives the same, and every process as many."""
 
-    Attributes:
-        failure: as for :class:`TrainBatches`.
-    """
-
-    failure: Exception | None
+    @property
+    def failure(self) -> Exception | None:
+        """As for :class:`TrainBatches`."""
+        ...
 
     def __iter__(self) -> Iterator[Batch]:
         """One pass."""
@@ -115,7 +115,7 @@ class Task(Protocol):
 
     Attributes:
         best_metric: the metric of the evaluation by which checkpoints are the best; larger is better.
-        example_name: plural of an example, for the throughput's name: "images" gives "train/images_per_sec".
+        example_name: plural of an example, for the name of the throughput, "train/{example_name}_per_sec".
         batch_size: examples per training step, over all devices.
         steps_per_epoch: training steps per epoch.
         terminal_metrics: metrics that the progress bar shows, as {short name: name}.
