@@ -10,7 +10,6 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from gw_jax.nn.initial import NoKeys
 from gw_jax.train.mesh import state_shardings
 
 
@@ -105,13 +104,15 @@ def state_initializer(
     with_ema: bool = False,
 ) -> tuple[nnx.GraphDef, Callable[[], TrainState], TrainState]:
     """The static part of the model of ``make_model(rngs)``, a function that initialises its state, and its shapes."""
-    # First without values, for the static part; then compiled, so that no array ever sits on another device.
-    graphdef, _, _ = model_to_dicts(make_model(NoKeys()))
+    graphdefs = []
 
     def initialise() -> TrainState:
-        _, params, batch_stats = model_to_dicts(make_model(nnx.Rngs(seed)))
+        graphdef, params, batch_stats = model_to_dicts(make_model(nnx.Rngs(seed)))
+        graphdefs.append(graphdef)
         # Copies: the training step takes over the memory of every array of the state.
         ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if with_ema else None
         return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), ema)
 
-    return graphdef, initialise, jax.eval_shape(initialise)
+    # Traced, so that no array is made here: compiled with shardings, none ever sits on the wrong device.
+    abstract = jax.eval_shape(initialise)
+    return graphdefs[0], initialise, abstract
