@@ -29,7 +29,7 @@ def load(path):
 
 
 imagenet = load(ROOT / "tests" / "data" / "imagenet.py")
-reference = load(ROOT / "tests" / "convert" / "reference.py")
+reference = load(ROOT / "tests" / "helpers" / "reference.py")
 
 
 def command(*arguments, **extra):

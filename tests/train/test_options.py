@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import gw_jax
-from gw_jax.convert import save_pretrained
+from gw_jax import save_pretrained
 from gw_jax.data import EvalBatches, TrainBatches
 from gw_jax.errors import CheckpointError, ConfigError
 from gw_jax.train import evaluate, loop, run
