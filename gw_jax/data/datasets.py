@@ -11,7 +11,7 @@ from gw_jax.data.specs import GREY_MEAN, GREY_STD, IMAGENET_MEAN, IMAGENET_STD, 
 from gw_jax.errors import DataError, raise_missing_package
 
 # The sets that this package defines itself; each module registers one builder.
-OWN_BUILDERS = {"mnist5k": "gw_jax.data.mnist5k"}
+OWN_BUILDERS = {"mnist5k": "gw_jax.data.prepare.mnist5k"}
 
 
 class Records(Sequence[Any]):

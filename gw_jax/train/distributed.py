@@ -135,3 +135,24 @@ def wait_for_everyone(name: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether ``flag`` is true in any process."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(np.asarray(multihost_utils.process_allgather(np.asarray(flag))).any())
+
+
+def broadcast_from_main(value: Any) -> Any:
+    """``value`` of process 0 (JSON), in every process."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    message = np.zeros(_MESSAGE_BYTES, np.uint8)
+    text = json.dumps(value).encode()
+    message[: len(text)] = np.frombuffer(text, np.uint8)
+    return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(message))).rstrip(b"\0").decode())

@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from gw_jax.data.datasets import open_dataset
 from gw_jax.data.images import Transform, eval_image
 from gw_jax.errors import DataError
+from tests.helpers.tfds_sets import labelled, png, write_set
 
 
 def pixels_of(example, channels=1):
@@ -51,44 +52,6 @@ def test_preparing_and_reading_the_digits_needs_no_tensorflow(tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert result.stdout.split("\n")[-3:-1] == ["3", "False"], result.stderr
-
-
-def write_set(name, directory, features, examples, splits=("train", "test"), version="1.0.0"):
-    """Prepares a small TFDS set under ``directory``."""
-
-    def info(self):
-        return tfds.core.DatasetInfo(builder=self, description=name, features=tfds.features.FeaturesDict(features))
-
-    def generate(self, split):
-        yield from enumerate(examples)
-
-    members = {
-        "VERSION": tfds.core.Version(version),
-        "_info": info,
-        "_split_generators": lambda self, dl_manager: {split: self._generate_examples(split) for split in splits},
-        "_generate_examples": generate,
-    }
-    with tfds.core.registered.skip_registration():
-        builder = type(name, (tfds.core.GeneratorBasedBuilder,), members)
-    builder(data_dir=directory, file_format="array_record").download_and_prepare()
-
-
-def png(shape, seed=0):
-    import io
-
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    array = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    Image.fromarray(array[..., 0] if shape[-1] == 1 else array).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def labelled(shape, classes):
-    return {
-        "image": tfds.features.Image(shape=shape, encoding_format="png"),
-        "label": tfds.features.ClassLabel(num_classes=classes),
-    }
 
 
 def test_any_set_of_labelled_images_works_by_name(tmp_path):

@@ -14,7 +14,7 @@ from gw_jax.data import EvalBatches, TrainBatches
 from gw_jax.data.images import Transform
 from gw_jax.data.workers import WorkerDiedError
 from gw_jax.errors import DataError
-from tests.data.imagenet import examples
+from tests.helpers.imagenet import examples
 
 CROPS = Transform(size=16, crop=True, eval_resize=20)
 SOURCE = examples(40)
@@ -91,7 +91,7 @@ def test_a_killed_worker_is_replaced_and_no_batch_is_lost_or_doubled(workers, ex
     found += bytes_of(batches, 7)
     (replacement,) = workers()
     assert replacement != killed
-    assert capsys.readouterr().err.count("warning: a reading worker died; the workers are started again.") == 1
+    assert capsys.readouterr().err.count("warning: a reading worker died; the workers are restarted.") == 1
     assert found + bytes_of(batches) == expected
 
 
@@ -111,7 +111,7 @@ def test_workers_that_die_again_and_again_end_the_run(monkeypatch, capsys, expec
     with pytest.raises(DataError, match=r"Reading workers died 4 times in a row .*exit code -9.*config.data.num_workers"):
         next(batches)
     assert starts == [0, 0, 0, 0, 4, 4, 4]
-    assert capsys.readouterr().err.count("the workers are started again") == 6
+    assert capsys.readouterr().err.count("the workers are restarted") == 6
 
 
 def test_evaluation_keeps_its_workers_for_the_next_pass(workers):

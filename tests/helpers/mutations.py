@@ -1,6 +1,7 @@
 """Random damage to ``.pth`` files: to their bytes, zip records, pickles, and to the objects in them."""
 
 import argparse
+import contextlib
 import io
 import os
 import pickle
@@ -256,7 +257,14 @@ def change_records(rng, data):
 
 def mutate(seed, bases, canary):
     """The kind of damage, and the bytes of a damaged file."""
-    rng = random.Random(seed)
+    for attempt in range(100):
+        # Not every change suits every tensor.
+        with contextlib.suppress(RuntimeError, IndexError, TypeError, ValueError, NotImplementedError, RecursionError):
+            return _mutate(random.Random(f"{seed}/{attempt}"), bases, canary)
+    raise RuntimeError(f"No damage suits seed {seed}.")
+
+
+def _mutate(rng, bases, canary):
     content, container = rng.choice(bases), rng.choice(["legacy", "zip"])
     kind = rng.choice(["object", "object", "object", "bytes", "head", "records", "free pickle"])
     if kind == "free pickle":

@@ -1,9 +1,9 @@
 import shutil
 
+import gw_jax.train.setup
 import numpy as np
 import pytest
 
-import gw_jax.train.setup
 from gw_jax.data import Dataset, DatasetSpec
 from gw_jax.models.resnet import ARCHITECTURES, Architecture
 from gw_jax.train import (

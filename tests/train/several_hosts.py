@@ -14,8 +14,8 @@ def main(port, count, index, devices, workdir, *changes):
     jax.config.update("jax_num_cpu_devices", int(devices))
     sys.path.insert(0, str(pathlib.Path(__file__).parent))
     import conftest
-
     import gw_jax.train.setup
+
     from gw_jax.errors import UserError
     from gw_jax.models.resnet import ARCHITECTURES, Architecture
     from gw_jax.train import distributed, run

@@ -7,7 +7,7 @@ import pytest
 from gw_jax.errors import ConfigError
 from gw_jax.train import ModelConfig, NormConfig, TrainConfig
 from gw_jax.train.config import chosen_norm_options, validate
-from gw_jax.train.fields import check_field_name, flatten
+from gw_jax.train.config_fields import check_field_name, flatten
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 
@@ -70,9 +70,9 @@ def test_known_fields_are_found(path):
     [
         (
             "optimizer.learningrate",
-            r"config.optimizer has no field 'learningrate'; it has name, .* --config.optimizer.learning_r",
+            r"config field='optimizer.learningrate' is not known; .* Did you mean 'optimizer.learning_rate'\?",
         ),
-        ("learning_rate", r"config has no field 'learning_rate'.*Did you mean --config.optimizer.learning_rate\?"),
+        ("learning_rate", r"config field='learning_rate' is not known; .* There is --config.optimizer.learning_rate"),
         ("optimizer", r"config.optimizer is a group of fields; set one of --config.optimizer.name"),
         ("seed.value", r"config.seed is a value and has no field 'value'"),
     ],

@@ -10,6 +10,7 @@ import jax
 import pytest
 from absl import flags
 from flax import nnx
+from gw_jax.train.setup import check_devices
 from ml_collections import config_flags
 
 from gw_jax.data.specs import SPECS
@@ -17,9 +18,8 @@ from gw_jax.errors import ConfigError
 from gw_jax.nn import BatchNorm, BatchWhitening, GroupNorm, GroupWhitening
 from gw_jax.nn.initial import NoKeys
 from gw_jax.train.config import validate
-from gw_jax.train.fields import flatten
+from gw_jax.train.config_fields import flatten
 from gw_jax.train.schedule import decay_mask, make_schedule
-from gw_jax.train.setup import check_devices
 from gw_jax.train.state import make_model, model_arguments, split_model
 
 # ml_collections loads files with what Python will drop one day.

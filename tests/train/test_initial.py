@@ -9,6 +9,8 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from gw_jax.train.initial import initial_state
+from gw_jax.train.setup import set_up
 
 import gw_jax
 from gw_jax import save_pretrained
@@ -18,9 +20,8 @@ from gw_jax.convert.entries import entries
 from gw_jax.errors import CheckpointError, ConfigError
 from gw_jax.train import run
 from gw_jax.train.checkpoint import Checkpoints
-from gw_jax.train.initial import initial_state
-from gw_jax.train.metrics import CLOCK_METRICS, read_metrics
-from gw_jax.train.setup import set_up
+from gw_jax.train.metrics import read_metrics
+from gw_jax.train.throughput import is_timing
 
 
 def export(config, finished):
@@ -35,7 +36,7 @@ def export(config, finished):
 def results(workdir, after):
     """The lines of metrics.jsonl past the step ``after``, without what depends on the clock or on earlier steps."""
     lines = [line for line in read_metrics(workdir) if line["step"] > after]
-    return [{name: value for name, value in line.items() if name not in CLOCK_METRICS} for line in lines]
+    return [{name: value for name, value in line.items() if not is_timing(name)} for line in lines]
 
 
 def test_export_and_load(finished, config, shapes, capsys):

@@ -12,12 +12,13 @@ import pytest
 
 from gw_jax.errors import CheckpointError, ConfigError, TrainingError
 from gw_jax.train import loop, run, state
-from gw_jax.train.metrics import CLOCK_METRICS, read_metrics
+from gw_jax.train.metrics import read_metrics
+from gw_jax.train.throughput import is_timing
 
 
 def results(workdir):
     """All lines of metrics.jsonl, without the figures that depend on the clock."""
-    return [{name: value for name, value in line.items() if name not in CLOCK_METRICS} for line in read_metrics(workdir)]
+    return [{name: value for name, value in line.items() if not is_timing(name)} for line in read_metrics(workdir)]
 
 
 def stop_after(monkeypatch, step, number=signal.SIGTERM):

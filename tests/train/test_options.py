@@ -9,6 +9,8 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from gw_jax.train.initial import initial_state
+from gw_jax.train.setup import set_up
 
 import gw_jax
 from gw_jax import save_pretrained
@@ -17,9 +19,7 @@ from gw_jax.errors import CheckpointError, ConfigError
 from gw_jax.train import evaluate, loop, run
 from gw_jax.train.checkpoint import Checkpoints
 from gw_jax.train.config import OptimizerConfig
-from gw_jax.train.initial import initial_state
 from gw_jax.train.schedule import make_optimizer
-from gw_jax.train.setup import set_up
 from gw_jax.train.state import average_rows
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from gw_jax.train import run, state
-from gw_jax.train.metrics import CLOCK_METRICS, read_metrics
+from gw_jax.train.metrics import read_metrics
+from gw_jax.train.throughput import is_timing
 
 SCRIPT = pathlib.Path(__file__).with_name("several_hosts.py")
 CHANGES = {
@@ -67,7 +68,7 @@ def end(processes):
 
 
 def results(workdir):
-    return [{name: value for name, value in line.items() if name not in CLOCK_METRICS} for line in read_metrics(workdir)]
+    return [{name: value for name, value in line.items() if not is_timing(name)} for line in read_metrics(workdir)]
 
 
 def run_here(config, workdir, num_devices, monkeypatch):

@@ -6,9 +6,9 @@ import re
 import jax
 import numpy as np
 import pytest
+from gw_jax.train.setup import set_up
 
 from gw_jax.data import TrainBatches
-from gw_jax.train.setup import set_up
 
 STEPS = 20
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gw_jax.data.mix import mix, one_hot, random_erasing
-from gw_jax.train.state import make_mesh, split_batch
+from gw_jax.augment.mix import mix, one_hot, random_erasing
+from tests.helpers.sharding import batch_sharding
 
 NUM_KEYS = 2400
 HEIGHT, WIDTH = 12, 16
@@ -137,7 +137,7 @@ def test_devices_exchange_nothing_and_bfloat16_stays(quick_compilation):
         mixed = mix(images, one_hot(labels, 5, 0.1), key, mixup_alpha=0.0, cutmix_alpha=1.0)
         return *mixed, random_erasing(images, key, 0.5)
 
-    split = split_batch(make_mesh())
+    split = batch_sharding()
     on_devices = jax.device_put((images, labels), split)
     with quick_compilation():
         compiled = jax.jit(all_three, out_shardings=split).lower(*on_devices, jax.random.key(0)).compile()

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from gw_jax.data import randaugment
-from gw_jax.data.randaugment import OPERATIONS, fixed_point, rand_augment, warp
-from gw_jax.train.state import make_mesh, split_batch
+from gw_jax.augment import randaugment
+from gw_jax.augment.randaugment import OPERATIONS, fixed_point, rand_augment, warp
+from tests.helpers.sharding import batch_sharding
 
 HEIGHT, WIDTH = 23, 28
 SIGNED = OPERATIONS[1:10]
@@ -138,7 +138,7 @@ def expected_results(image, magnitude):
 def copies():
     """One image many times, split over all devices."""
     images = np.broadcast_to(natural(), (NUM_COPIES, HEIGHT, WIDTH, 3))
-    return jax.device_put(images, split_batch(make_mesh()))
+    return jax.device_put(images, batch_sharding())
 
 
 @pytest.fixture(scope="module")

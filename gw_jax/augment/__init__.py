@@ -1,0 +1,1 @@
+"""Augmentation and normalisation of batches of images on the device."""
