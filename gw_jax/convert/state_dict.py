@@ -112,8 +112,7 @@ def strip_prefixes(state: Mapping[str, Any]) -> StateDict:
     """``state`` without the prefixes that all of its keys have in common."""
     ignored = [key for key in state if key == EMA_COUNTER]
     result = {key: value for key, value in state.items() if key not in ignored}
-    notices = []
-    removed = ""
+    removed, is_moco = "", False
     while result:
         prefix = next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in result)), None)
         if prefix is not None:
@@ -124,9 +123,12 @@ def strip_prefixes(state: Mapping[str, Any]) -> StateDict:
         ):
             ignored += [key for key in result if not key.startswith(MOCO_PREFIX)]
             result = {key.removeprefix(MOCO_PREFIX): v for key, v in result.items() if key.startswith(MOCO_PREFIX)}
-            notices.append(f"the entries below {removed + MOCO_PREFIX!r} were read; encoder_k and queue were not")
+            removed, is_moco = removed + MOCO_PREFIX, True
         else:
             break
-    if removed:
-        notices.insert(0, f"every key had the prefix {removed!r}, which was removed")
-    return StateDict(result, ignored=tuple(ignored), notices=tuple(notices))
+    notices: tuple[str, ...] = ()
+    if is_moco:
+        notices = (f"the entries below {removed!r} were read; those of encoder_k and queue were not",)
+    elif removed:
+        notices = (f"every key had the prefix {removed!r}, which was removed",)
+    return StateDict(result, ignored=tuple(ignored), notices=notices)

@@ -1,12 +1,14 @@
 """Reading and writing ``.pth`` files. Of this package only this file imports PyTorch; nothing is unpickled freely."""
 
 import argparse
+import collections
 import dataclasses
 import hashlib
 import pathlib
+import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -15,11 +17,13 @@ import numpy as np
 from gw_jax.convert.file_errors import file_errors
 from gw_jax.convert.file_kinds import is_zip, refuse_other_kinds, unreadable
 from gw_jax.convert.state_dict import StateDict, find_state_dict
-from gw_jax.errors import CheckpointError, ConfigError, shown, unknown_name
+from gw_jax.errors import CheckpointError, ConfigError, UserError, shown, unknown_name
 from gw_jax.files import new_file, require_new, write_error
 
 Container = Literal["legacy", "zip"]
 CONTAINERS = ("legacy", "zip")
+
+_AGAIN = "Download or copy it again."
 
 # Containers in a training dict deeper than this are not read; those that matter are at most 4 deep.
 MAX_DEPTH = 16
@@ -84,11 +88,12 @@ def read_torch_file(path: pathlib.Path, *, ema: bool = False) -> TorchFile:
     with file_errors(str(path)):
         container: Container = "zip" if is_zip(path) else "legacy"
         refuse_other_kinds(path)
-        if container == "zip":
-            _check_zip(path)
+        sizes = _check_zip(path) if container == "zip" else None
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         content = plain(_load(torch, path, container))
+        if sizes is not None:
+            _check_storages(path, content, sizes)
         found = find_state_dict(str(path), content, ema=ema)
         arrays = {key: to_array(value, key, str(path)) for key, value in found.state.items()}
         _check_size(path, arrays)
@@ -106,21 +111,63 @@ def _load(torch: Any, path: pathlib.Path, container: Container) -> Any:
         raise unreadable(path, error) from error
 
 
-def _check_zip(path: pathlib.Path) -> None:
-    """Raises CheckpointError for a zip file whose content is larger than itself."""
+def _check_zip(path: pathlib.Path) -> list[int]:
+    """The sizes of the records that hold the data of tensors.
+
+    Raises:
+        CheckpointError: they are compressed, together larger than the file, or damaged. PyTorch compares no checksums.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
+            compressed = next((record for record in records if record.compress_type != zipfile.ZIP_STORED), None)
+            if compressed is not None:
+                raise CheckpointError(
+                    f"{path} is a compressed zip file ({shown(compressed.filename)}), which PyTorch does not write. If it "
+                    "was packed again, unpack it and use the .pth file inside."
+                )
+            if sum(record.file_size for record in records) > path.stat().st_size:
+                raise CheckpointError(
+                    f"{path} is damaged: its records are larger than the file. Download or copy it again."
+                )
+            damaged = archive.testzip()
+    except UserError:
+        raise
     except Exception as error:
         raise unreadable(path, error) from error
-    compressed = next((record for record in records if record.compress_type != zipfile.ZIP_STORED), None)
-    if compressed is not None:
-        raise CheckpointError(
-            f"{path} is a compressed zip file ({shown(compressed.filename)}), which PyTorch does not write. If it was "
-            "packed again, unpack it and use the .pth file inside."
-        )
-    if sum(record.file_size for record in records) > path.stat().st_size:
-        raise CheckpointError(f"{path} is damaged: its records are larger than the file. Download or copy it again.")
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: the checksum of its record {shown(damaged)} does not match. {_AGAIN}")
+    return [record.file_size for record in records if re.search(r"/data/\d+$", record.filename)]
+
+
+def _check_storages(path: pathlib.Path, content: Any, sizes: list[int]) -> None:
+    """Raises CheckpointError for a tensor whose storage is of the size of no record; PyTorch does not compare them."""
+    available, storages = collections.Counter(sizes), set()
+    for name, tensor in _tensors(content, "", set()):
+        if tensor.device.type != "cpu" or str(tensor.layout) != "torch.strided":
+            continue
+        storage = tensor.untyped_storage()
+        if storage.nbytes() == 0 or storage.data_ptr() in storages:
+            continue
+        storages.add(storage.data_ptr())
+        available[storage.nbytes()] -= 1
+        if available[storage.nbytes()] < 0:
+            raise CheckpointError(
+                f"{path} is damaged: the entry {shown(name[1:])} needs {storage.nbytes()} bytes, and no record has as many. "
+                f"{_AGAIN}"
+            )
+
+
+def _tensors(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """All tensors in plain containers, each once, with their names."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if hasattr(value, "untyped_storage"):
+        yield name, value
+    elif isinstance(value, (dict, list, tuple)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _tensors(item, f"{name}.{key if isinstance(key, str) else shown(key)}"[-300:], seen)
 
 
 def plain(value: Any) -> Any:
