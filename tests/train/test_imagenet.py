@@ -1,6 +1,5 @@
 """From the official archives, in small, to a top-1: the real command lines, and an imported model evaluated by them."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -16,20 +15,9 @@ from PIL import Image
 
 import gw_jax
 from gw_jax.data.images import centre_crop, resize_shorter_edge
-from tests.helpers import imagenet
+from tests.helpers import imagenet, reference
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
-def load(path):
-    """A helper module of another test directory."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-reference = load(ROOT / "tests" / "convert" / "reference.py")
 
 
 def command(*arguments, **extra):

@@ -13,9 +13,10 @@ from gw_jax.train.initial import initial_state
 from gw_jax.train.setup import set_up
 
 import gw_jax
-from gw_jax.convert import save_pretrained, to_torch_state
+from gw_jax import save_pretrained
+from gw_jax.convert import to_torch_state
 from gw_jax.convert.__main__ import main as convert
-from gw_jax.convert.layout import entries
+from gw_jax.convert.entries import entries
 from gw_jax.errors import CheckpointError, ConfigError
 from gw_jax.train import run
 from gw_jax.train.checkpoint import Checkpoints

@@ -13,7 +13,7 @@ from gw_jax.train.initial import initial_state
 from gw_jax.train.setup import set_up
 
 import gw_jax
-from gw_jax.convert import save_pretrained
+from gw_jax import save_pretrained
 from gw_jax.data import EvalBatches, TrainBatches
 from gw_jax.errors import CheckpointError, ConfigError
 from gw_jax.train import evaluate, loop, run

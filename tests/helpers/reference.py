@@ -1,7 +1,6 @@
 """The golden networks as state dicts, and as the files that the reference would have written."""
 
 import argparse
-import concurrent.futures
 import json
 import pathlib
 import zlib
@@ -9,6 +8,7 @@ from collections import OrderedDict
 
 import numpy as np
 
+from gw_jax.convert.state_dict import StateDict
 from gw_jax.convert.torch_file import TorchFile
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -54,9 +54,7 @@ def arguments(case):
 
 def in_memory(state, training=None):
     """``state`` as if it had been read from a file, so that PyTorch is not needed."""
-    checksum = concurrent.futures.Future()
-    checksum.set_result("0" * 64)
-    return TorchFile(checksum, "legacy", OrderedDict(state), False, training)
+    return TorchFile("0" * 64, "legacy", StateDict(dict(state)), training)
 
 
 def write_pth(path, state, *, kind="best", container="legacy", prefix="", momentum=False, **extra):
