@@ -129,9 +129,9 @@ def group_whiten(
         relu: whether ``max(., 0)`` is taken of the result. The kernels for GPUs do it on the way; XLA would read and write
             the result once more. On other devices it makes no difference.
         dtype: type of the result; None for the type of ``x``.
-        implementation: "plain" is the definition, differentiated by JAX, forward and reverse. The others are the same
-            function with a derivative written out, have no forward-mode derivative and take no mask: "matmul" for CPUs, and
-            "kernel", fused kernels for TPUs and GPUs, for Newton iterations on ``[n, h, w, c]``. "auto" chooses the fastest
+        implementation: "plain" is the definition, differentiated by JAX. The others are the same function with hand-written
+            derivatives, and accept no mask: "matmul" for CPUs, and "kernel", fused kernels for TPUs and GPUs, for Newton
+            iterations on ``[n, h, w, c]``, which have no forward-mode derivative. "auto" chooses the fastest
             that fits the device and the input. On several devices it takes kernels only where it knows how the batch is
             split: in ``jax.shard_map``, and under :func:`gw_jax.ops.target.samples_split`, as in the trainer.
 
