@@ -15,6 +15,7 @@ from gw_jax.models.create_model import MNIST_NETWORKS
 from gw_jax.models.resnet import ARCHITECTURES, PLACEMENTS
 from gw_jax.nn import NORM_NAMES, norm_options
 from gw_jax.train.config_fields import check_types
+from gw_jax.train.distributed import DistributedConfig
 
 # Choices are strings checked by validate(): the flag parser does not know typing.Literal.
 MODES = ("train", "evaluate", "export")
@@ -267,6 +268,7 @@ class TrainConfig:
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
 
 def validate(config: TrainConfig) -> None:
@@ -328,6 +330,7 @@ def validate(config: TrainConfig) -> None:
         ("checkpoint.every_steps", config.checkpoint.every_steps, 1, None),
         ("checkpoint.keep_last", config.checkpoint.keep_last, 1, None),
         ("checkpoint.keep_best", config.checkpoint.keep_best, 0, None),
+        ("distributed.timeout_s", config.distributed.timeout_s, 1, 86400),
         ("log.every_steps", config.log.every_steps, 1, None),
         ("log.profile_step", config.log.profile_step, 0, None),
         ("log.profile_steps", config.log.profile_steps, 1, None),
