@@ -20,7 +20,7 @@ from orbax.checkpoint import checkpoint_managers
 from gw_jax.errors import CheckpointError, one_line
 from gw_jax.train.checksums import DamageError, add_late_checksums, verify, with_retries, write_checksums
 from gw_jax.train.config import CheckpointConfig
-from gw_jax.train.distributed import any_process, broadcast_from_main, is_main, wait_for_everyone
+from gw_jax.train.distributed import any_process, broadcast_from_main, is_main, run_on_main
 from gw_jax.train.state import TrainState
 
 DIRECTORY = "checkpoints"
@@ -84,9 +84,8 @@ class Checkpoints:
         self._workdir, self._config, self._best_metric = workdir, config, best_metric
         self._opened: ocp.CheckpointManager | None = None
         self._saving: int | None = None
-        if is_main() and not read_only:
-            self._tidy()
-        wait_for_everyone("checkpoints listed")
+        if not read_only:
+            run_on_main("checkpoints tidied", self._tidy)
 
     @property
     def _manager(self) -> ocp.CheckpointManager:
@@ -139,8 +138,8 @@ class Checkpoints:
                 found[step] = float(json.loads(with_retries(path.read_bytes, f"{path} cannot be read"))[self._best_metric])
             except (ValueError, KeyError, TypeError) as error:
                 raise CheckpointError(
-                    f"{path} is damaged ({type(error).__name__}), so the best checkpoint is not known. Nothing was changed. "
-                    "Use config.checkpoint.evaluate=last, or resume training, which sets damaged checkpoints aside."
+                    f"{path} is damaged ({type(error).__name__}), so the best checkpoint is not known. Nothing was "
+                    "changed. Use config.checkpoint.evaluate=last, or resume training, which sets damaged checkpoints aside."
                 ) from error
         return max(found, key=lambda step: (found[step], step)) if found else self.last_step()
 
@@ -179,7 +178,7 @@ class Checkpoints:
         Raises:
             CheckpointError: it is damaged, cannot be read, or belongs to another network.
         """
-        outcome = broadcast_from_main(self._verified(step) if is_main() else None)
+        outcome = broadcast_from_main("checkpoint verified", self._verified(step) if is_main() else {})
         if outcome["damage"] is not None:
             older = [other for other in saved_steps(self._workdir) if other < step]
             remedy = f"continue from step {max(older)}" if older else "start again from step 0"
@@ -201,8 +200,8 @@ class Checkpoints:
             CheckpointError: none can be used. None is set aside then.
         """
         damaged: dict[int, str] = {}
-        for step in broadcast_from_main(sorted(saved_steps(self._workdir), reverse=True) if is_main() else None):
-            outcome = broadcast_from_main(self._verified(step) if is_main() else None)
+        for step in broadcast_from_main("checkpoints listed", sorted(saved_steps(self._workdir), reverse=True)):
+            outcome = broadcast_from_main("checkpoint verified", self._verified(step) if is_main() else {})
             if outcome["error"] is not None:
                 raise CheckpointError(outcome["error"])
             if outcome["damage"] is not None:
@@ -213,9 +212,10 @@ class Checkpoints:
                 restored = self._read(step, like)
             except CheckpointError as error:
                 failure = error
-            if any_process(failure is not None):
+            if any_process("checkpoint read", failure is not None):
                 # Files that are what was saved are not damaged, whatever the reason is.
-                if any_process(outcome["verified"] or (failure is not None and not isinstance(failure, _UnreadableError))):
+                intact = outcome["verified"] or (failure is not None and not isinstance(failure, _UnreadableError))
+                if any_process("checkpoint is intact", intact):
                     raise failure or CheckpointError(f"Another host could not read the checkpoint {self.path(step)}.")
                 damaged[step] = str(failure)
                 continue
@@ -307,9 +307,11 @@ class Checkpoints:
 
     def _rename(self, old: pathlib.Path, new: pathlib.Path) -> None:
         """Renames a checkpoint, in process 0, and tells the manager of every process."""
-        if is_main():
+
+        def rename() -> None:
             old.rename(new)
-        wait_for_everyone(f"{new.name} renamed")
+
+        run_on_main(f"{new.name} renamed", rename)
         if self._opened is not None:
             self._opened.reload()
 
