@@ -30,14 +30,17 @@ def main(arguments: list[str]) -> int:
             print(f"{__doc__}\n{command_line.help_text(arguments, DEFAULT_CONFIG)}")
             return 0
         line = command_line.parse(arguments, DEFAULT_CONFIG)
-        distributed.initialize(line.coordinator, line.num_processes, line.process_id)
-        outcome = run(line.config, line.workdir, given=line.given)
+        timeout_s = line.config.distributed.timeout_s
+        distributed.initialize(line.coordinator, line.num_processes, line.process_id, timeout_s=timeout_s)
+        with distributed.telling_failures():
+            outcome = run(line.config, line.workdir, given=line.given)
+            distributed.finish()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        distributed.leave(1, str(error))
     except KeyboardInterrupt:
         print("Interrupted before the state could be saved; what was saved before is unchanged.", file=sys.stderr)
-        return 128 + signal.SIGINT
+        distributed.leave(128 + signal.SIGINT, "it was interrupted")
     # A preempted run ended as it should and is started again by whoever sent SIGTERM; Ctrl-C ends a chain of commands.
     return 128 + signal.SIGINT if outcome.stopped_by == signal.SIGINT else 0
 

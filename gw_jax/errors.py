@@ -57,13 +57,14 @@ def _shortened(text: str, length: int) -> str:
     return f"{text[: length // 2]}...{text[-(length - length // 2 - 3) :]}"
 
 
-def unknown_name(what: str, value: object, known: Iterable[str]) -> str:
+def unknown_name(what: str, value: object, known: Iterable[str], *, choices: str | None = None) -> str:
     """One sentence for a name that does not exist, with the names that do and the closest of them.
 
     Args:
         what: what the name is for, such as "config.model.norm" or "arch".
         value: the name that was given; it is shown escaped and shortened.
         known: the names that exist, in the order in which they are listed.
+        choices: what to choose, where the names are too many to list.
 
     Returns:
         Such as ``config.model.norm='gww' is not known; choose one of gw, gn. Did you mean 'gw'?``
@@ -72,7 +73,7 @@ def unknown_name(what: str, value: object, known: Iterable[str]) -> str:
     # The comparison takes time quadratic in the length of the name.
     close = difflib.get_close_matches(str(value), names, n=1) if len(str(value)) <= SHOWN_LENGTH else []
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"{what}={shown(value)} is not known; choose one of {', '.join(names)}.{hint}"
+    return f"{what}={shown(value)} is not known; choose {choices or 'one of ' + ', '.join(names)}.{hint}"
 
 
 def raise_missing_package(error: ImportError, purpose: str) -> None:

@@ -1,4 +1,4 @@
-"""What happens to images on the device: random shift and flip in training, normalisation always."""
+"""Random shift and flip of images, and their normalisation, on the device."""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,9 @@ from gw_jax.ops.numerics import accumulation_dtype
 
 
 def random_shift(images: jax.Array, key: jax.Array, max_shift: int) -> jax.Array:
-    """Moves every image by -max_shift to max_shift pixels along both axes, at random; what comes in is zero.
+    """Translates every image by -max_shift to max_shift pixels along both axes, at random; zeros come in.
 
-    Takes and returns ``[n, h, w, c]`` of any type.
+    Accepts and returns ``[n, h, w, c]`` of any type.
     """
     if max_shift == 0:
         return images
@@ -25,13 +25,13 @@ def random_shift(images: jax.Array, key: jax.Array, max_shift: int) -> jax.Array
 
 
 def random_flip(images: jax.Array, key: jax.Array) -> jax.Array:
-    """Mirrors every image left to right with probability 1/2. Takes and returns ``[n, h, w, c]`` of any type."""
+    """Mirrors every image left to right with probability 1/2. Accepts and returns ``[n, h, w, c]`` of any type."""
     flip = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
     return jnp.where(flip, images[:, :, ::-1, :], images)
 
 
 def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...], dtype: DTypeLike) -> jax.Array:
-    """``(images / 255 - mean) / std`` a channel, for uint8 ``[n, h, w, c]``; the result is of type ``dtype``."""
+    """``(images / 255 - mean) / std`` per channel, for uint8 ``[n, h, w, c]``; the result is of type ``dtype``."""
     channels = (1, 1, 1, len(mean))
     # One multiplication and one addition, in float32 at least: bfloat16 cannot hold all 256 grey values.
     compute_dtype = accumulation_dtype(dtype)

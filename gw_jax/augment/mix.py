@@ -1,4 +1,4 @@
-"""What joins and hides parts of training images on the device: label smoothing, mixup, CutMix, random erasing."""
+"""Label smoothing, mixup, CutMix and random erasing on the device."""
 
 import math
 
@@ -20,10 +20,13 @@ def one_hot(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
         TypeError: the labels are not integers.
         ValueError: ``smoothing`` is not in [0, 1].
 
+    Rounded once: ``optax.smooth_labels`` multiplies and adds in float32, and is one unit in the last place off for some
+    numbers of classes.
+
     Source: Szegedy et al. 2016, section 7, as in torch's ``CrossEntropyLoss(label_smoothing=...)``.
     """
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"one_hot got labels of type {labels.dtype} and shape {labels.shape}; it takes integers [n].")
+        raise TypeError(f"one_hot got labels of type {labels.dtype} and shape {labels.shape}; integers [n] are needed.")
     if not 0 <= smoothing <= 1:
         raise ValueError(f"smoothing={smoothing}; 0 to 1 is allowed (0.1 is usual).")
     hit = labels.astype(jnp.int32)[:, None] == jnp.arange(num_classes, dtype=jnp.int32)[None]
@@ -34,12 +37,12 @@ def one_hot(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
 def mix(
     images: jax.Array, targets: jax.Array, key: jax.Array, *, mixup_alpha: float, cutmix_alpha: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixes examples 0 and 1, 2 and 3, ... with each other, by mixup or CutMix; one choice and one ``lam`` a batch.
+    """Mixes examples 0 and 1, 2 and 3, ... with each other, by mixup or CutMix; one choice and one ``lam`` per batch.
 
     ``lam ~ Beta(alpha, alpha)``. mixup: ``lam x + (1 - lam) partner``. CutMix: a box with the partner's pixels, of the
     image's shape and ``1 - lam`` of its area, its centre uniform over the image, cut off at the image's edge; then
     ``lam`` is the share of pixels that stayed. Targets become ``lam t + (1 - lam) partner's t`` in both. With both alphas
-    above 0 each is taken with probability 1/2; with both 0 the inputs are returned.
+    above 0 each is taken with probability 1/2; with both 0 the inputs are returned unchanged.
 
     Pairs are neighbours so that devices exchange nothing where each holds an even number of consecutive examples. They
     are as random as the order of the batch.
@@ -66,8 +69,8 @@ def mix(
         return images, targets
     if images.ndim != 4 or targets.ndim != 2 or len(images) != len(targets):
         raise ValueError(
-            f"mix got images of shape {images.shape} and targets of shape {targets.shape}; it takes [n, h, w, c] and "
-            "[n, k]. Turn integer labels into targets with one_hot."
+            f"mix got images of shape {images.shape} and targets of shape {targets.shape}; [n, h, w, c] and "
+            "[n, k] are needed. Turn integer labels into targets with one_hot."
         )
     require_floating(images, "mix")
     require_floating(targets, "mix")
@@ -109,7 +112,7 @@ def random_erasing(images: jax.Array, key: jax.Array, probability: float) -> jax
     Its area is uniform in 0.02 to 1/3 of the image, height / width log-uniform in 0.3 to 1/0.3, its place uniform. It is
     drawn anew until both sides are below the image's, 10 times at most; then the image stays whole.
 
-    Takes and returns floating-point, normalised ``[n, h, w, c]``.
+    Accepts and returns floating-point, normalised ``[n, h, w, c]``.
 
     Raises:
         TypeError: the images are not floating-point.

@@ -8,6 +8,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 MAX_MAGNITUDE = 30
+# Channels of the images for which the operations are defined: grey and RGB.
+CHANNELS = (1, 3)
+# Beyond these the fixed-point coordinates and the sums over pixels would overflow 32 bits.
+MAX_SIDE, MAX_PIXELS = (1 << 14) - 1, 1 << 23
 OPERATIONS = (
     *("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate"),
     *("brightness", "color", "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize"),
@@ -20,28 +24,29 @@ _FRACTION_BITS = 16
 def rand_augment(images: jax.Array, key: jax.Array, *, num_layers: int, magnitude: int) -> jax.Array:
     """Applies ``num_layers`` operations to every image, each drawn uniformly from the 14 of ``OPERATIONS``.
 
-    With ``m = magnitude / 30`` and random signs: shears by ``0.3 m``; moves by ``150/331 m`` of the width or height, cut
-    to whole pixels; turns by ``30 m`` degrees; colour operations with factor ``1 ± 0.9 m``; posterises to
+    With ``m = magnitude / 30`` and random signs: shears by ``0.3 m``; translates by ``150/331 m`` of the width or height,
+    rounded down to whole pixels; rotates by ``30 m`` degrees; colour operations with factor ``1 ± 0.9 m``; posterises to
     ``8 - round(4 m)`` bits; solarises from ``255 (1 - m)`` up. Pixels come from the nearest neighbour, black from outside.
+    A grey image has its values as luma, so that ``color`` leaves it unchanged, as in Pillow.
 
     Args:
-        images: uint8 ``[n, h, w, 3]`` of up to 2^23 pixels each.
+        images: uint8 ``[n, h, w, 3]`` or ``[n, h, w, 1]`` of up to 2^23 pixels each, with sides below 2^14.
         key: the only source of randomness; every image and layer draws for itself.
-        num_layers: operations an image, one after the other; 0 or more.
+        num_layers: operations per image, one after the other; 0 or more.
         magnitude: 0 to 30; 9 is usual.
 
     Returns:
-        uint8 ``[n, h, w, 3]``.
+        uint8 of the same shape.
 
     Raises:
-        ValueError: the images are not uint8 ``[n, h, w, 3]``, or a number is out of range.
+        ValueError: the images are not uint8 ``[n, h, w, 3]`` or ``[n, h, w, 1]``, or a number is out of range.
 
     Source: Cubuk et al. 2020, with the operations and magnitudes of torchvision's ``RandAugment``.
     """
-    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != jnp.uint8:
+    if images.ndim != 4 or images.shape[-1] not in CHANNELS or images.dtype != jnp.uint8:
         raise ValueError(
-            f"rand_augment got {images.dtype} images of shape {images.shape}; it takes uint8 [n, h, w, 3]. "
-            "Switch it off for images that are not RGB, and apply it before normalisation."
+            f"rand_augment got {images.dtype} images of shape {images.shape}; it accepts uint8 [n, h, w, 3] and "
+            "[n, h, w, 1]. Switch it off for images that are neither RGB nor grey, and apply it before normalisation."
         )
     if not 0 <= magnitude <= MAX_MAGNITUDE:
         raise ValueError(f"magnitude={magnitude}; 0 to {MAX_MAGNITUDE} are allowed (9 is usual).")
@@ -79,7 +84,7 @@ def rand_augment(images: jax.Array, key: jax.Array, *, num_layers: int, magnitud
 
 
 def _warp_matrices(height: int, width: int, magnitude: int) -> np.ndarray:
-    """The matrices of :func:`warp` for identity, shears, moves and rotation, each with both signs: ``[6, 2, 2, 3]``."""
+    """The matrices of :func:`warp` for identity, shears, translations and rotation, with both signs: ``[6, 2, 2, 3]``."""
     shear = 0.3 * magnitude / MAX_MAGNITUDE
     # In integers: a product that falls short of a whole pixel by rounding would lose that pixel.
     move_x, move_y = (150 * magnitude * size // (331 * MAX_MAGNITUDE) for size in (width, height))
@@ -102,7 +107,7 @@ def _warp_matrices(height: int, width: int, magnitude: int) -> np.ndarray:
 
 
 def fixed_point(matrices: np.ndarray) -> np.ndarray:
-    """Affine maps ``[..., 2, 3]`` from output to input coordinates, as Pillow takes them, in the form of :func:`warp`.
+    """Affine maps ``[..., 2, 3]`` from output to input coordinates, as in Pillow, in the form of :func:`warp`.
 
     Integers of 2^-16 pixels; the last column is the image of the centre of the first pixel.
     """
@@ -114,7 +119,7 @@ def fixed_point(matrices: np.ndarray) -> np.ndarray:
 def warp(image: jax.Array, matrix: jax.Array) -> jax.Array:
     """``out[y, x] = image[matrix (x, y, 1)]``, the nearest neighbour; zero where that lies outside.
 
-    Takes ``[h, w, c]`` of any type, with sides below 2^14, and a matrix ``[2, 3]`` of :func:`fixed_point`.
+    Accepts ``[h, w, c]`` of any type, with sides below 2^14, and a matrix ``[2, 3]`` of :func:`fixed_point`.
     """
     height, width, _ = image.shape
     x, y = jnp.arange(width, dtype=jnp.int32)[None, :], jnp.arange(height, dtype=jnp.int32)[:, None]
@@ -130,30 +135,32 @@ def _blend(degenerate: ArrayLike, image: jax.Array, factor: ArrayLike) -> jax.Ar
 
 
 def _luma(image: jax.Array) -> jax.Array:
-    """ITU-R 601-2 luma ``[h, w, 1]``, int32, rounded like Pillow's mode L."""
+    """ITU-R 601-2 luma ``[h, w, 1]``, int32, rounded like Pillow's mode L; grey images are their own."""
+    if image.shape[-1] == 1:
+        return image.astype(jnp.int32)
     red, green, blue = (image[..., i : i + 1].astype(jnp.int32) for i in range(3))
     return (19595 * red + 38470 * green + 7471 * blue + (1 << 15)) >> 16
 
 
 def brightness(image: jax.Array, factor: ArrayLike) -> jax.Array:
-    """Blends uint8 ``[h, w, 3]`` with black; factor 0 is black, 1 the image. As ``PIL.ImageEnhance.Brightness``."""
+    """Blends uint8 ``[h, w, c]`` with black; factor 0 is black, 1 the image. As ``PIL.ImageEnhance.Brightness``."""
     return _blend(0, image, factor)
 
 
 def color(image: jax.Array, factor: ArrayLike) -> jax.Array:
-    """Blends uint8 ``[h, w, 3]`` with its luma; factor 0 is grey, 1 the image. As ``PIL.ImageEnhance.Color``."""
+    """Blends uint8 ``[h, w, c]`` with its luma; factor 0 is grey, 1 the image. As ``PIL.ImageEnhance.Color``."""
     return _blend(_luma(image), image, factor)
 
 
 def contrast(image: jax.Array, factor: ArrayLike) -> jax.Array:
-    """Blends uint8 ``[h, w, 3]`` with its mean luma, rounded. As ``PIL.ImageEnhance.Contrast``."""
+    """Blends uint8 ``[h, w, c]`` with its mean luma, rounded. As ``PIL.ImageEnhance.Contrast``."""
     num_pixels = image.shape[0] * image.shape[1]
     mean = (_luma(image).sum(dtype=jnp.int32) + num_pixels // 2) // num_pixels
     return _blend(mean, image, factor)
 
 
 def sharpness(image: jax.Array, factor: ArrayLike) -> jax.Array:
-    """Blends uint8 ``[h, w, 3]`` with itself smoothed, except the outermost pixels. As ``PIL.ImageEnhance.Sharpness``.
+    """Blends uint8 ``[h, w, c]`` with itself smoothed, except the outermost pixels. As ``PIL.ImageEnhance.Sharpness``.
 
     Smoothing is the mean of 3x3 pixels in which the middle one counts 5 times.
     """
@@ -168,17 +175,17 @@ def sharpness(image: jax.Array, factor: ArrayLike) -> jax.Array:
 
 
 def posterize(image: jax.Array, num_bits: int) -> jax.Array:
-    """Keeps the ``num_bits`` (0 to 8) highest bits of uint8 ``[h, w, 3]``. As ``PIL.ImageOps.posterize``."""
+    """Keeps the ``num_bits`` (0 to 8) highest bits of uint8 ``[h, w, c]``. As ``PIL.ImageOps.posterize``."""
     return image & jnp.uint8(256 - (1 << (8 - num_bits)))
 
 
 def solarize(image: jax.Array, threshold: ArrayLike) -> jax.Array:
-    """Inverts the values of uint8 ``[h, w, 3]`` from ``threshold`` up. As ``PIL.ImageOps.solarize``."""
+    """Inverts the values of uint8 ``[h, w, c]`` from ``threshold`` up. As ``PIL.ImageOps.solarize``."""
     return jnp.where(image.astype(jnp.float32) < jnp.asarray(threshold, jnp.float32), image, 255 - image)
 
 
 def autocontrast(image: jax.Array) -> jax.Array:
-    """Stretches every channel of uint8 ``[h, w, 3]`` to 0 to 255, cut to integers. As ``PIL.ImageOps.autocontrast``.
+    """Stretches every channel of uint8 ``[h, w, c]`` to 0 to 255, cut to integers. As ``PIL.ImageOps.autocontrast``.
 
     A channel of one value stays. Where the result is a whole number Pillow's may be one less, by its rounding.
     """
@@ -189,7 +196,7 @@ def autocontrast(image: jax.Array) -> jax.Array:
 
 
 def equalize(image: jax.Array) -> jax.Array:
-    """Makes the histogram of every channel of uint8 ``[h, w, 3]`` as even as it gets. As ``PIL.ImageOps.equalize``.
+    """Makes the histogram of every channel of uint8 ``[h, w, c]`` as even as it gets. As ``PIL.ImageOps.equalize``.
 
     ``v -> (step // 2 + #{pixels < v}) // step`` with ``step = #{pixels < the highest value} // 255``; unchanged for step 0.
     """

@@ -170,7 +170,7 @@ def open_image(image: bytes | np.ndarray, channels: int) -> Any:
             )
         return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
     try:
-        picture = Image.open(io.BytesIO(image), formats=FORMATS)
+        picture: Any = Image.open(io.BytesIO(image), formats=FORMATS)
     except UnidentifiedImageError:
         raise UnidentifiedImageError(f"no image in one of the formats {', '.join(FORMATS)}") from None
     width, height = picture.size

@@ -1,6 +1,6 @@
-"""Reading batches by threads of this process, or by processes of their own that are started again where they die.
+"""Batches read ahead by threads of this process, or by worker processes, which are restarted when they die.
 
-A position is the number of a batch, whoever reads it, so that nothing depends on how many threads or processes there are.
+A position is the number of a batch, whichever thread or process reads it, so no result depends on how many there are.
 Worker processes import this package and therefore JAX, but never use it: they see no device.
 """
 
@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from gw_jax.data.workers import WatchedIterator, WorkerDiedError, become_worker
+from gw_jax.data.workers import WatchedIterator, WorkerDiedError, init_worker
 from gw_jax.errors import DataError, raise_missing_package
 
 Batch = dict[str, np.ndarray]
 
-# Examples that a thread loads in one go, at most: each task costs a tenth of the time of an image.
+# Most examples that a thread loads in one task: a task by itself costs a tenth of the time of an image.
 CHUNK = 16
 
-# How often in a row dead workers are started again before the run gives up.
+# How often in a row dead workers are restarted before the run gives up.
 MAX_RESTARTS = 3
 
 
@@ -118,7 +118,7 @@ class BatchReader:
             iterator.close()
             del iterator
             if self._num_workers:
-                # Grain's last exception holds its last batch in a cycle, and with it shared memory.
+                # Grain's last exception keeps its last batch, which is in shared memory, in a reference cycle.
                 gc.collect()
 
     def _start(self) -> Iterator[Batch]:
@@ -146,13 +146,13 @@ class BatchReader:
         # Grain reads flags of its own when it starts a process.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        # Workers take whole batches in turn, and each of their threads one of those: a worker holds as many.
+        # Workers read whole batches in turn, one per thread, so a worker holds as many batches as it has threads.
         examples = grain.MapDataset.range(left).map(example)
         reading = examples.batch(self.batch_size, batch_fn=stack_examples).to_iter_dataset(
             grain.ReadOptions(self._num_threads, self._num_threads)
         )
         workers = grain.MultiprocessingOptions(num_workers=self._num_workers, per_worker_buffer_size=1)
-        return WatchedIterator(reading.mp_prefetch(workers, worker_init_fn=become_worker).__iter__)
+        return WatchedIterator(reading.mp_prefetch(workers, worker_init_fn=init_worker).__iter__)
 
 
 def stack_examples(examples: Sequence[Batch]) -> Batch:

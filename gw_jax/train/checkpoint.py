@@ -6,6 +6,7 @@ renamed last, with the checksums of its files.
 
 import contextlib
 import dataclasses
+import json
 import pathlib
 import shutil
 import sys
@@ -19,7 +20,7 @@ from orbax.checkpoint import checkpoint_managers
 from gw_jax.errors import CheckpointError, one_line
 from gw_jax.train.checksums import DamageError, add_late_checksums, verify, with_retries, write_checksums
 from gw_jax.train.config import CheckpointConfig
-from gw_jax.train.distributed import any_process, broadcast_from_main, is_main, wait_for_everyone
+from gw_jax.train.distributed import any_process, broadcast_from_main, is_main, run_on_main
 from gw_jax.train.state import TrainState
 
 DIRECTORY = "checkpoints"
@@ -48,6 +49,10 @@ class Progress:
     evaluation: dict[str, Any] | None
 
 
+class _UnreadableError(CheckpointError):
+    """The storage library could not restore a checkpoint: damage, if its files are not known to be what was saved."""
+
+
 def saved_steps(workdir: pathlib.Path) -> list[int]:
     """The steps of the complete checkpoints in ``workdir``, in order. Anything else in the directory is no checkpoint."""
     directory = workdir / DIRECTORY
@@ -71,17 +76,16 @@ class Checkpoints:
         workdir: the work directory.
         config: which checkpoints are kept.
         best_metric: the metric of the evaluation whose largest values are the best.
-        read_only: whether nothing will be saved; the directory is then left as it is.
+        read_only: whether the directory is left as it is; :meth:`save` is not called then.
     """
 
     def __init__(self, workdir: pathlib.Path, config: CheckpointConfig, best_metric: str, *, read_only: bool = False):
         self.directory = (workdir / DIRECTORY).absolute()
-        self._workdir, self._config, self._best_metric, self._read_only = workdir, config, best_metric, read_only
+        self._workdir, self._config, self._best_metric = workdir, config, best_metric
         self._opened: ocp.CheckpointManager | None = None
         self._saving: int | None = None
-        if is_main() and not read_only:
-            self._tidy()
-        wait_for_everyone("checkpoints listed")
+        if not read_only:
+            run_on_main("checkpoints tidied", self._tidy)
 
     @property
     def _manager(self) -> ocp.CheckpointManager:
@@ -95,8 +99,6 @@ class Checkpoints:
         def metric(metrics: dict[str, float]) -> float:
             return metrics[self._best_metric]
 
-        if self._read_only:
-            return ocp.CheckpointManagerOptions(read_only=True, best_fn=metric, best_mode="max")
         policies: list[Any] = [checkpoint_managers.LatestN(self._config.keep_last)]
         if self._config.keep_best:
             policies.append(
@@ -110,7 +112,11 @@ class Checkpoints:
             best_mode="max",
             create=True,
             # Called when everything is written, before the directory gets its final name.
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._add_checksums),
+            async_options=ocp.AsyncOptions(
+                post_finalization_callback=self._add_checksums,
+                # Else threads wait 20 minutes for a directory that cannot be created.
+                create_directories_asynchronously=False,
+            ),
         )
 
     def last_step(self) -> int | None:
@@ -118,9 +124,24 @@ class Checkpoints:
         return max(saved_steps(self._workdir), default=None)
 
     def best_step(self) -> int | None:
-        """The saved step with the best evaluation; the newest where none has been evaluated."""
-        best = self._manager.best_step()
-        return self.last_step() if best is None else best
+        """The saved step with the best evaluation, the later of two equal ones; the newest where none has been evaluated.
+
+        Raises:
+            CheckpointError: the metrics of a checkpoint cannot be read.
+        """
+        found = {}
+        for step in saved_steps(self._workdir):
+            path = self.path(step) / "metrics" / "metrics"
+            if not path.exists():
+                continue
+            try:
+                found[step] = float(json.loads(with_retries(path.read_bytes, f"{path} cannot be read"))[self._best_metric])
+            except (ValueError, KeyError, TypeError) as error:
+                raise CheckpointError(
+                    f"{path} is damaged ({type(error).__name__}), so the best checkpoint is not known. Nothing was "
+                    "changed. Use config.checkpoint.evaluate=last, or resume training, which sets damaged checkpoints aside."
+                ) from error
+        return max(found, key=lambda step: (found[step], step)) if found else self.last_step()
 
     def path(self, step: int) -> pathlib.Path:
         """The directory of the checkpoint of ``step``."""
@@ -157,7 +178,7 @@ class Checkpoints:
         Raises:
             CheckpointError: it is damaged, cannot be read, or belongs to another network.
         """
-        outcome = broadcast_from_main(self._verified(step) if is_main() else None)
+        outcome = broadcast_from_main("checkpoint verified", self._verified(step) if is_main() else {})
         if outcome["damage"] is not None:
             older = [other for other in saved_steps(self._workdir) if other < step]
             remedy = f"continue from step {max(older)}" if older else "start again from step 0"
@@ -179,8 +200,8 @@ class Checkpoints:
             CheckpointError: none can be used. None is set aside then.
         """
         damaged: dict[int, str] = {}
-        for step in broadcast_from_main(sorted(saved_steps(self._workdir), reverse=True) if is_main() else None):
-            outcome = broadcast_from_main(self._verified(step) if is_main() else None)
+        for step in broadcast_from_main("checkpoints listed", sorted(saved_steps(self._workdir), reverse=True)):
+            outcome = broadcast_from_main("checkpoint verified", self._verified(step) if is_main() else {})
             if outcome["error"] is not None:
                 raise CheckpointError(outcome["error"])
             if outcome["damage"] is not None:
@@ -191,8 +212,10 @@ class Checkpoints:
                 restored = self._read(step, like)
             except CheckpointError as error:
                 failure = error
-            if any_process(failure is not None):
-                if outcome["verified"] or failure is None:
+            if any_process("checkpoint read", failure is not None):
+                # Files that are what was saved are not damaged, whatever the reason is.
+                intact = outcome["verified"] or (failure is not None and not isinstance(failure, _UnreadableError))
+                if any_process("checkpoint is intact", intact):
                     raise failure or CheckpointError(f"Another host could not read the checkpoint {self.path(step)}.")
                 damaged[step] = str(failure)
                 continue
@@ -240,7 +263,9 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
 
         def read() -> Any:
-            return self._manager.restore(step, args=args)
+            # Not the manager, which reads the metrics of all checkpoints, and one of them may be damaged.
+            with ocp.Checkpointer(ocp.CompositeCheckpointHandler(*_ITEMS)) as checkpointer:
+                return checkpointer.restore(self.path(step), args=args)
 
         try:
             restored = with_retries(read, f"The checkpoint {self.path(step)} cannot be read")
@@ -249,7 +274,8 @@ class Checkpoints:
         except CheckpointError:
             raise
         except Exception as error:  # The storage library's own errors are not documented.
-            raise CheckpointError(
+            out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+            raise (CheckpointError if out_of_memory else _UnreadableError)(
                 f"The checkpoint {self.path(step)} cannot be restored ({type(error).__name__}: "
                 f"{one_line(str(error), 300)}). It belongs to another network or version, or memory ran out. "
                 "Nothing was changed."
@@ -281,9 +307,11 @@ class Checkpoints:
 
     def _rename(self, old: pathlib.Path, new: pathlib.Path) -> None:
         """Renames a checkpoint, in process 0, and tells the manager of every process."""
-        if is_main():
+
+        def rename() -> None:
             old.rename(new)
-        wait_for_everyone(f"{new.name} renamed")
+
+        run_on_main(f"{new.name} renamed", rename)
         if self._opened is not None:
             self._opened.reload()
 
@@ -317,6 +345,10 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # The storage library's own errors are not documented.
+            if not self.directory.is_dir():
+                raise CheckpointError(
+                    f"The directory {self.directory} was removed while the run used it, and its checkpoints with it."
+                ) from error
             steps = saved_steps(self._workdir)
             rest = f"The checkpoint of step {max(steps)} is complete" if steps else "Nothing was saved before"
             raise CheckpointError(

@@ -11,6 +11,7 @@ import re
 from gw_jax.config_checks import check_values, choice, number
 from gw_jax.errors import ConfigError
 from gw_jax.train.config_fields import check_types
+from gw_jax.train.distributed import DistributedConfig
 from gw_jax.train.task import Task
 
 MODES = ("train", "evaluate", "export")
@@ -197,6 +198,7 @@ class TrainConfig:
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
     def make_task(self) -> Task:
         """Opens what the task needs, such as its data. The only place that says which task a run has.

@@ -11,7 +11,7 @@ from gw_jax.errors import CheckpointError
 from gw_jax.train.checkpoint import saved_steps
 from gw_jax.train.config import TrainConfig, validate
 from gw_jax.train.config_fields import flatten
-from gw_jax.train.distributed import check_same_everywhere, is_main, wait_for_everyone
+from gw_jax.train.distributed import check_same_everywhere, is_main, run_on_main, wait_for_everyone
 from gw_jax.train.experiment import build_experiment
 from gw_jax.train.hooks import Hooks
 from gw_jax.train.loop import Trainer
@@ -87,8 +87,6 @@ def _train(
         experiment = dataclasses.replace(experiment, state=initial_state(experiment))
     wait_for_everyone("ready")
     with WorkdirLock(workdir) if is_main() else contextlib.nullcontext():
-        if is_main():
-            claim_workdir(workdir, config)
-        wait_for_everyone("work directory claimed")
+        run_on_main("work directory claimed", lambda: claim_workdir(workdir, config))
         check_disk_space(workdir, experiment.state)
         return Trainer(experiment, workdir, stop, hooks).train()

@@ -72,7 +72,7 @@ def test_one_hot_smooths_as_torch():
 
 
 def test_one_hot_refuses_targets_and_shares_above_one():
-    with pytest.raises(TypeError, match=r"float32 and shape \(2, 3\); it takes integers"):
+    with pytest.raises(TypeError, match=r"float32 and shape \(2, 3\); integers \[n\] are needed"):
         one_hot(jnp.zeros((2, 3)), 3, 0.1)
     with pytest.raises(ValueError, match=r"smoothing=1.5; 0 to 1"):
         one_hot(jnp.zeros(2, jnp.int32), 3, 1.5)
@@ -168,7 +168,7 @@ def test_alphas_of_zero_return_the_inputs():
     ("shapes", "alpha", "message"),
     [
         (((3, 4, 4, 3), (3, 5)), 1.0, "batch of 3; it mixes pairs, so give an even number"),
-        (((4, 4, 4, 3), (2, 5)), 1.0, r"targets of shape \(2, 5\); it takes \[n, h, w, c\] and \[n, k\]"),
+        (((4, 4, 4, 3), (2, 5)), 1.0, r"targets of shape \(2, 5\); \[n, h, w, c\] and \[n, k\] are needed"),
         (((4, 4, 4, 3), (4,)), 1.0, "Turn integer labels into targets with one_hot"),
         (((4, 4, 4, 3), (4, 5)), -0.1, "mixup_alpha=-0.1"),
     ],

@@ -40,16 +40,23 @@ def samples():
 
 
 def pillow(operation, images, *args):
-    return np.stack([np.asarray(operation(Image.fromarray(image), *args)) for image in images]).astype(int)
+    """What a Pillow operation makes of ``[n, h, w, c]``, where one channel is its mode L."""
+    pictures = [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in images]
+    return np.stack([np.asarray(operation(picture, *args)) for picture in pictures]).astype(int).reshape(images.shape)
 
 
 def ours(operation, images, *args):
     return np.asarray(jax.jit(jax.vmap(lambda image: operation(image, *args)))(images)).astype(int)
 
 
+@pytest.fixture(params=[3, 1], ids=["RGB", "grey"])
+def images(request):
+    return samples()[..., : request.param]
+
+
 @pytest.mark.parametrize("name", ["brightness", "color", "contrast", "sharpness"])
-def test_colour_operations_are_pillows(name, quick_compilation):
-    images, operation = samples(), getattr(randaugment, name)
+def test_colour_operations_are_pillows(name, images, quick_compilation):
+    operation = getattr(randaugment, name)
     over_factors = jax.vmap(jax.vmap(operation, (0, None)), (None, 0))
     with quick_compilation():
         result = np.asarray(jax.jit(over_factors)(images, jnp.asarray(FACTORS, jnp.float32)))
@@ -62,19 +69,18 @@ def test_colour_operations_are_pillows(name, quick_compilation):
 
 
 @pytest.mark.parametrize("num_bits", [1, 4, 8])
-def test_posterize_is_pillows(num_bits):
-    expected = pillow(ImageOps.posterize, samples(), num_bits)
-    np.testing.assert_array_equal(ours(randaugment.posterize, samples(), num_bits), expected)
+def test_posterize_is_pillows(num_bits, images):
+    expected = pillow(ImageOps.posterize, images, num_bits)
+    np.testing.assert_array_equal(ours(randaugment.posterize, images, num_bits), expected)
 
 
 @pytest.mark.parametrize("threshold", [119.0, 178.5, 255.0])
-def test_solarize_is_pillows(threshold):
-    expected = pillow(ImageOps.solarize, samples(), threshold)
-    np.testing.assert_array_equal(ours(randaugment.solarize, samples(), threshold), expected)
+def test_solarize_is_pillows(threshold, images):
+    expected = pillow(ImageOps.solarize, images, threshold)
+    np.testing.assert_array_equal(ours(randaugment.solarize, images, threshold), expected)
 
 
-def test_autocontrast_is_pillows_but_for_whole_numbers():
-    images = samples()
+def test_autocontrast_is_pillows_but_for_whole_numbers(images):
     expected, result = pillow(ImageOps.autocontrast, images), ours(randaugment.autocontrast, images)
     low, high = images.min((1, 2), keepdims=True).astype(int), images.max((1, 2), keepdims=True).astype(int)
     whole = (images - low) * 255 % np.maximum(high - low, 1) == 0
@@ -82,8 +88,7 @@ def test_autocontrast_is_pillows_but_for_whole_numbers():
     assert set(np.unique((result - expected)[whole])) <= {0, 1}
 
 
-def test_equalize_is_pillows():
-    images = samples()
+def test_equalize_is_pillows(images):
     expected = pillow(ImageOps.equalize, images)
     assert (expected[2] == images[2]).all()  # nothing to equalise
     np.testing.assert_array_equal(ours(randaugment.equalize, images), expected)
@@ -195,14 +200,24 @@ def test_magnitude_zero_leaves_all_but_autocontrast_and_equalize_and_layers_draw
     assert abs(unchanged - NUM_COPIES * share) < 4 * np.sqrt(NUM_COPIES * share * (1 - share))
 
 
+def test_grey_images_get_the_operations_of_their_colour_images(quick_compilation):
+    """Three equal channels are treated alike by every operation, and as one would be."""
+    grey = np.broadcast_to(natural()[..., :1], (100, HEIGHT, WIDTH, 1))
+    colour = np.repeat(grey, 3, -1)
+    with quick_compilation():
+        result, expected = (jitted(images, jax.random.key(3), num_layers=2, magnitude=9) for images in (grey, colour))
+    assert result.shape == grey.shape
+    np.testing.assert_array_equal(np.repeat(np.asarray(result), 3, -1), expected)
+
+
 def test_no_layers_return_the_images():
     images = samples()[:, :3, :2]
     np.testing.assert_array_equal(jitted(images, jax.random.key(0), num_layers=0, magnitude=9), images)
 
 
-@pytest.mark.parametrize("shape", [(4, 8, 8, 1), (8, 8, 3)])
-def test_images_that_are_not_rgb_are_refused(shape):
-    with pytest.raises(ValueError, match=rf"shape \({', '.join(map(str, shape))}\); it takes uint8 \[n, h, w, 3\]"):
+@pytest.mark.parametrize("shape", [(4, 8, 8, 4), (8, 8, 3)])
+def test_images_that_are_neither_grey_nor_rgb_are_refused(shape):
+    with pytest.raises(ValueError, match=rf"shape \({', '.join(map(str, shape))}\); it accepts uint8 \[n, h, w, 3\]"):
         rand_augment(jnp.zeros(shape, jnp.uint8), jax.random.key(0), num_layers=2, magnitude=9)
 
 

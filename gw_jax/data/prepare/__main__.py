@@ -1,20 +1,19 @@
 """``python -m gw_jax.data.prepare NAME [--data_dir=DIR] [--manual_dir=DIR]``: prepare a TFDS image data set, once.
 
-Whatever stops it, the same command starts it again: a set appears whole or not at all. ``--from_tfrecord=DIR`` converts a
-set that TFDS prepared as TFRecord, shard by shard, and goes on where it stopped.
+After an interruption, repeat the command: a set appears whole or not at all. ``--from_tfrecord=DIR`` converts a
+set that TFDS prepared as TFRecord, shard by shard, and resumes after the last whole shard.
 """
 
 import argparse
-import contextlib
 import os
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 from absl import logging
 
-from gw_jax.data.datasets import describe, load_builder, prepare, prepare_command
-from gw_jax.data.prepare.archives import ARCHIVES, COPIES_WHILE_PREPARING, check_archives, check_free_space
+from gw_jax.data.datasets import describe, load_builder, one_line_errors, prepare_command
+from gw_jax.data.prepare.archives import ARCHIVES, COPIES_WHILE_PREPARING, check_archives
+from gw_jax.data.prepare.build import check_free_space, preparation_lock, prepare
 from gw_jax.data.prepare.tfrecord import convert_tfrecord
 from gw_jax.data.specs import SPECS
 from gw_jax.errors import DataError, UserError
@@ -41,20 +40,21 @@ def main(arguments: list[str] | None = None) -> None:
         None if path is None else os.path.expanduser(path)
         for path in (given.data_dir, given.manual_dir, given.from_tfrecord)
     )
-    # TensorFlow and TFDS comment on much that is as it should be.
+    # TensorFlow and TFDS log much that needs no attention.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.ERROR)
     try:
-        builder = load_builder(given.name, data_dir)
-        if builder.is_prepared():
-            print(f"{builder.info.full_name} is prepared already.", file=sys.stderr)
-        elif source is not None:
-            with _alone(builder):
-                convert_tfrecord(builder, source)
+        with one_line_errors(given.name, data_dir):
             builder = load_builder(given.name, data_dir)
-        else:
-            _prepare_from_scratch(builder, manual_dir, given.allow_partial)
-        counts = _counts(builder, given.allow_partial, prepare_command(given.name, data_dir))
+            if builder.is_prepared():
+                print(f"{builder.info.full_name} is prepared already.", file=sys.stderr)
+            elif source is not None:
+                with preparation_lock(builder, wait=False):
+                    convert_tfrecord(builder, source)
+                builder = load_builder(given.name, data_dir)
+            else:
+                _prepare_from_scratch(builder, manual_dir, given.allow_partial)
+            counts = _counts(builder, given.allow_partial, prepare_command(given.name, data_dir))
     except UserError as error:
         sys.exit(f"error: {error}")
     spec = SPECS.get(builder.name)
@@ -84,37 +84,12 @@ def _prepare_from_scratch(builder: Any, manual_dir: str | None, allow_partial: b
             )
         size = check_archives(builder.name, manual_dir, allow_partial=allow_partial)
         check_free_space(str(builder.data_path), COPIES_WHILE_PREPARING * size)
-    with _alone(builder):
+    with preparation_lock(builder, wait=False):
         if sys.stderr.isatty():
             import tensorflow_datasets as tfds
 
             tfds.display_progress_bar(True)
         prepare(builder, manual_dir)
-
-
-@contextlib.contextmanager
-def _alone(builder: Any) -> Iterator[None]:
-    """Keeps a second command out, and removes what earlier ones left unfinished; on local disks only."""
-    from etils import epath
-
-    directory = epath.Path(builder.data_path)
-    if "://" in str(directory) or sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with (directory.parent / f".{directory.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DataError(f"Another command is preparing {directory} right now. Wait for it, or stop it.") from error
-        # As TFDS names them today, and as it did before.
-        for pattern in (f"incomplete.*_{directory.name}", f"{directory.name}.incomplete*"):
-            for leftover in directory.parent.glob(pattern):
-                print(f"Removing {leftover}, which a stopped command left unfinished.", file=sys.stderr)
-                leftover.rmtree()
-        yield
 
 
 def _counts(builder: Any, allow_partial: bool, command: str) -> dict[str, int]:
@@ -128,8 +103,7 @@ def _counts(builder: Any, allow_partial: bool, command: str) -> dict[str, int]:
         if split is not None and counts.get(split) != count and not allow_partial:
             raise DataError(
                 f"The split {split!r} in {builder.data_path} has {counts.get(split, 0):,} examples; {count:,} belong "
-                "there. "
-                f"Remove that directory and prepare the set again: {command}"
+                f"there. Remove that directory and prepare the set again: {command}"
             )
     return counts
 

@@ -1,15 +1,16 @@
-"""The official ImageNet archives: are they there, whole, and what they claim to be? Asked before hours of preparing."""
+"""Checks of the official ImageNet archives before hours of preparing: present, complete, and with the right members."""
 
 import dataclasses
 import re
-import shutil
 import tarfile
-from typing import Any
+from typing import Any, cast
 
-from gw_jax.errors import DataError
+from gw_jax.errors import DataError, one_line, shown
 
 # TFDS first sorts examples into temporary files and then writes the shards, so that for a while there are two copies.
 COPIES_WHILE_PREPARING = 2.1
+# Long names and attributes of a member take a few hundred bytes.
+MAX_HEADER_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +60,7 @@ def check_archives(name: str, manual_dir: str, *, allow_partial: bool) -> int:
             there = sorted(entry.name for entry in directory.iterdir())[:8]
             raise DataError(
                 f"{manual_dir} does not hold {archive.name}; it holds {', '.join(there) or 'nothing'}. Download the file "
-                "from "
-                "image-net.org (an account is needed) and put it there, or give another --manual_dir."
+                "from image-net.org (an account is needed) and put it there, or give another --manual_dir."
             )
         size = path.stat().length
         if size != archive.size and not allow_partial:
@@ -74,46 +74,56 @@ def check_archives(name: str, manual_dir: str, *, allow_partial: bool) -> int:
 
 
 def _check_members(path: Any, size: int, archive: Archive) -> None:
-    end, count = 0, 0
+    names: set[str] = set()
     numbers: set[int] = set()
+    end = 0
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with path.open("rb") as file, tarfile.TarFile(fileobj=cast(Any, _HeaderReader(file))) as tar:
             for member in tar:
                 name = re.fullmatch(archive.members, member.name)
                 if name is None:
-                    raise DataError(
-                        f"{path} holds {member.name!r}; members like {archive.members} belong there. It is another "
-                        "archive, "
-                        "or was packed again: take the official file."
-                    )
-                end, count = member.offset_data + member.size, count + 1
+                    raise _refused(path, member.name, f"where members like {archive.members} belong")
+                if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
+                    raise _refused(path, member.name, "which is a link, directory, device or sparse file, no plain file")
+                if member.name in names:
+                    raise _refused(path, member.name, "twice")
+                if not 0 <= member.size <= size:
+                    raise _refused(path, member.name, f"of {member.size:,} bytes, more than the archive has")
+                names.add(member.name)
+                end = member.offset_data + member.size
                 numbers.update(map(int, name.groups()))
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{path} is damaged or not a tar file ({error}). Download or copy it again.") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
-    if count == 0 or end > size:
-        what = "is empty" if count == 0 else f"ends after {size:,} bytes, within a member that goes to {end:,}"
+    except DataError:
+        raise
+    except Exception as error:  # tarfile's own errors, and whatever absurd numbers in a header lead it to.
+        reason = one_line(str(error) or type(error).__name__)
+        raise DataError(f"{path} is damaged or not a tar file ({reason}). Download or copy it again.") from error
+    if not names or end > size:
+        what = f"ends after {size:,} bytes, within a member that goes to {end:,}" if names else "is empty"
         raise DataError(f"{path} {what}; it is truncated. Download or copy it again.")
-    if numbers and numbers != set(range(1, count + 1)):
+    if numbers and numbers != set(range(1, len(names) + 1)):
         raise DataError(
             f"{path} lacks images before its last, number {max(numbers)}: the others would get wrong labels. A part of the "
-            f"archive must hold its first images, such as 1 to {count}."
+            f"archive must hold its first images, such as 1 to {len(names)}."
         )
 
 
-def check_free_space(data_dir: str, needed: float) -> None:
-    """Raises DataError if the disk of ``data_dir`` (a local path) has less than ``needed`` bytes left."""
-    from etils import epath
+class _HeaderReader:
+    """A file whose headers can be read, but no header of a size that fills the memory."""
 
-    directory = epath.Path(data_dir)
-    if "://" in data_dir:
-        return
-    while not directory.exists():
-        directory = directory.parent
-    free = shutil.disk_usage(directory).free
-    if free < needed:
-        raise DataError(
-            f"Preparing needs about {needed / 1e9:.0f} GB in {data_dir} (half of it only while it runs), and "
-            f"{free / 1e9:.0f} GB are free. Give a --data_dir on a larger disk."
-        )
+    def __init__(self, file: Any):
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        """As the file's, up to :data:`MAX_HEADER_BYTES`."""
+        if not 0 <= size <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self._file.read(size)
+
+
+def _refused(path: Any, member: str, why: str) -> DataError:
+    return DataError(
+        f"{path} holds {shown(member)}, {why}. It is another archive, or was packed again: take the official file."
+    )

@@ -6,7 +6,7 @@ import shutil
 import sys
 from typing import Any
 
-from gw_jax.errors import DataError
+from gw_jax.errors import DataError, one_line
 
 
 def convert_tfrecord(builder: Any, source: str) -> None:
@@ -33,12 +33,11 @@ def convert_tfrecord(builder: Any, source: str) -> None:
     except Exception as error:  # TFDS raises what it meets in a directory that is not one of its own.
         raise DataError(
             f"{source} is not the directory of a prepared version, such as .../imagenet2012/5.1.0 with its "
-            "dataset_info.json "
-            f"({type(error).__name__}: {error})."
+            f"dataset_info.json ({one_line(f'{type(error).__name__}: {error}')})."
         ) from error
     if found.info.full_name != builder.info.full_name:
         raise DataError(
-            f"{source} holds {found.info.full_name}; {builder.info.full_name} is wanted. Name that set instead."
+            f"{source} holds {found.info.full_name}; {builder.info.full_name} was asked for. Name that set instead."
         )
     target = epath.Path(builder.data_path)
     if "://" in str(target):
@@ -75,7 +74,9 @@ def _convert_shard(records: Any, expected: int, source: Any, out: Any) -> None:
         finally:
             writer.close()
     except Exception as error:  # TensorFlow's errors for damaged files, and a full disk, of which only closing tells.
-        raise DataError(f"{source} cannot be converted after {count} records ({type(error).__name__}: {error}).") from error
+        raise DataError(
+            f"{source} cannot be converted after {count} records ({one_line(f'{type(error).__name__}: {error}')})."
+        ) from error
     if count != expected:
         unfinished.unlink()
         raise DataError(f"{source} holds {count} records; {expected} belong there. Copy it again from where it came.")

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import types
 
 import numpy as np
@@ -14,8 +15,9 @@ import tensorflow_datasets as tfds
 from gw_jax.data import EvalBatches
 from gw_jax.data.datasets import open_dataset
 from gw_jax.data.images import Transform
-from gw_jax.data.prepare.__main__ import _alone, main
-from gw_jax.data.prepare.archives import check_archives, check_free_space
+from gw_jax.data.prepare.__main__ import main
+from gw_jax.data.prepare.archives import check_archives
+from gw_jax.data.prepare.build import check_free_space, preparation_lock
 from gw_jax.errors import DataError
 from tests.helpers.imagenet import TRAIN, VALIDATION, jpeg, tar, train_files, validation_files, write_archives
 from tests.helpers.tfds_sets import labelled, png, write_set
@@ -184,7 +186,7 @@ def test_a_disk_that_gets_full_while_converting_is_named(as_tfrecord, tmp_path):
 
 def test_another_set_is_not_converted(as_tfrecord, tmp_path):
     message = refused("cifar10", f"--data_dir={tmp_path / 'data'}", f"--from_tfrecord={as_tfrecord}")
-    assert "holds imagenet2012/5.1.0; cifar10/3.0.2 is wanted" in message
+    assert "holds imagenet2012/5.1.0; cifar10/3.0.2 was asked for" in message
     message = refused("imagenet2012", f"--data_dir={tmp_path / 'data'}", f"--from_tfrecord={tmp_path}")
     assert f"{tmp_path} is not the directory of a prepared version" in message
     assert not list((tmp_path / "data").rglob("*.json"))
@@ -216,6 +218,42 @@ def without_the_second(content):
     return tar([(name, file) for name, _, file in validation_files() if not name.endswith("2.JPEG")])
 
 
+NAME = "ILSVRC2012_val_00000001"
+
+
+def special_member(kind):
+    """An archive whose first member is right but for its type."""
+
+    def damage(content):
+        member = tarfile.TarInfo(f"{NAME}.JPEG")
+        member.type, member.linkname = getattr(tarfile, kind), "/etc/passwd"
+        return member.tobuf(tarfile.GNU_FORMAT) + content
+
+    return damage
+
+
+def with_size(size, kind=tarfile.REGTYPE):
+    """An archive whose first header claims a size."""
+
+    def damage(content):
+        member = tarfile.TarInfo(f"{NAME}.JPEG")
+        member.type, member.size = kind, size
+        return member.tobuf(tarfile.GNU_FORMAT) + content
+
+    return damage
+
+
+def attributes(records):
+    """An archive whose first member has extended attributes."""
+
+    def damage(content):
+        member = tarfile.TarInfo("attributes")
+        member.type, member.size = tarfile.XHDTYPE, len(records)
+        return member.tobuf(tarfile.USTAR_FORMAT) + records.ljust(512, b"\0") + content
+
+    return damage
+
+
 DAMAGES = {
     "missing": (TRAIN, None, rf"does not hold {TRAIN}; it holds {VALIDATION}\. Download the file"),
     "truncated": (VALIDATION, cut, rf"{VALIDATION} (is damaged or not a tar file|ends after .* bytes, within a member)"),
@@ -223,9 +261,27 @@ DAMAGES = {
     "empty": (TRAIN, lambda content: b"", rf"{TRAIN} is damaged or not a tar file \(empty file\)"),
     "no members": (TRAIN, lambda content: tar([]), rf"{TRAIN} is empty"),
     "no tar": (TRAIN, lambda content: b"<html>403 Forbidden</html>" * 100, rf"{TRAIN} is damaged or not a tar file"),
-    "other members": (TRAIN, other_members, rf"{TRAIN} holds 'n01440764/n01440764_1.JPEG'; members like"),
+    "other members": (TRAIN, other_members, rf"{TRAIN} holds 'n01440764/n01440764_1.JPEG', where members like"),
     "swapped": (VALIDATION, lambda content: tar([("n01440764.tar", b"")]), rf"{VALIDATION} holds 'n01440764.tar'"),
     "packed again": (VALIDATION, packed_again, rf"{VALIDATION} holds './ILSVRC2012_val_00000001.JPEG'"),
+    "twice": (
+        VALIDATION,
+        lambda content: tar([(f"{NAME}.JPEG", b"a"), (f"{NAME}.JPEG", b"b")]),
+        rf"holds '{NAME}.JPEG', twice",
+    ),
+    **{
+        kind: (VALIDATION, special_member(kind), rf"holds '{NAME}.JPEG', which is a link, directory, device or sparse file")
+        for kind in ("LNKTYPE", "SYMTYPE", "FIFOTYPE", "DIRTYPE", "CHRTYPE", "CONTTYPE", "GNUTYPE_SPARSE")
+    },
+    "huge": (VALIDATION, with_size(10**12), rf"holds '{NAME}.JPEG', of 1,000,000,000,000 bytes, more than the archive has"),
+    "negative": (VALIDATION, with_size(-1024), rf"{VALIDATION} (holds|is damaged)"),
+    "name without end": (
+        VALIDATION,
+        with_size(10**11, b"L"),
+        r"not a tar file \(a header of 100,000,000,000",
+    ),
+    "attributes": (VALIDATION, attributes(b"24 GNU.sparse.size=x\n"), rf"{VALIDATION} (holds|is damaged)"),
+    "attribute length": (VALIDATION, attributes(b"9999999999999999999999 a=b\n"), rf"{VALIDATION} (holds|is damaged)"),
     "gap": (VALIDATION, without_the_second, rf"{VALIDATION} lacks images before its last, number 5: .* wrong labels"),
 }
 
@@ -317,12 +373,46 @@ def test_a_killed_command_leaves_nothing_that_counts_and_the_next_one_clears_up(
     assert [path.name for path in directory.iterdir() if not path.name.startswith(".")] == ["1.0.0"]
 
 
+def test_names_that_are_none_are_refused_in_one_line(tmp_path):
+    for name in ("./mnist5k", "", " ", "../x", "/tmp", "gs://bucket/mnist", "mnist5k/", "a\nb", "~/mnist"):
+        message = refused(name, f"--data_dir={tmp_path}")
+        assert "is no name of a data set. Names are those of TFDS, such as mnist5k" in message
+    message = refused("imagenette/none", f"--data_dir={tmp_path}")
+    assert message.startswith("The configuration of imagenette='none' is not known; choose one of full-size-v2,")
+    message = refused("mnist/fast", f"--data_dir={tmp_path}")
+    assert message == "The configuration of mnist='fast' is not known; choose none: it has no configurations."
+    assert "cannot be loaded at version 9.9.9" in refused("mnist:9.9.9", f"--data_dir={tmp_path}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_directories_that_cannot_be_written_are_refused_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("no directory")
+    assert "Not a directory. Give another data directory" in refused("mnist5k", f"--data_dir={tmp_path / 'file'}")
+    assert "cannot be prepared in /proc/nowhere/mnist5k: No such file" in refused("mnist5k", "--data_dir=/proc/nowhere")
+    assert refused("mnist5k", "--data_dir=").startswith("The data directory is empty text")
+    with pytest.raises(DataError, match="Not a directory"):
+        open_dataset("mnist5k", str(tmp_path / "file"))
+
+
+def test_a_bucket_that_cannot_be_reached_is_refused_in_one_line(monkeypatch):
+    def unreachable(*_, **options):
+        # As TFDS does without that package; with it, it would look for a network.
+        raise ImportError(f"Failed to construct {options}\n  Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr(tfds, "builder", unreachable)
+    message = refused("mnist5k", "--data_dir=gs://b/x")
+    assert message.startswith("The data set 'mnist5k' cannot be used in gs://b/x (ImportError: Failed to construct")
+    assert "Please install gcsfs" in message
+    with pytest.raises(DataError, match=r"cannot be used in gs://b/x"):
+        open_dataset("mnist5k", "gs://b/x")
+
+
 def test_leftovers_of_other_versions_stay(tmp_path):
     names = ["0.9.0.incompleteABCDEF", "incomplete.ABCDEF_11.0.0", "1.0.0.incompleteABCDEF", "incomplete.ABCDEF_1.0.0"]
     for name in names:
         (tmp_path / name).mkdir()
         (tmp_path / name / "shard").write_bytes(b"half")
-    with _alone(types.SimpleNamespace(data_path=tmp_path / "1.0.0")):
+    with preparation_lock(types.SimpleNamespace(data_path=tmp_path / "1.0.0"), wait=False):
         assert sorted(path.name for path in tmp_path.glob("*incomplete*")) == names[:2]
 
 
