@@ -176,7 +176,7 @@ def head_options(
     notices: list[str] = []
     stored = arch_cfg is None
     options = (cfg.get("arch_cfg") or {}) if arch_cfg is None else arch_cfg
-    where = "the arch_cfg in the file's cfg" if stored else "arch_cfg"
+    where = "the file's cfg: arch_cfg" if stored else "arch_cfg"
     if not isinstance(options, Mapping):
         raise ConfigError(f"{where} is {shown(options)}; key=value pairs are needed. Pass arch_cfg (--arch_cfg) yourself.")
     if unused := [key for key in options if key not in ARCH_CFG_KEYS]:

@@ -153,8 +153,8 @@ def _check_storages(path: pathlib.Path, content: Any, sizes: list[int]) -> None:
         available[storage.nbytes()] -= 1
         if available[storage.nbytes()] < 0:
             raise CheckpointError(
-                f"{path} is damaged: the entry {shown(name[1:])} needs {storage.nbytes()} bytes, and no record has as many. "
-                f"{_AGAIN}"
+                f"{path} is damaged: the entry {shown(name[1:])} needs {storage.nbytes()} bytes, and no record has as "
+                f"many. {_AGAIN}"
             )
 
 

@@ -163,6 +163,54 @@ def test_the_training_dict_tells_what_keys_do_not(reference):
     assert not imported.report.guesses
 
 
+def test_the_default_norm_can_be_insisted_on(reference):
+    state = state_of(reference, **small("resnet18", "BN", whiten="none"))
+    with pytest.raises(CheckpointError, match="norm='IGWItN' was asked for, but the norms of the file are of another kind"):
+        interpret(reference, state, norm="IGWItN")
+    cfg = {"norm": "IGWSVD", "norm_cfg": {"num_groups": 8}}
+    state = state_of(reference, **small("resnet18"))
+    told, asked = (interpret(reference, state, {"cfg": cfg}, norm=norm) for norm in (None, "IGWItN"))
+    assert told.model_config["norm"] == "gw_zca"
+    assert asked.model_config["norm"] == "gw"
+    assert asked.model_config["norm_options"] == {"num_iterations": 5, "num_groups": 64}
+    assert "the training dict's cfg says norm='IGWSVD'; IGWItN was used" in asked.report.notices
+    assert not any(guess.startswith("norm=") for guess in asked.report.guesses)
+
+
+def test_options_that_are_not_given_are_guessed_aloud(reference):
+    report = interpret(reference, state_of(reference, **small("resnet18")), norm_cfg={"T": 3}).report
+    assert report.model_config["norm_options"] == {"num_iterations": 3, "num_groups": 64}
+    assert "norm_cfg num_groups=64 (as in the published models; the file does not tell)" in report.guesses
+
+
+@pytest.mark.parametrize(
+    ("arch_cfg", "message"),
+    [
+        ({"dropout": "lots"}, "arch_cfg dropout='lots'; a number from 0 to less than 1"),
+        ({"dropout": float("nan")}, "arch_cfg dropout=nan"),
+        ({"dropout": True}, "arch_cfg dropout=True"),
+        ({"replace_stride_with_dilation": True}, "replace_stride_with_dilation=True; three booleans"),
+        ({"replace_stride_with_dilation": [1, 0, 0]}, r"replace_stride_with_dilation=\[1, 0, 0\]; three booleans"),
+    ],
+)
+def test_options_of_the_head_that_do_not_fit(reference, arch_cfg, message):
+    state = state_of(reference, **small("resnet18"))
+    for given in ({"arch_cfg": arch_cfg}, {"training": {"cfg": {"arch_cfg": arch_cfg}}}):
+        with pytest.raises(ConfigError, match=message):
+            interpret(reference, state, **given, norm_cfg={"num_groups": 4})
+
+
+def test_a_network_of_more_entries_than_the_file_is_not_built(reference):
+    """One entry claims so many groups that listing their entries would take the memory of the machine."""
+    state = state_of(reference, **small("resnet18", "DBN"))
+    state["bn1.DBN_Groups.0.running_mean"] = np.zeros((1, 1), np.float32)
+    for key in [key for key in state if "DBN_Groups" in key and "Groups.0." not in key]:
+        del state[key]
+    big = np.broadcast_to(np.float32(0), (10**6, 3, 7, 7))
+    with pytest.raises(CheckpointError, match="many more entries than the file has"):
+        interpret(reference, {**state, "conv1.weight": big})
+
+
 def test_a_cfg_that_contradicts_the_keys_is_named(reference):
     cfg = {"norm": "IGWItN", "norm_cfg": {"T": 5, "num_groups": 64}}
     state = state_of(reference, **small("resnet18", "GN"))
@@ -206,6 +254,7 @@ def test_the_last_norm_of_a_resnext_is_not_applied_unless_told(reference, name, 
     ("arguments", "message"),
     [
         ({"arch": "resnet_whiten_010n50"}, "which is a resnet50, but the file holds a resnet18: basic blocks (2, 2, 2, 2)"),
+        ({"norm": "IGWSVD", "arch": "resnet_whiten_010n50"}, "which is a resnet50, but"),
         ({"arch": "resnet18"}, "has its norm at S1, but the file has it at S1-B2"),
         ({"arch": "resnet_whiten_001n18"}, "The reference calls that 'resnet_whiten_010n18'"),
         ({"norm": "GN"}, "norm='GN' was asked for, but the norms of the file are of another kind (group whitening)"),
@@ -265,6 +314,21 @@ def test_iterative_normalisation_must_be_named(reference):
     state = state_of(reference, **small("resnet18", "ItN"))
     with pytest.raises(CheckpointError, match="ItN or ItNSigma, which have the same keys"):
         interpret(reference, state)
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [("resnet18", "IGWItN"), ("resnet18", "BN"), ("resnet18", "DBN"), ("mlp", "GN"), ("mlp_norm_linear", "DBN")],
+)
+def test_every_missing_entry_is_named(reference, name, norm):
+    options = {**NORM_CFG.get(norm, {}), "affine": True}
+    state = state_of(reference, **{**small(name, norm), "width": 12, "norm_options": options if norm != "BN" else {}})
+    required = [key for key in state if not key.endswith("num_batches_tracked")]
+    # Of each kind of block one is enough.
+    for key in [key for key in required if key.startswith(("conv1", "bn1", "layer2.0", "fc", "net"))]:
+        without = {other: value for other, value in state.items() if other != key}
+        with pytest.raises(CheckpointError, match=re.escape(key)):
+            interpret(reference, without, norm_cfg=NORM_CFG.get(norm))
 
 
 @pytest.mark.parametrize(
