@@ -13,7 +13,6 @@ from flax import nnx
 from gw_jax.convert import save_pretrained
 from gw_jax.data.pipeline import EvalBatches
 from gw_jax.errors import CheckpointError, DataError, TrainingError
-from gw_jax.files import write_atomically
 from gw_jax.nn.initial import NoKeys
 from gw_jax.train.checkpoint import Checkpoints
 from gw_jax.train.distributed import is_main
@@ -21,6 +20,7 @@ from gw_jax.train.initial import initial_state
 from gw_jax.train.setup import Experiment, image_transform
 from gw_jax.train.state import TrainState, average_rows, make_model, replicated, split_model
 from gw_jax.train.stop import MAX_STEPS_AHEAD, StopConsensus, StopRequest
+from gw_jax.train.workdir import write_or_warn
 
 EVALUATION_FILE = "evaluation.json"
 
@@ -102,7 +102,6 @@ def evaluate_imported(experiment: Experiment, workdir: pathlib.Path, stop: StopR
         CheckpointError: its directory is damaged.
         ConfigError: it holds another network.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
     return _evaluate_and_report(experiment, initial_state(experiment), workdir, 0, str(experiment.config.init_from), stop)
 
 
@@ -154,6 +153,7 @@ def _evaluate_and_report(
     result = {"step": step, "checkpoint": source, **({"eval_name": name} if name else {}), **metrics}
     if is_main():
         file = EVALUATION_FILE if name is None else f"evaluation-{name.replace('/', '-')}.json"
-        write_atomically(workdir / file, json.dumps(result, indent=2) + "\n")
-        print(json.dumps(result))
+        # First: where the directory cannot be written, the result is not lost.
+        print(json.dumps(result), flush=True)
+        write_or_warn(workdir / file, json.dumps(result, indent=2) + "\n")
     return Outcome(metrics)

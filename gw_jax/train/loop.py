@@ -31,6 +31,7 @@ from gw_jax.train.throughput import Throughput
 from gw_jax.train.workdir import (
     check_disk_space,
     check_local_path,
+    check_room_to_save,
     check_same_run,
     claim_workdir,
     config_from_stored,
@@ -287,6 +288,8 @@ class _Trainer:
         self._collect()
         self.throughput.pause()
         progress = Progress(data=self.batches.get_state(), pending=self.pending, evaluated=self.evaluated)
+        if is_main():
+            check_room_to_save(self.workdir, self.state)
         best = None if metrics is None else {BEST_METRIC: metrics[BEST_METRIC]}
         return self.checkpoints.save(self.state, progress, best)
 
