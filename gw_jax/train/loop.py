@@ -18,7 +18,7 @@ from gw_jax.train.checkpoint import BEST_METRIC, Checkpoints, Progress, has_chec
 from gw_jax.train.chips import CHIPS
 from gw_jax.train.config import TrainConfig, validate
 from gw_jax.train.config_fields import flatten
-from gw_jax.train.distributed import check_same_everywhere, is_main, wait_for_everyone
+from gw_jax.train.distributed import check_same_everywhere, is_main, telling_failures, wait_for_everyone
 from gw_jax.train.evaluate import Outcome, evaluate, evaluate_imported, evaluate_run, export_run, open_eval_batches
 from gw_jax.train.initial import initial_state
 from gw_jax.train.metrics import MetricsWriter, read_metrics
@@ -150,24 +150,25 @@ class _Trainer:
         """Runs to the end, or to a wish to stop."""
         saved_at = self._announce()
         try:
-            if not self.evaluated and not self.consensus.should_stop:
-                self._evaluate_and_save()
-            while self.step < self.experiment.total_steps and not self.consensus.should_stop:
-                self._take_step()
-                ends_epoch = self.step % self.experiment.steps_per_epoch == 0
-                if ends_epoch or self.step % self.config.log.every_steps == 0:
-                    self._log()
-                every = self.config.checkpoint.every_steps
-                if self.experiment.eval_is_due(self.step):
-                    self.evaluated = False
-                    if self._evaluate_and_save():
+            with telling_failures():
+                if not self.evaluated and not self.consensus.should_stop:
+                    self._evaluate_and_save()
+                while self.step < self.experiment.total_steps and not self.consensus.should_stop:
+                    self._take_step()
+                    ends_epoch = self.step % self.experiment.steps_per_epoch == 0
+                    if ends_epoch or self.step % self.config.log.every_steps == 0:
+                        self._log()
+                    every = self.config.checkpoint.every_steps
+                    if self.experiment.eval_is_due(self.step):
+                        self.evaluated = False
+                        if self._evaluate_and_save():
+                            saved_at = self.step
+                    elif every is not None and self.step % every == 0:
+                        self._save()
                         saved_at = self.step
-                elif every is not None and self.step % every == 0:
-                    self._save()
-                    saved_at = self.step
-            if self.consensus.should_stop:
-                return self._end_early(saved_at)
-            self.checkpoints.wait()
+                if self.consensus.should_stop:
+                    return self._end_early(saved_at)
+                self.checkpoints.wait()
         finally:
             self.profiler.close()
             self.batches.close()

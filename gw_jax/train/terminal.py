@@ -80,8 +80,8 @@ def tolerate_closed_streams() -> None:
 
     A run of days must not end because ``| head`` ended, or because the terminal that started it was closed.
     """
-    sys.stdout = _TolerantStream(sys.stdout)  # type: ignore[assignment]
-    sys.stderr = _TolerantStream(sys.stderr)  # type: ignore[assignment]
+    sys.stdout = _TolerantStream(sys.stdout)
+    sys.stderr = _TolerantStream(sys.stderr)
 
 
 def quiet_libraries() -> None:

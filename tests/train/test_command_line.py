@@ -253,7 +253,7 @@ def test_ctrl_c_during_the_imports_ends_cleanly(tmp_path, data_dir):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130
-    assert errors == "Interrupted before the run started.\n"
+    assert errors == "Interrupted.\n"
     assert not (tmp_path / "run").exists()
 
 
