@@ -28,10 +28,12 @@ def main(port, count, index, devices, workdir, *changes):
         conftest.set_field(config, path, json.loads(value))
     try:
         distributed.initialize(f"127.0.0.1:{port}", int(count), int(index))
-        run(config, workdir)
+        with distributed.telling_failures():
+            run(config, workdir)
+            distributed.finish()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        distributed.leave(1, str(error))
     return 0
 
 
