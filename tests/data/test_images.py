@@ -162,7 +162,7 @@ def test_crops_have_the_distribution_of_random_resized_crop(width, height, count
 @pytest.mark.parametrize(
     ("size", "box"), [((1000, 60), (460, 0, 80, 60)), ((60, 1000), (0, 460, 60, 80)), ((1, 1), (0, 0, 1, 1))]
 )
-def test_the_largest_centred_box_is_taken_where_no_other_fits(size, box):
+def test_the_largest_centred_box_is_the_fallback(size, box):
     assert set(map(tuple, draw(300, *size).tolist())) == {box}
 
 
@@ -266,7 +266,7 @@ def test_pixels_of_the_crop_alone_are_those_of_the_whole_image(monkeypatch, mode
 
 
 @pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000)])
-def test_a_long_image_takes_little_memory(monkeypatch, size):
+def test_a_long_image_needs_little_memory(monkeypatch, size):
     resize = Image.Image.resize
 
     def bounded_resize(picture, new, *arguments, **options):
