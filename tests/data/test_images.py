@@ -225,10 +225,15 @@ def test_arrays_without_a_known_range_are_refused(dtype, transform):
             read(np.ones((8, 8, 3), dtype), 3, transform)
 
 
-@pytest.mark.parametrize("shape", [(8,), (2, 8, 8, 3), (0, 8, 3)])
+@pytest.mark.parametrize("shape", [(8,), (2, 8, 8, 3)])
 def test_arrays_of_other_shapes_are_refused(shape):
     with pytest.raises(ImageTypeError, match=r"are no images; \[height, width, channels\]"):
         eval_image(np.zeros(shape, np.uint8), 3, Transform())
+
+
+def test_an_image_without_pixels_is_broken():
+    with pytest.raises(ValueError, match=r"without pixels, of shape \(0, 8, 3\)"):
+        eval_image(np.zeros((0, 8, 3), np.uint8), 3, Transform())
 
 
 def test_channels_that_pillow_cannot_resize_are_refused():
@@ -236,6 +241,8 @@ def test_channels_that_pillow_cannot_resize_are_refused():
     assert eval_image(image, 5, Transform()).shape == (8, 8, 5)
     with pytest.raises(ImageTypeError, match=r"have 5 channels; 1, 3 or 4 can be resized"):
         eval_image(image, 5, Transform(size=4))
+    with pytest.raises(ImageTypeError, match="can be read with 1, 3 or 4 channels, not with 2"):
+        eval_image(encoded(Image.new("LA", (8, 8))), 2, Transform())
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
