@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from gw_jax.models.creation import remember_arguments
 from gw_jax.models.mnist import MLP, AutoEncoder, LeNet
 from gw_jax.models.reference_names import REFERENCE_MNIST, REFERENCE_RESNETS
 from gw_jax.models.resnet import ARCHITECTURES, PLACEMENTS, ResNet, Stem
@@ -52,6 +53,7 @@ def resolve_name(name: str, whiten: str) -> tuple[str, str]:
     return name, whiten
 
 
+@remember_arguments
 def create_model(
     name: str,
     *,

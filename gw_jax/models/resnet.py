@@ -16,7 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gw_jax.models.linear import linear
-from gw_jax.nn import Dropout, GroupWhitening, make_norm
+from gw_jax.nn import Dropout, make_norm
 from gw_jax.nn.initial import make_or_copy, normal
 
 Stem = Literal["imagenet", "small"]
@@ -110,11 +110,6 @@ class _Shape:
     dilation: int
 
 
-def _rectified(norm: nnx.Module, x: jax.Array) -> jax.Array:
-    """A norm and the ReLU after it, in one kernel where there is one."""
-    return norm(x, relu=True) if isinstance(norm, GroupWhitening) else nnx.relu(norm(x))
-
-
 class BasicBlock(nnx.Module):
     """Two 3x3 convolutions and a shortcut: the block of ResNet-18 and -34."""
 
@@ -136,7 +131,7 @@ class BasicBlock(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[n, h, w, in_features]`` to ``[n, h / stride, w / stride, features]``."""
-        y = _rectified(self.norm1, self.conv1(x))
+        y = self.norm1(self.conv1(x), relu=True)
         y = self.norm2(self.conv2(y))
         return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x)))
 
@@ -160,8 +155,8 @@ class Bottleneck(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[n, h, w, in_features]`` to ``[n, h / stride, w / stride, features]``."""
-        y = _rectified(self.norm1, self.conv1(x))
-        y = _rectified(self.norm2, self.conv2(y))
+        y = self.norm1(self.conv1(x), relu=True)
+        y = self.norm2(self.conv2(y), relu=True)
         y = self.norm3(self.conv3(y))
         return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x)))
 
@@ -282,7 +277,7 @@ class ResNet(nnx.Module):
     def features(self, images: jax.Array) -> jax.Array:
         """Maps normalised images ``[n, h, w, in_channels]`` to what the last layer sees, ``[n, features]``."""
         x = images if self.dtype is None else images.astype(self.dtype)
-        x = _rectified(self.stem_norm, self.stem_conv(x))
+        x = self.stem_norm(self.stem_conv(x), relu=True)
         if self.stem == "imagenet":
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage in (self.stage1, self.stage2, self.stage3, self.stage4):

@@ -1,4 +1,4 @@
-"""What several normalisation layers do alike: checks, groups of examples, running averages, scale and shift."""
+"""Running statistics, and groups of examples that share statistics."""
 
 from collections.abc import Hashable
 from typing import Any, Protocol
@@ -16,15 +16,6 @@ class _WithRunningStatistics(Protocol):
     group_size: int | None
     statistics_sets: int | None
     axis_name: Hashable | None
-
-
-def require_num_features(layer: nnx.Module, x: jax.Array, num_features: int) -> None:
-    """Raises ValueError unless the last axis of ``x`` has the channels that ``layer`` was made for."""
-    if x.ndim < 2 or x.shape[-1] != num_features:
-        raise ValueError(
-            f"{type(layer).__name__} was made for {num_features} channels and got shape {x.shape}; it takes "
-            f"[batch, *spatial, {num_features}], channels last."
-        )
 
 
 def check_statistics_options(momentum: float, group_size: int | None, statistics_sets: int | None) -> None:
@@ -104,17 +95,3 @@ def initial_rows(
     """Initial running statistics of one value: ``shape``, with ``statistics_sets`` as first axis if there are any."""
     rows = () if layer.statistics_sets is None else (layer.statistics_sets,)
     return constant(rngs, value, (*rows, *shape), dtype)
-
-
-def scale_and_shift(
-    y: jax.Array, scale: nnx.Param | None, bias: nnx.Param | None, mask: jax.Array | None, dtype: DTypeLike
-) -> jax.Array:
-    """``y * scale + bias`` a channel, zero where ``mask`` is false, as ``dtype``."""
-    channel = (1,) * (y.ndim - 1) + (y.shape[-1],)
-    if scale is not None:
-        y = y * scale[...].astype(y.dtype).reshape(channel)
-    if bias is not None:
-        y = y + bias[...].astype(y.dtype).reshape(channel)
-    if mask is not None:
-        y = jnp.where(mask.astype(bool)[..., None], y, 0)
-    return y.astype(dtype)

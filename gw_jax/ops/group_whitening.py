@@ -15,6 +15,7 @@ from gw_jax.ops.matmul_whitening import matmul_whiten
 from gw_jax.ops.newton import inverse_sqrt_with_short_derivative
 from gw_jax.ops.numerics import require_floating, require_mask_shape
 from gw_jax.ops.plain_whitening import plain_whiten
+from gw_jax.ops.sharding import replicate, reshard_like, shard_batch_only
 
 Method = Literal["newton", "zca"]
 Implementation = Literal["auto", "plain", "matmul", "kernel"]
@@ -129,14 +130,16 @@ def group_whiten(
         relu: whether ``max(., 0)`` is taken of the result. The kernels for GPUs do it on the way; XLA would read and write
             the result once more. On other devices it makes no difference.
         dtype: type of the result; None for the type of ``x``.
-        implementation: "plain" is the definition, differentiated by JAX, forward and reverse. The others are the same
-            function with a derivative written out, have no forward-mode derivative and take no mask: "matmul" for CPUs, and
-            "kernel", fused kernels for TPUs and GPUs, for Newton iterations on ``[n, h, w, c]``. "auto" chooses the fastest
+        implementation: "plain" is the definition, differentiated by JAX. The others are the same function with hand-written
+            derivatives, and accept no mask: "matmul" for CPUs, and "kernel", fused kernels for TPUs and GPUs, for Newton
+            iterations on ``[n, h, w, c]``, which have no forward-mode derivative. "auto" chooses the fastest
             that fits the device and the input. On several devices it takes kernels only where it knows how the batch is
-            split: in ``jax.shard_map``, and under :func:`gw_jax.ops.target.samples_split`, as in the trainer.
+            sharded: in ``jax.shard_map``, on meshes with explicit axes, and within
+            :func:`gw_jax.ops.target.samples_split`, as in the trainer.
 
     Returns:
-        An array of the shape of ``x``.
+        An array of the shape of ``x``. On a mesh with explicit axes it has the sharding of ``x``; where that shards other
+        axes than the batch, they are gathered first, since a sample's statistics need all of it.
 
     Raises:
         TypeError: ``x`` is not floating point.
@@ -161,12 +164,15 @@ def group_whiten(
     if x.size == 0:
         return x.astype(dtype)
 
+    whole, (x, mask) = x, shard_batch_only(x, mask)
+    scale, bias = (None if parameter is None else replicate(parameter) for parameter in (scale, bias))
+
     device = target.current()
     plan = None
     if implementation in ("auto", "kernel") and method == "newton" and mask is None:
-        plan = plan_for(x.shape, x.dtype, num_groups, num_iterations, epsilon, device, target.split(), relu=relu)
+        plan = plan_for(x.shape, x.dtype, num_groups, num_iterations, epsilon, device, target.batch_sharding(x), relu=relu)
     if implementation == "auto":
-        fits = plan is not None and fills_the_device(plan, x.shape[0]) and dtype == x.dtype and target.split_is_known()
+        fits = plan is not None and fills_the_device(plan, x.shape[0]) and dtype == x.dtype and target.split_is_known(x)
         implementation = "kernel" if fits else "matmul" if device.platform == "cpu" and mask is None else "plain"
     if implementation == "kernel":
         if plan is None:
@@ -180,7 +186,7 @@ def group_whiten(
                 'values. Choose "auto".'
             )
         y = kernel_whiten(x, plan, scale, bias).astype(dtype)
-        return jax.nn.relu(y) if relu and not plan.relu else y
+        return reshard_like(jax.nn.relu(y) if relu and not plan.relu else y, whole)
     if method == "newton":
         newton = inverse_sqrt_with_short_derivative if implementation == "matmul" else inverse_sqrt_newton
         inverse_sqrt = functools.partial(newton, num_iterations=num_iterations, epsilon=epsilon)
@@ -193,4 +199,4 @@ def group_whiten(
     else:
         y = matmul_whiten(x, num_groups, inverse_sqrt, scale, bias)
     y = y.astype(dtype)
-    return jax.nn.relu(y) if relu else y
+    return reshard_like(jax.nn.relu(y) if relu else y, whole)
