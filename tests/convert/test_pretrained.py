@@ -13,7 +13,6 @@ import gw_jax
 from gw_jax import files
 from gw_jax.errors import CheckpointError, ConfigError
 from gw_jax.models import pretrained, save_pretrained
-from gw_jax.nn.initial import NoKeys
 from gw_jax.tree import variables
 
 CONFIG = {
@@ -31,9 +30,9 @@ def model():
     return gw_jax.create_model(**CONFIG, rngs=nnx.Rngs(3))
 
 
-def zeros(name, **arguments):
+def zeros(name, *, param_dtype=jnp.float32, **arguments):
     """A network whose arrays are zero: no time goes into random values."""
-    abstract = gw_jax.create_model(name, **arguments, rngs=NoKeys())
+    abstract = pretrained.abstract_model({"name": name, **arguments}, None, param_dtype)
     return pretrained.fill_model(
         abstract, {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in variables(abstract).items()}
     )
