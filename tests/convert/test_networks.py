@@ -35,7 +35,7 @@ def golden(reference, case):
 
 def model_of(reference, case, param_dtype):
     file = reference.in_memory(reference.golden_state(case))
-    imported = load.interpret(file, case, load.Request(**reference.arguments(case), param_dtype=param_dtype))
+    imported = load.load_state(file, case, load.LoadOptions(**reference.arguments(case), param_dtype=param_dtype))
     return fill_model(imported.model, imported.arrays)
 
 
