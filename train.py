@@ -14,17 +14,14 @@ DEFAULT_CONFIG = pathlib.Path(__file__).parent / "configs" / "quickstart.py"
 
 def main(arguments: list[str]) -> int:
     """Runs what the command line says. Returns the exit code."""
-    # Before the imports below, which take seconds, and until the run has a handler of its own: nothing can be lost yet.
+    # Before the imports below, which take seconds. While a run can lose something, it has a handler of its own.
     signal.signal(signal.SIGINT, _end_at_once)
-    from absl import logging
-
     from gw_jax.errors import UserError
     from gw_jax.train import command_line, distributed, run
-    from gw_jax.train.terminal import tolerate_closed_streams
+    from gw_jax.train.terminal import quiet_libraries, tolerate_closed_streams
 
     tolerate_closed_streams()
-    # TFDS warns about every data set that is not prepared yet.
-    logging.set_verbosity(logging.ERROR)
+    quiet_libraries()
     try:
         if {"--help", "-h", "--helpfull", "-help"} & set(arguments):
             print(f"{__doc__}\n{command_line.help_text(arguments, DEFAULT_CONFIG)}")
@@ -46,7 +43,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _end_at_once(number: int, _: types.FrameType | None) -> None:
-    os.write(2, b"Interrupted before the run started.\n")
+    os.write(2, b"Interrupted.\n")
     os._exit(128 + number)
 
 

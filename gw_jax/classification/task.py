@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from gw_jax.augment.check import check_augment
 from gw_jax.classification.checks import check_batch_size, check_devices, check_images
 from gw_jax.classification.evaluator import TopKEvaluator, batch_sums
 from gw_jax.classification.inputs import evaluation_inputs, training_inputs
@@ -75,8 +76,15 @@ class ClassificationTask:
         """
         check_devices(self.config, num_devices, training=training)
         check_images(self.config, self.spec)
-        if training:
-            check_batch_size(self.config, self.spec)
+        if not training:
+            return
+        check_batch_size(self.config, self.spec)
+        size, (height, width, channels) = self.config.data.image_size, self.spec.image_shape
+        check_augment(
+            (size or height or 0, size or width or 0, channels),
+            shift=self.config.data.shift,
+            randaugment_layers=self.config.augment.randaugment_layers,
+        )
 
     def make_model(self, rngs: nnx.Rngs) -> nnx.Module:
         """The network as it is trained.
@@ -92,6 +100,7 @@ class ClassificationTask:
             self.dataset.train,
             batch_size=self.config.data.batch_size,
             num_epochs=num_epochs,
+            num_classes=self.spec.num_classes,
             seed=self.config.seed,
             process_index=process_index,
             process_count=process_count,

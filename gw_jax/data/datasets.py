@@ -28,7 +28,7 @@ _NAME = re.compile(r"(\w+:)?[A-Za-z_]\w*(/[\w.,=+-]+)*(:[\w.*]+)?(/[\w.,=+-]+)?"
 
 
 class Records(Sequence[Any]):
-    """Random access to one split: dicts with ``image``, still encoded, and ``label`` (ReaL: its two kinds of label).
+    """Random access to one split: dicts with ``image``, still encoded, and ``label`` (ReaL: its two kinds of labels).
 
     Attributes:
         num_classes: labels are below it; None where that is not known.
@@ -52,10 +52,10 @@ class Records(Sequence[Any]):
         """The name of an example in messages: "example 17 of imagenet2012/train (n01440764_10026.JPEG)"."""
         try:
             file_name = self[index]["file_name"]
-            known = one_line(file_name.decode() if isinstance(file_name, bytes) else str(file_name), 100)
+            file_name = one_line(file_name.decode() if isinstance(file_name, bytes) else str(file_name), 100)
         except Exception:  # The example may be broken in any way, and not every set has the field.
-            known = ""
-        return f"example {index} of {self._name}/{self._split}" + (f" ({known})" if known else "")
+            file_name = ""
+        return f"example {index} of {self._name}/{self._split}" + (f" ({file_name})" if file_name else "")
 
 
 class Dataset(NamedTuple):
@@ -163,8 +163,8 @@ def load_builder(name: str, data_dir: str | None = None) -> Any:
             return tfds.builder(name, data_dir=data_dir, file_format="array_record")
         except tfds.core.DatasetNotFoundError:
             known = sorted({*tfds.list_builders(with_community_datasets=False), *OWN_BUILDERS})
-            where = f"{shown(name)} in the data directory {data_dir or 'by default'}"
-            choices = f"a name of TFDS, such as mnist or cifar10 ({where} is no prepared set either)"
+            where = data_dir or "the default data directory"
+            choices = f"a name of TFDS, such as mnist or cifar10, or of a set prepared in {where}"
             raise DataError(unknown_name("The data set", name, known, choices=choices)) from None
         except ValueError as error:
             base, _, configuration = name.partition("/")
@@ -228,7 +228,7 @@ def describe(builder: Any, name: str) -> DatasetSpec:
     shape = getattr(image, "shape", None) or ()
     if image is None or label is None or not getattr(label, "num_classes", None) or len(shape) != 3:
         raise DataError(
-            f"The data set {name!r} is not one of labelled images: its features are {sorted(features)}; an image-"
+            f"The data set {name!r} does not consist of labelled images: its features are {sorted(features)}; an image-"
             "classification set has 'image' [height, width, channels] and a class 'label'."
         )
     height, width, channels = shape
@@ -278,7 +278,7 @@ def _records(builder: Any, name: str, data_dir: str | None, split: str, spec: Da
     if expected is not None and len(source) != expected:
         raise DataError(
             f"The split {split!r} of {name!r} in {builder.data_path} has {len(source)} examples; {expected} belong there. "
-            f"{again} (or set config.data.allow_partial=True if a part of it is what you want)"
+            f"{again} (or set config.data.allow_partial=True to use a part of it)"
         )
     return Records(source, name, split, num_classes=spec.num_classes, digest=digest(builder))
 

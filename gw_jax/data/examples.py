@@ -1,9 +1,10 @@
 """Single examples by their position in the order: read, decoded, cropped and checked; and the count of broken ones."""
 
+import contextlib
 import dataclasses
 import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,13 @@ class ProcessShard:
 
     @classmethod
     def of(cls, batch_size: int, process_index: int, process_count: int) -> "ProcessShard":
-        """The shard of a process, of equal size for all."""
+        """The shard of a process, of equal size for all.
+
+        Raises:
+            ValueError: the batch cannot be divided by the number of processes.
+        """
+        if batch_size % process_count:
+            raise ValueError(f"A batch of {batch_size} examples cannot be divided among {process_count} processes.")
         size = batch_size // process_count
         return cls(batch_size=batch_size, first=process_index * size, size=size)
 
@@ -114,10 +121,11 @@ class TrainExamples:
             if self.transform.crop:
                 rng = np.random.Generator(np.random.Philox(key=[self.seed, global_index]))
             try:
-                example = self.source[candidate]
-                image = train_image(example["image"], self.channels, self.transform, rng)
-            except ImageTypeError as error:
-                raise DataError(f"{name_of(self.source, candidate)} cannot be used: {error}") from error
+                with _fatal_errors(self.source, candidate):
+                    example = self.source[candidate]
+                    image = train_image(example["image"], self.channels, self.transform, rng)
+            except DataError:
+                raise
             except Exception as error:  # Readers and decoders raise whatever they hit in damaged bytes.
                 broken = broken if broken["index"] >= 0 else _broken(index, error)
                 continue
@@ -159,10 +167,11 @@ class EvalExamples:
         first_error = broken
         for candidate in _candidates(start, len(self.source)):
             try:
-                example = self.source[candidate]
-                image = eval_image(example["image"], self.channels, self.transform)
-            except ImageTypeError as error:
-                raise DataError(f"{name_of(self.source, candidate)} cannot be used: {error}") from error
+                with _fatal_errors(self.source, candidate):
+                    example = self.source[candidate]
+                    image = eval_image(example["image"], self.channels, self.transform)
+            except DataError:
+                raise
             except Exception as error:  # As above.
                 first_error = first_error if first_error["index"] >= 0 else _broken(start, error)
                 broken = first_error if counts else broken
@@ -186,6 +195,20 @@ class EvalExamples:
             right[label] = True
         original = _label(example["original_label"], self.source, index, self.num_classes)
         return {"label": np.asarray(max(original, 0), np.int32), "labels": right}, bool(right.any())
+
+
+@contextlib.contextmanager
+def _fatal_errors(source: Sequence[Any], index: int) -> Iterator[None]:
+    """Errors that are not about one broken example and must not be counted as such."""
+    try:
+        yield
+    except ImageTypeError as error:
+        raise DataError(f"{name_of(source, index)} cannot be used: {error}") from error
+    except MemoryError as error:
+        raise DataError(
+            f"Memory ran out while {name_of(source, index)} was decoded. Lower config.data.num_workers, "
+            "config.data.num_threads or config.data.batch_size."
+        ) from error
 
 
 def _candidates(index: int, length: int) -> Any:

@@ -1,6 +1,6 @@
 """Images on the host, with Pillow: decoding, the random crop of training and the centre crop of evaluation.
 
-Everything comes out as uint8; what needs no neighbouring file (flip, shift, mixing, normalisation) happens on the device.
+The results are uint8. Flip, shift, mixing and normalisation happen on the device: see :mod:`gw_jax.augment`.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ class Transform:
     """How an image gets its final size.
 
     Attributes:
-        size: edge of the square result in pixels; None leaves images as they are.
+        size: edge of the square result in pixels; None keeps the size of images.
         crop: False resizes the whole image to the square. True is what ImageNet is trained with: a random crop in
             training; in evaluation the shorter edge is resized to ``eval_resize`` and the centre is cut out.
         eval_resize: length of the shorter edge before the centre crop.
@@ -65,10 +65,17 @@ class Transform:
 def random_crop_box(
     rng: RandomNumbers, width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """A random box ``(left, top, right, bottom)`` in an image of ``width`` x ``height``.
+    """A random box ``(left, top, right, bottom)`` in an image of ``width`` x ``height`` pixels.
 
-    Its area is uniform in ``scale`` times the image's, its width / height log-uniform in ``ratio``, its place uniform.
+    Its area is uniform in ``scale`` times the image's, its width / height log-uniform in ``ratio``, its position uniform.
     After ten boxes that do not fit: the largest centred box whose ratio is in range.
+
+    Args:
+        rng: draws the area, the ratio and the position, in this order.
+        width: of the image.
+        height: of the image.
+        scale: smallest and largest share of the image's area.
+        ratio: smallest and largest width / height.
 
     Source: Szegedy et al., Going deeper with convolutions (CVPR 2015), in the form of torchvision's RandomResizedCrop.
     """
@@ -88,7 +95,7 @@ def random_crop_box(
 
 
 def train_image(image: bytes | np.ndarray, channels: int, transform: Transform, rng: RandomNumbers | None) -> np.ndarray:
-    """Decodes an image, or takes an array, and brings it to its final size for training.
+    """Decodes an image (or accepts an array) and resizes it for training.
 
     Args:
         image: an encoded image, or an array as for :func:`to_uint8`.
@@ -116,7 +123,7 @@ def train_image(image: bytes | np.ndarray, channels: int, transform: Transform, 
 
 
 def eval_image(image: bytes | np.ndarray, channels: int, transform: Transform) -> np.ndarray:
-    """Decodes an image, or takes an array, and brings it to its final size for evaluation: uint8 ``[h, w, channels]``.
+    """Decodes an image (or accepts an array) and resizes it for evaluation: uint8 ``[h, w, channels]``.
 
     Arguments and errors are those of :func:`train_image`.
     """
@@ -135,7 +142,7 @@ def eval_image(image: bytes | np.ndarray, channels: int, transform: Transform) -
 def to_uint8(array: np.ndarray) -> np.ndarray:
     """An image as uint8 ``[h, w, c]``: uint8 unchanged, uint16 and bool scaled from their range to 0 to 255.
 
-    Takes ``[h, w, c]`` or ``[h, w]``.
+    Accepts ``[h, w, c]`` or ``[h, w]``.
 
     Raises:
         ImageTypeError: another type, whose range is not known, or another number of axes.
@@ -188,7 +195,7 @@ def open_image(image: bytes | np.ndarray, channels: int) -> Any:
 def resize_and_centre_crop(picture: Any, resize: int, size: int) -> Any:
     """:func:`centre_crop` of :func:`resize_shorter_edge`, in memory that is bounded also for very long images."""
     width, height = _shorter_edge_size(picture.size, resize)
-    # An image that is not enlarged takes no more memory than before.
+    # Resizing to a smaller size needs no more memory than the image itself.
     if width * height <= MAX_RESIZED_PIXELS or width <= picture.size[0]:
         return centre_crop(resize_shorter_edge(picture, resize), size)
     from PIL import Image
@@ -207,7 +214,7 @@ def resize_and_centre_crop(picture: Any, resize: int, size: int) -> Any:
     pixels = _weighted_rows(pixels, left, columns).swapaxes(0, 1)
     pixels = _weighted_rows(pixels, top, rows)
     cropped = Image.frombytes(mode, (len(columns), len(rows)), pixels.tobytes()).convert(picture.mode)
-    # What lies outside the resized image is black.
+    # Black outside the resized image.
     full = Image.new(picture.mode, (size, size))
     full.paste(cropped, (max(-_crop_start(width, size), 0), max(-_crop_start(height, size), 0)))
     return full
@@ -253,7 +260,7 @@ def resize_shorter_edge(picture: Any, size: int) -> Any:
 
 
 def centre_crop(picture: Any, size: int) -> Any:
-    """The ``size`` x ``size`` pixels in the middle, rounded as torchvision does; what lies outside is black."""
+    """The ``size`` x ``size`` pixels in the middle, rounded as torchvision does, and black outside the image."""
     left, top = (_crop_start(edge, size) for edge in picture.size)
     return picture.crop((left, top, left + size, top + size))
 

@@ -63,7 +63,7 @@ class BatchReader:
 
         Raises:
             StopIteration: the pass is over, and the reader is not cyclic.
-            DataError: an example cannot be used, or workers die again and again.
+            DataError: an example cannot be used, or workers die repeatedly.
         """
         while True:
             self._check_end()
@@ -96,7 +96,7 @@ class BatchReader:
         self._advance()
 
     def seek(self, position: int) -> None:
-        """Continues at ``position``, without reading what lies before."""
+        """Continues at ``position``, without reading the batches before it."""
         if position != self.position:
             self.close()
             self.position = position
@@ -133,7 +133,7 @@ class BatchReader:
 
         left = sys.maxsize // self.batch_size * self.batch_size if self._cyclic else total - offset
         if not self._num_workers:
-            # Two batches ahead; threads share the examples of a batch.
+            # Two batches are read ahead; threads share the examples of a batch.
             size = math.gcd(self.batch_size, CHUNK)
             per_batch = self.batch_size // size
             options = grain.ReadOptions(self._num_threads, max(2 * per_batch, self._num_threads))

@@ -20,7 +20,7 @@ _MAX_SUBSTITUTES = 1000
 
 
 class _Batches:
-    """A reader that reports on what it reads, and gives substitutes once it has failed where other processes go on.
+    """Batches from a reader, with substitutes after a failure where other processes still train.
 
     Attributes:
         broken: the examples that could not be read so far.

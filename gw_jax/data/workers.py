@@ -102,7 +102,7 @@ class WatchedIterator(Iterator[Any]):
                 self._results.put((batch, None))
             else:
                 self._results.put((None, StopIteration()))
-        except BaseException as error:  # Raised again where the batch is wanted.
+        except BaseException as error:  # Raised by __next__.
             self._results.put((None, error))
         if self._closing.is_set():
             self._iterator.close()

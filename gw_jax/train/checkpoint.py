@@ -139,7 +139,7 @@ class Checkpoints:
             except (ValueError, KeyError, TypeError) as error:
                 raise CheckpointError(
                     f"{path} is damaged ({type(error).__name__}), so the best checkpoint is not known. Nothing was "
-                    "changed. Use config.checkpoint.evaluate=last, or resume training, which sets damaged checkpoints aside."
+                    "changed. Use config.checkpoint.evaluate=last, or resume training, which sets damage aside."
                 ) from error
         return max(found, key=lambda step: (found[step], step)) if found else self.last_step()
 

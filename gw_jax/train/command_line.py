@@ -67,6 +67,7 @@ def parse(arguments: list[str], default_config: pathlib.Path) -> CommandLine:
     if len(remaining) > 1:
         raise ConfigError(f"Unexpected arguments {shown(remaining[1:])}; everything is given as --flag=value.")
     config = holder.value
+    overrides: Any = values["config"]
     for name in unset:
         set_field(config, name, None)
     if values["workdir"].value == "":
@@ -74,7 +75,7 @@ def parse(arguments: list[str], default_config: pathlib.Path) -> CommandLine:
     return CommandLine(
         config=config,
         workdir=values["workdir"].value or f"runs/{pathlib.Path(file.split(':')[0]).stem}",
-        given=frozenset(values["config"].override_values) | unset,
+        given=frozenset(overrides.override_values) | unset,
         coordinator=values["coordinator"].value,
         num_processes=values["num_processes"].value,
         process_id=values["process_id"].value,

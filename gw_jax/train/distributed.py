@@ -139,7 +139,7 @@ def _ask_jax(timeout_s: float, local_devices: list[int] | None) -> tuple[str, in
             file=sys.stderr,
         )
         return None
-    if count is None:
+    if address is None or count is None or index is None:
         for variable in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "JAX_COORDINATOR_ADDRESS"):
             value = os.environ.get(variable, "1")
             if value != "1":
@@ -148,7 +148,7 @@ def _ask_jax(timeout_s: float, local_devices: list[int] | None) -> tuple[str, in
                     "launcher. Give --coordinator, --num_processes and --process_id."
                 )
         return None
-    return None if count == 1 else (address, count, index, devices)
+    return None if count == 1 else (address, count, index, None if devices is None else list(devices))
 
 
 def _all_gpus_of_the_node() -> list[int] | None:

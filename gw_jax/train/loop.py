@@ -11,7 +11,7 @@ import jax
 from gw_jax.errors import CheckpointError, TrainingError
 from gw_jax.train.checkpoint import Checkpoints, Progress, saved_steps
 from gw_jax.train.chips import CHIPS
-from gw_jax.train.distributed import is_main
+from gw_jax.train.distributed import is_main, run_on_main, telling_failures
 from gw_jax.train.evaluation import evaluate
 from gw_jax.train.experiment import Experiment
 from gw_jax.train.hooks import Hooks
@@ -23,6 +23,7 @@ from gw_jax.train.stop import MAX_STEPS_AHEAD, STOP_FIELD, StopConsensus, StopRe
 from gw_jax.train.terminal import Terminal
 from gw_jax.train.throughput import Throughput
 from gw_jax.train.totals import Totals
+from gw_jax.train.workdir import check_room_to_save
 
 
 class Trainer:
@@ -81,20 +82,21 @@ class Trainer:
         length = self.experiment.length
         self._announce()
         try:
-            if not self._evaluated and not self._consensus.should_stop:
-                self._evaluate_and_save()
-            while self.step < length.total_steps and not self._consensus.should_stop:
-                self._take_step()
-                if self._logs():
-                    self._log()
-                if length.evaluates(self.step):
-                    self._evaluated = False
+            with telling_failures():
+                if not self._evaluated and not self._consensus.should_stop:
                     self._evaluate_and_save()
-                elif length.saves(self.step):
-                    self._save()
-            if self._consensus.should_stop:
-                return self._end_early()
-            self.checkpoints.wait()
+                while self.step < length.total_steps and not self._consensus.should_stop:
+                    self._take_step()
+                    if self._logs():
+                        self._log()
+                    if length.evaluates(self.step):
+                        self._evaluated = False
+                        self._evaluate_and_save()
+                    elif length.saves(self.step):
+                        self._save()
+                if self._consensus.should_stop:
+                    return self._end_early()
+                self.checkpoints.wait()
         finally:
             self._profiler.close()
             self._batches.close()
@@ -243,6 +245,7 @@ class Trainer:
         self._throughput.pause()
         self._collect()
         self._hooks.before_save(self)
+        run_on_main("room to save", lambda: check_room_to_save(self.workdir, self.state))
         progress = Progress(
             data=self._batches.get_state(),
             pending=self._totals.pending,

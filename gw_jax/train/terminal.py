@@ -1,8 +1,11 @@
 """What a run shows: a progress bar or one line per epoch, on streams that may be closed."""
 
+import logging
 import os
 import sys
+import threading
 import time
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,8 +80,28 @@ def tolerate_closed_streams() -> None:
 
     A run of days must not end because ``| head`` ended, or because the terminal that started it was closed.
     """
-    sys.stdout = _TolerantStream(sys.stdout)  # type: ignore[assignment]
-    sys.stderr = _TolerantStream(sys.stderr)  # type: ignore[assignment]
+    sys.stdout = _TolerantStream(sys.stdout)
+    sys.stderr = _TolerantStream(sys.stderr)
+
+
+def quiet_libraries() -> None:
+    """From now on, libraries do not print what the run says itself.
+
+    TFDS warns about every data set that is not prepared yet. Where a save fails, Orbax logs one traceback per thread, and
+    tensorstore one per array whose event loop has ended; the run raises the same failure and reports it in one line.
+    """
+    from absl import logging as absl_logging
+
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    absl_logging.get_absl_logger().addFilter(lambda record: not record.exc_info)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    before = sys.excepthook
+
+    def report(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
+        if str(error) != "Event loop is closed" or threading.current_thread() is threading.main_thread():
+            before(kind, error, trace)
+
+    sys.excepthook = report
 
 
 class _TolerantStream:

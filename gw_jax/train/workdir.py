@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import jax
 
 from gw_jax._version import __version__
-from gw_jax.errors import ConfigError, shown
+from gw_jax.errors import CheckpointError, ConfigError, shown
 from gw_jax.files import write_atomically
 from gw_jax.train.config import TrainConfig
 from gw_jax.train.config_fields import flatten, set_field
@@ -50,6 +50,9 @@ MAY_DIFFER_IN_EVALUATION = (
 _DIRECTORIES = ("checkpoints", "tensorboard", "profile")
 _FILES = (CONFIG_FILE, "metrics.jsonl", "evaluation.json", "curves.png")
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:/")
+
+# Bytes of the files of a checkpoint beside its arrays, and of the metrics until the next one.
+_CHECKPOINT_OVERHEAD = 1 << 18
 
 Config = TypeVar("Config", bound=TrainConfig)
 
@@ -243,13 +246,33 @@ def check_disk_space(workdir: pathlib.Path, state: Any) -> None:
     Raises:
         ConfigError: they do not.
     """
-    needed = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    free = shutil.disk_usage(workdir).free
+    free, needed = shutil.disk_usage(workdir).free, 2 * _size(state)
     if free < needed:
         raise ConfigError(
             f"The work directory {workdir} is on a disk with {free / 1e6:.0f} MB free; two checkpoints of this run take "
             f"{needed / 1e6:.0f} MB. Make room, or give another --workdir."
         )
+
+
+def check_room_to_save(workdir: pathlib.Path, state: Any) -> None:
+    """Checks that one more checkpoint of ``state`` fits on the disk, before half of it is written.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    try:
+        free, needed = shutil.disk_usage(workdir).free, _size(state) + _CHECKPOINT_OVERHEAD
+    except FileNotFoundError as error:
+        raise CheckpointError(f"The work directory {workdir} was removed while the run used it.") from error
+    if free < needed:
+        raise CheckpointError(
+            f"The disk of {workdir} is full: a checkpoint takes {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free. "
+            "Make room; the same command then resumes from the last checkpoint."
+        )
+
+
+def _size(state: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
 
 @contextlib.contextmanager

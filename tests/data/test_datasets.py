@@ -81,7 +81,7 @@ def test_an_unknown_set_is_named(tmp_path):
 def test_a_set_without_labels_is_named(tmp_path):
     examples = [{"image": png((4, 4, 3))} for _ in range(3)]
     write_set("Unlabelled", tmp_path, {"image": tfds.features.Image(shape=(4, 4, 3))}, examples)
-    with pytest.raises(DataError, match=r"'unlabelled' is not one of labelled images: its features are \['image'\]"):
+    with pytest.raises(DataError, match=r"'unlabelled' does not consist of labelled images: its features are \['image'\]"):
         open_dataset("unlabelled", str(tmp_path))
 
 
@@ -167,7 +167,7 @@ def test_16_bit_images_are_scaled(tmp_path):
         (tfds.features.Tensor(shape=(4, 4, None), dtype=np.uint8), np.zeros((4, 4, 3), np.uint8), "have None channels"),
         (tfds.features.Tensor(shape=(4, 4, 3), dtype=np.float32), np.zeros((4, 4, 3), np.float32), "are of type float32"),
         (tfds.features.Tensor(shape=(4, 4, 3), dtype=np.int64), np.zeros((4, 4, 3), np.int64), "are of type int64"),
-        (tfds.features.Tensor(shape=(4, 4), dtype=np.uint8), np.zeros((4, 4), np.uint8), "is not one of labelled images"),
+        (tfds.features.Tensor(shape=(4, 4), dtype=np.uint8), np.zeros((4, 4), np.uint8), "does not consist of"),
     ],
 )
 def test_images_that_cannot_be_trained_on_are_named(tmp_path, feature, image, message):
@@ -177,7 +177,7 @@ def test_images_that_cannot_be_trained_on_are_named(tmp_path, feature, image, me
 
 def test_labels_without_classes_are_named(tmp_path):
     features = labelled((4, 4, 3), 2) | {"label": tfds.features.Scalar(dtype=np.int64)}
-    with pytest.raises(DataError, match=r"is not one of labelled images: its features are \['image', 'label'\]"):
+    with pytest.raises(DataError, match=r"does not consist of labelled images: its features are \['image', 'label'\]"):
         opened(tmp_path, features, png((4, 4, 3)))
 
 

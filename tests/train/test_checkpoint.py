@@ -130,7 +130,7 @@ def test_a_checkpoint_that_was_copied_to_another_number_is_refused(finished, con
 def test_checkpoints_without_their_configuration_are_refused(finished, config):
     workdir, _ = finished
     (workdir / "config.json").unlink()
-    with pytest.raises(ConfigError, match="holds checkpoints but no config.json"):
+    with pytest.raises(ConfigError, match=r"holds checkpoints but no config\.json"):
         run(config, workdir)
 
 

@@ -82,14 +82,6 @@ def test_ctrl_c_saves_and_exits_with_130(tmp_path, data_dir):
     assert (tmp_path / "run" / "checkpoints" / step / "state").is_dir()
 
 
-# In a process of its own: where libtpu is loaded to compile for TPUs that are not there, the profiler crashes.
-def test_a_window_of_steps_is_profiled(tmp_path, data_dir):
-    window = ["--config.log.profile_step=4", "--config.log.profile_steps=2"]
-    result = train(tmp_path / "run", data_dir, *SMALL, "--config.num_epochs=1", *window)
-    assert result.returncode == 0, result.stderr
-    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
-
-
 CONFIGS = """
 import dataclasses
 from gw_jax.train import TrainConfig
@@ -215,6 +207,10 @@ def test_a_config_file_that_cannot_be_loaded_is_one_line(tmp_path, content, mess
         (["--config.model.norm=batch"], "config.model.norm='batch' is not known"),
         (["--config.data.name=mnist5"], "No data set is called 'mnist5'"),
         (["--config.mode=evaluate"], "holds no run to evaluate"),
+        (
+            ["--config.distributed.timeout_s=1", "--coordinator=127.0.0.1:9", "--num_processes=2", "--process_id=1"],
+            "Process 1 could not reach process 0 at --coordinator=127.0.0.1:9 within 1 s (Connection refused)",
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -225,3 +221,62 @@ def test_mistakes_are_one_line_and_an_exit_code(tmp_path, data_dir, arguments, m
     assert message in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_output_is_closed_goes_to_its_end_and_profiles_a_window(tmp_path, data_dir):
+    """Output closed as by a pipe to head, or with the terminal.
+
+    The profiler needs a process of its own: it crashes where libtpu is loaded to compile for TPUs that are not there.
+    """
+    window = ["--config.log.profile_step=4", "--config.log.profile_steps=2"]
+    process = subprocess.Popen(
+        command(tmp_path / "run", data_dir, *SMALL, "--config.num_epochs=1", *window),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait() == 0
+    assert '"eval/count"' in (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc for the moment of the imports")
+def test_ctrl_c_during_the_imports_ends_cleanly(tmp_path, data_dir):
+    process = subprocess.Popen(
+        command(tmp_path / "run", data_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    # The interpreter has started, the imports of JAX have not ended.
+    while process.poll() is None and "jaxlib" not in pathlib.Path(f"/proc/{process.pid}/maps").read_text():
+        pass
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert errors == "Interrupted.\n"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 3 MB."""
+    (tmp_path / "disk").mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(tmp_path / "disk")], capture_output=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield tmp_path / "disk"
+    subprocess.run(["umount", "--lazy", str(tmp_path / "disk")], check=True)
+
+
+def test_a_full_disk_is_one_line_and_an_exit_code(small_disk, data_dir):
+    result = train(small_disk / "run", data_dir, *SMALL, "--config.num_epochs=50", "--config.checkpoint.keep_last=99")
+    assert result.returncode == 1
+    lines = [line for line in result.stderr.splitlines() if not line.startswith(("Training for", "epoch "))]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    assert "The same command" in lines[0] or "the same command" in lines[0]
+    saved = sorted(int(path.name) for path in (small_disk / "run" / "checkpoints").iterdir() if path.name.isdigit())
+    assert saved
+    assert saved[0] == 4

@@ -13,8 +13,9 @@ import pytest
 
 import gw_jax
 from gw_jax.errors import ConfigError
-from gw_jax.train import TrainConfig
+from gw_jax.train import TrainConfig, run
 from gw_jax.train.config_fields import flatten, set_field
+from gw_jax.train.metrics import read_metrics
 from gw_jax.train.workdir import (
     MAY_CHANGE,
     MAY_DIFFER_IN_EVALUATION,
@@ -60,43 +61,43 @@ def another(value):
 
 
 @pytest.fixture
-def config():
+def default():
     return TrainConfig()
 
 
 @pytest.fixture
-def workdir(tmp_path, config):
-    claim_workdir(tmp_path / "run", config)
+def workdir(tmp_path, default):
+    claim_workdir(tmp_path / "run", default)
     return tmp_path / "run"
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_every_field_of_a_run_is_compared(workdir, config, name):
-    set_field(config, name, another(flatten(config)[name]))
+def test_every_field_of_a_run_is_compared(workdir, default, name):
+    set_field(default, name, another(flatten(default)[name]))
     before = (workdir / "config.json").read_bytes()
     if name in MAY_CHANGE_FIELDS:
-        config.mode = "train"
-        assert check_same_run(workdir, config)
-        claim_workdir(workdir, config)
+        default.mode = "train"
+        assert check_same_run(workdir, default)
+        claim_workdir(workdir, default)
     else:
         with pytest.raises(ConfigError, match=rf"config\.{name} is .* there and .* now"):
-            claim_workdir(workdir, config)
+            claim_workdir(workdir, default)
         assert (workdir / "config.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("mode", ["evaluate", "export"])
 @pytest.mark.parametrize("name", FIELDS)
-def test_every_field_that_is_given_to_evaluate_or_export_is_compared(workdir, config, name, mode):
+def test_every_field_that_is_given_to_evaluate_or_export_is_compared(workdir, default, name, mode):
     stored = stored_config(workdir)
-    other = flatten(config)[name] if name == "mode" else another(flatten(config)[name])
-    set_field(config, name, other)
-    config.mode = mode
+    other = flatten(default)[name] if name == "mode" else another(flatten(default)[name])
+    set_field(default, name, other)
+    default.mode = mode
     free = MAY_CHANGE_FIELDS | (EVALUATION_FIELDS if mode == "evaluate" else set())
     if name in free:
-        assert flatten(config_from_stored(workdir, stored, config, {name})) == flatten(config)
+        assert flatten(config_from_stored(workdir, stored, default, {name})) == flatten(default)
     else:
         with pytest.raises(ConfigError, match=rf"config\.{name} is .* there and .* now"):
-            config_from_stored(workdir, stored, config, {name})
+            config_from_stored(workdir, stored, default, {name})
 
 
 def test_names_that_may_differ_are_whole_names_or_groups():
@@ -107,82 +108,82 @@ def test_names_that_may_differ_are_whole_names_or_groups():
     assert not may_differ("models", "train")
 
 
-def test_evaluation_starts_from_the_configuration_of_the_run(workdir, config):
-    trained = copy.deepcopy(config)
+def test_evaluation_starts_from_the_configuration_of_the_run(workdir, default):
+    trained = copy.deepcopy(default)
     trained.optimizer.learning_rate, trained.model.norm, trained.optimizer.no_decay = 0.5, "gn", ("bias$",)
     trained.data.image_size = 32
     claim_workdir(workdir.parent / "other", trained)
-    config.mode, config.data.eval_name = "evaluate", "imagenet_v2"
+    default.mode, default.data.eval_name = "evaluate", "imagenet_v2"
     found = config_from_stored(
-        workdir, stored_config(workdir.parent / "other"), config, frozenset({"mode", "data.eval_name"})
+        workdir, stored_config(workdir.parent / "other"), default, frozenset({"mode", "data.eval_name"})
     )
     expected = copy.deepcopy(trained)
     expected.mode, expected.data.eval_name = "evaluate", "imagenet_v2"
     assert found == expected
-    assert config.model.norm == "gw"  # Not changed.
+    assert default.model.norm == "gw"  # Not changed.
 
 
-def test_from_python_every_field_counts_as_given(workdir, config):
-    config.mode, config.model.norm = "evaluate", "gn"
+def test_from_python_every_field_counts_as_given(workdir, default):
+    default.mode, default.model.norm = "evaluate", "gn"
     with pytest.raises(ConfigError, match=r"config\.model\.norm is 'gw' there and 'gn' now"):
-        config_from_stored(workdir, stored_config(workdir), config)
+        config_from_stored(workdir, stored_config(workdir), default)
 
 
-def test_fields_newer_than_the_run_had_their_defaults(workdir, config):
+def test_fields_newer_than_the_run_had_their_defaults(workdir, default):
     stored = stored_config(workdir)
     del stored["model.dropout"]
     (workdir / "config.json").write_text(json.dumps({"config": stored}))
-    assert check_same_run(workdir, config)
-    config.mode = "export"
-    assert config_from_stored(workdir, stored, config, {"model.dropout"}).model.dropout == 0.0
-    config.mode, config.model.dropout = "train", 0.5
+    assert check_same_run(workdir, default)
+    default.mode = "export"
+    assert config_from_stored(workdir, stored, default, {"model.dropout"}).model.dropout == 0.0
+    default.mode, default.model.dropout = "train", 0.5
     with pytest.raises(ConfigError, match=r"model\.dropout is 0\.0 there"):
-        check_same_run(workdir, config)
+        check_same_run(workdir, default)
 
 
-def test_a_run_of_another_task_is_named(workdir, config):
+def test_a_run_of_another_task_is_named(workdir, default):
     stored = stored_config(workdir) | {"detector.anchors": 9}
     with pytest.raises(ConfigError, match=r"a field config.detector.anchors, which a TrainConfig does not have"):
-        config_from_stored(workdir, stored, config, frozenset())
+        config_from_stored(workdir, stored, default, frozenset())
 
 
 @pytest.mark.parametrize("content", ["", "{", "null", "[]", '{"config": null}', '{"config": []}', "{}", "[" * 100_000])
-def test_a_damaged_config_is_named(workdir, config, content):
+def test_a_damaged_config_is_named(workdir, default, content):
     (workdir / "config.json").write_text(content)
     with pytest.raises(ConfigError, match=r"config\.json cannot be read as the configuration of a run"):
-        check_same_run(workdir, config)
+        check_same_run(workdir, default)
 
 
-def test_checkpoints_without_a_config_are_refused(workdir, config):
+def test_checkpoints_without_a_config_are_refused(workdir, default):
     (workdir / "config.json").unlink()
-    assert not check_same_run(workdir, config)
+    assert not check_same_run(workdir, default)
     (workdir / "checkpoints" / "7" / "state").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"holds checkpoints but no config\.json"):
-        check_same_run(workdir, config)
+        check_same_run(workdir, default)
 
 
-def test_what_is_no_checkpoint_claims_nothing(tmp_path, config):
+def test_what_is_no_checkpoint_claims_nothing(tmp_path, default):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "7").touch()
     (tmp_path / "checkpoints" / "8").mkdir()
-    assert not check_same_run(tmp_path, config)
+    assert not check_same_run(tmp_path, default)
 
 
 @pytest.mark.parametrize("name", ["", "checkpoints", "tensorboard", "profile"])
-def test_a_file_in_the_place_of_a_directory_is_named(tmp_path, config, name):
+def test_a_file_in_the_place_of_a_directory_is_named(tmp_path, default, name):
     path = tmp_path / "run" / name if name else tmp_path / "run"
     path.parent.mkdir(exist_ok=True)
     path.write_text("mine")
     with pytest.raises(ConfigError, match="is a file"):
-        check_same_run(tmp_path / "run", config)
+        check_same_run(tmp_path / "run", default)
     assert path.read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "evaluation.json"])
-def test_a_directory_in_the_place_of_a_file_is_named(tmp_path, config, name):
+def test_a_directory_in_the_place_of_a_file_is_named(tmp_path, default, name):
     (tmp_path / name).mkdir()
     with pytest.raises(ConfigError, match="is a directory; a run needs a file"):
-        check_same_run(tmp_path, config)
+        check_same_run(tmp_path, default)
 
 
 @pytest.mark.parametrize("path", ["gs://bucket/x", "s3://bucket/x", "hdfs://a/b", "file:///tmp/x", "gs:/bucket/x"])
@@ -206,6 +207,31 @@ def test_a_result_that_cannot_be_written_is_a_warning(tmp_path, capsys):
     (tmp_path / "file").touch()
     write_or_warn(tmp_path / "file" / "evaluation.json", "{}")
     assert "evaluation.json cannot be written: " in capsys.readouterr().err
+
+
+def test_evaluation_needs_no_flag_of_the_run_again(finished, config, capsys):
+    workdir, _ = finished
+    assert config.model.name != TrainConfig().model.name
+    command_line = TrainConfig(mode="evaluate")
+    expected = [line for line in read_metrics(workdir) if line["step"] == 30 and "eval/count" in line]
+    command_line.checkpoint.evaluate = "last"
+    outcome = run(command_line, workdir, given=frozenset({"mode", "checkpoint.evaluate"}))
+    assert outcome.metrics == {name: value for name, value in expected[0].items() if "/" in name}
+    with pytest.raises(ConfigError, match=r"config\.optimizer\.learning_rate is 0\.05 there and 0\.1 now"):
+        run(command_line, workdir, given=frozenset({"mode", "optimizer.learning_rate"}))
+
+
+def test_runs_in_a_bucket_are_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="is a URL"):
+        run(TrainConfig(), "gs://bucket/run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_run_in_one_directory_is_refused(shapes, config, tmp_path):
+    with WorkdirLock(tmp_path / "run"), pytest.raises(ConfigError, match="is in use by another run"):
+        run(config, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK_FILE]
 
 
 # The lock.

@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--manual_dir", help="where the archives are that must be downloaded by hand (ImageNet's tar files)"
     )
     parser.add_argument("--from_tfrecord", metavar="DIR", help="the directory of a version that is prepared as TFRecord")
-    parser.add_argument("--allow_partial", action="store_true", help="take archives and splits of which a part is missing")
+    parser.add_argument("--allow_partial", action="store_true", help="accept archives and splits that lack a part")
     given = parser.parse_args(arguments)
     data_dir, manual_dir, source = (
         None if path is None else os.path.expanduser(path)

@@ -17,7 +17,7 @@ MAX_HEADER_BYTES = 1 << 20
 class Archive:
     """A tar file: its name, its size in bytes, and what the names of its members look like.
 
-    Where that has a group, it counts the members from 1: TFDS takes the labels of the images by their order.
+    A group in that pattern is the number of the member, from 1: TFDS assigns the labels in the order of the names.
     """
 
     name: str
@@ -40,7 +40,7 @@ def check_archives(name: str, manual_dir: str, *, allow_partial: bool) -> int:
     Args:
         name: a key of :data:`ARCHIVES`.
         manual_dir: a path or a bucket.
-        allow_partial: takes archives that are smaller than the official ones, if they are whole.
+        allow_partial: accepts archives that are smaller than the official ones, if they are complete.
 
     Raises:
         DataError: one is missing, truncated, not a tar file, or holds something else.

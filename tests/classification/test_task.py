@@ -9,34 +9,30 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from gw_jax.train.initial import initial_state
-from gw_jax.train.setup import set_up
 
 import gw_jax
 from gw_jax import save_pretrained
-from gw_jax.data import EvalBatches, TrainBatches
-from gw_jax.errors import CheckpointError, ConfigError
-from gw_jax.train import evaluate, loop, run
+from gw_jax.data import EvalBatches
+from gw_jax.errors import ConfigError
+from gw_jax.train import modes, run
 from gw_jax.train.checkpoint import Checkpoints
-from gw_jax.train.config import OptimizerConfig
-from gw_jax.train.schedule import make_optimizer
-from gw_jax.train.state import average_rows
+from gw_jax.train.experiment import build_experiment
+from gw_jax.train.mesh import merge_group_statistics
+from gw_jax.train.warm_start import initial_state
 
 
 def steps(config, count, num_devices=2):
     """The states and metrics of the first steps, on the host."""
-    experiment = set_up(config, jax.devices()[:num_devices])
-    batches = TrainBatches(
-        experiment.dataset.train, batch_size=config.data.batch_size, num_epochs=config.num_epochs, seed=config.seed
-    )
+    experiment = build_experiment(config, jax.devices()[:num_devices])
+    batches = experiment.task.train_batches(config.num_epochs, 0, 1)
     state, found = experiment.state, []
     for _ in range(count):
-        state, metrics = experiment.train_step(state, experiment.put(next(batches)))
-        found.append((jax.device_get(state), jax.device_get(metrics)))
+        state, metrics = experiment.train_step(state, experiment.shard_batch(next(batches)))
+        found.append((jax.device_get(state), {name: pair[0] / pair[1] for name, pair in jax.device_get(metrics).items()}))
     return found
 
 
-def test_parts_of_a_batch_give_the_gradient_of_the_whole(shapes, config, float64):
+def test_parts_of_a_batch_give_the_gradient_of_the_whole(config, float64):
     """Without BatchNorm, whose statistics are those of a part."""
     config.dtype, config.model.whiten, config.data.shift = "float64", "all", 0
     (whole, numbers), *_ = steps(config, 1)
@@ -48,16 +44,16 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(shapes, config, float64
         np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-12)
 
 
-def test_the_moving_average_is_evaluated_and_exported(shapes, config, tmp_path):
+def test_the_moving_average_is_evaluated_and_exported(config, tmp_path):
     config.ema_decay, config.num_epochs, config.schedule.warmup_epochs = 0.5, 1, 0.0
     history = [state for state, _ in steps(config, 3)]
-    expected = set_up(config, jax.devices()[:2]).state.params["head"]["kernel"]
+    expected = build_experiment(config, jax.devices()[:2]).state.params["head"]["kernel"]
     for step, state in enumerate(history):
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * state.params["head"]["kernel"]
         np.testing.assert_allclose(state.ema["params"]["head"]["kernel"], expected, rtol=1e-5)
         assert not np.allclose(expected, state.params["head"]["kernel"], rtol=1e-4)
-    assert history[-1].evaluated[0] is history[-1].ema["params"]
+    assert history[-1].eval_weights[0] is history[-1].ema["params"]
 
     outcome = run(config, tmp_path / "run")
     config.mode = "evaluate"
@@ -65,12 +61,12 @@ def test_the_moving_average_is_evaluated_and_exported(shapes, config, tmp_path):
     config.mode = "export"
     run(config, tmp_path / "run")
     exported = gw_jax.load_pretrained(tmp_path / "run" / "exported-10")
-    checkpoints = Checkpoints(tmp_path / "run", config.checkpoint)
-    state, _ = checkpoints.restore(10, set_up(config).state)
+    checkpoints = Checkpoints(tmp_path / "run", config.checkpoint, "eval/top1")
+    state, _ = checkpoints.restore(10, build_experiment(config).state)
     np.testing.assert_array_equal(exported.head.kernel[...], state.ema["params"]["head"]["kernel"])
 
 
-def test_a_smoothed_and_mixed_run_learns(shapes, config, tmp_path):
+def test_a_smoothed_and_mixed_run_learns(config, tmp_path):
     config.label_smoothing, config.augment.mixup, config.augment.cutmix = 0.1, 0.2, 1.0
     config.augment.random_erasing = 0.2
     outcome = run(config, tmp_path / "run")
@@ -80,11 +76,11 @@ def test_a_smoothed_and_mixed_run_learns(shapes, config, tmp_path):
         run(config, tmp_path / "other")
 
 
-def test_the_loss_of_training_is_that_of_smoothed_targets(shapes, config):
+def test_the_loss_of_training_is_that_of_smoothed_targets(config):
     config.data.shift, config.label_smoothing = 0, 0.2
     (_, smoothed), *_ = steps(config, 1)
-    experiment = set_up(config, jax.devices()[:2])
-    batch = next(TrainBatches(experiment.dataset.train, batch_size=16, num_epochs=1, seed=config.seed))
+    experiment = build_experiment(config, jax.devices()[:2])
+    batch = next(experiment.task.train_batches(1, 0, 1))
     model = nnx.merge(experiment.graphdef, experiment.state.params, experiment.state.batch_stats)
     model.train()
     logits = model((jnp.asarray(batch["image"], jnp.float32) / 255 - 0.4) / 0.3)
@@ -92,50 +88,28 @@ def test_the_loss_of_training_is_that_of_smoothed_targets(shapes, config):
     np.testing.assert_allclose(smoothed["loss"], optax.softmax_cross_entropy(logits, targets).mean(), rtol=1e-5)
 
 
-def test_lars_scales_each_parameter(float64):
-    config = OptimizerConfig(
-        name="lars", learning_rate=2.0, momentum=0.9, weight_decay=0.1, no_decay=("bias$",), trust_coefficient=0.01
-    )
-    optimizer = make_optimizer(config, optax.constant_schedule(2.0))
-    params = {"kernel": jnp.array([3.0, 4.0]), "bias": jnp.array([1.0])}
-    grads = {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([0.5])}
-    state = optimizer.init(params)
-    kernel, velocity = np.array([3.0, 4.0]), 0.0
-    bias, slow = 1.0, 0.0
-    for _ in range(2):
-        updates, state = optimizer.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
-        u = np.array([1.0, -2.0]) + 0.1 * kernel
-        velocity = 0.9 * velocity + 0.01 * np.linalg.norm(kernel) / np.linalg.norm(u) * u
-        kernel = kernel - 2.0 * velocity
-        slow = 0.9 * slow + 0.5
-        bias = bias - 2.0 * slow
-    np.testing.assert_allclose(params["kernel"], kernel, rtol=1e-12)
-    np.testing.assert_allclose(params["bias"], [bias], rtol=1e-12)
-
-
-def test_a_model_with_other_classes_gets_a_new_last_layer(shapes, config, tmp_path):
-    experiment = set_up(config)
-    arguments = {**experiment.plain_model_arguments, "num_classes": 7}
+def test_a_model_with_other_classes_gets_a_new_last_layer(config, tmp_path):
+    experiment = build_experiment(config)
+    arguments = {**experiment.task.plain_model_arguments, "num_classes": 7}
     model = gw_jax.create_model(**arguments, rngs=nnx.Rngs(3))
     save_pretrained(tmp_path / "model", model, arguments)
     config.init_from = str(tmp_path / "model")
     with pytest.raises(ConfigError, match=r"num_classes is 7 there and 4 here.*config.init_new_head=True"):
-        initial_state(set_up(config))
+        initial_state(build_experiment(config))
     config.init_new_head = True
-    experiment = set_up(config)
+    experiment = build_experiment(config)
     state = initial_state(experiment)
     np.testing.assert_array_equal(state.params["stem_conv"]["kernel"], model.stem_conv.kernel[...])
     np.testing.assert_array_equal(state.params["head"]["kernel"], experiment.state.params["head"]["kernel"])
 
 
-def test_groups_of_examples_keep_rows_that_are_averaged_in_evaluation(shapes, config):
+def test_groups_of_examples_keep_rows_that_are_averaged_in_evaluation(config):
     config.model.batch_norm_group_size = 4
     (state, _), *_ = steps(config, 1)
     rows = state.batch_stats["stage1"][0]["norm2"]["mean"]
     assert rows.shape == (4, 4)
     assert not np.allclose(rows[0], rows[1])
-    averaged = average_rows(state.batch_stats)
+    averaged = merge_group_statistics(state.batch_stats)
     assert all(leaf.ndim <= 1 for leaf in jax.tree.leaves(averaged))
 
 
@@ -152,32 +126,11 @@ def test_a_stop_during_mode_evaluate_ends_it(finished, config, monkeypatch, capf
     monkeypatch.setattr(EvalBatches, "__iter__", interrupted)
     outcome = run(config, workdir)
     assert (outcome.metrics, outcome.stopped_by) == (None, signal.SIGTERM)
-    assert "The same command starts it again" in capfd.readouterr().err
-    assert not (workdir / evaluate.EVALUATION_FILE).exists()
+    assert "The same command repeats it" in capfd.readouterr().err
+    assert not (workdir / modes.EVALUATION_FILE).exists()
 
 
-def test_a_disk_without_room_is_named_before_the_run(shapes, config, tmp_path, monkeypatch):
+def test_a_disk_without_room_is_named_before_the_run(config, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(ConfigError, match=r"0 MB free; two checkpoints of this run take"):
         run(config, tmp_path / "run")
-
-
-def test_a_checkpoint_that_cannot_be_written_is_named(shapes, config, tmp_path, monkeypatch):
-    """The disk fills up after the first epoch: what would appear there is refused."""
-    original = loop._Trainer._evaluate_and_save
-
-    def fill_the_disk(self):
-        if self.step == 20:
-            self.checkpoints.wait()
-            monkeypatch.setattr("os.rename", refuse)
-            monkeypatch.setattr("pathlib.Path.rename", refuse)
-            monkeypatch.setattr("pathlib.Path.mkdir", refuse)
-        return original(self)
-
-    def refuse(*arguments, **options):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(loop._Trainer, "_evaluate_and_save", fill_the_disk)
-    with pytest.raises(CheckpointError, match=r"Is the disk full\? The checkpoint of step 10 is whole"):
-        run(config, tmp_path / "run")
-    assert (tmp_path / "run" / "checkpoints" / "10" / "state").is_dir()
