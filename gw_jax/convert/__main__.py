@@ -5,6 +5,7 @@ directory becomes a ``.pth`` file for the reference's ``--load``.
 """
 
 import argparse
+import os
 import pathlib
 import sys
 from typing import Any
@@ -76,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         require_new(args.target)
-        if args.source.is_dir():
+        if os.path.isdir(args.source):  # Unlike Path.is_dir, false for a name that is too long.
             _refuse(args, _IMPORT_OPTIONS, "is for reading a .pth file, and the source is a directory")
             lines = _export(args)
         else:

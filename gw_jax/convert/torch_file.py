@@ -82,10 +82,11 @@ def read_torch_file(path: pathlib.Path, *, ema: bool = False) -> TorchFile:
         CheckpointError: no such file, not a checkpoint, damaged, or one that would run code of its own.
         ConfigError: PyTorch is not installed.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path} is a directory, not a .pth file." if path.is_dir() else f"There is no file {path}.")
-    torch = import_torch()
     with file_errors(str(path)):
+        if not path.is_file():
+            what = f"{path} is a directory, not a .pth file." if path.is_dir() else f"There is no file {path}."
+            raise CheckpointError(what)
+        torch = import_torch()
         container: Container = "zip" if is_zip(path) else "legacy"
         refuse_other_kinds(path)
         sizes = _check_zip(path) if container == "zip" else None

@@ -3,7 +3,8 @@
     python -m tests.convert.mutate --count=3000 --seed=0
 
 prints one JSON object: exceptions other than the project's, crashes, executed code, half outputs, messages that are not one
-short printable line, conversions of more than 5 s of processor time or with a peak memory above three times the file plus 32 MiB.
+short printable line, conversions of more than 5 s of processor time, or with a peak memory above three times the file plus
+32 MiB.
 """
 
 import argparse

@@ -385,6 +385,7 @@ def test_damaged_bytes_of_a_tensor(torch, tensors, tmp_path):
         (["model", "out.pth", "--arch=MLP"], "--arch is for reading a .pth file"),
         (["model", "out.pth", "--ema"], "--ema is for reading a .pth file"),
         (["nothing.pth", "out"], "There is no file"),
+        (["n" * 300, "out"], "cannot be read: File name too long"),
     ],
 )
 def test_options_without_effect(torch, tensors, tmp_path, capsys, arguments, message):
