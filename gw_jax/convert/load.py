@@ -23,7 +23,7 @@ from gw_jax.convert.training_state import read_training_state
 from gw_jax.errors import CheckpointError, ConfigError, shown
 from gw_jax.models.pretrained import TrainingState, abstract_model, fill_model
 from gw_jax.models.resnet import ARCHITECTURES
-from gw_jax.nn import BatchWhitening, GroupWhitening, make_norm
+from gw_jax.nn import make_norm
 from gw_jax.nn.reference_norms import REFERENCE_NORMS, translate_norm_cfg
 from gw_jax.tree import variables
 
@@ -225,8 +225,8 @@ def norm_from_torch(
     arrays = fill(table, dict(state), shapes, f"the state of {norm} ({REFERENCE_NORMS[norm]})")
     for path, value in arrays.items():
         getattr(layer, path)[...] = jnp.asarray(value)
-    if isinstance(layer, (GroupWhitening, BatchWhitening)):
-        for entry in table:
-            if entry.trained:
-                getattr(layer, entry.path).set_metadata(**{TORCH_SHAPE: entry.shape})
+    usual = {entry.key: entry.shape for entry in entries(layer)}
+    for entry in table:
+        if entry.shape != usual[entry.key]:
+            setattr(layer, entry.path, nnx.Param(getattr(layer, entry.path)[...], **{TORCH_SHAPE: entry.shape}))
     return layer

@@ -16,7 +16,7 @@ from gw_jax.convert import load_torch, to_torch_state
 from gw_jax.convert.__main__ import main
 from gw_jax.convert.load import LoadOptions, read
 from gw_jax.errors import CheckpointError, ConfigError
-from gw_jax.models.pretrained import load_pretrained
+from gw_jax.models.pretrained import load_pretrained, read_config, save_pretrained
 
 MLP = [
     ["net.1.weight", [8, 784]], ["net.1.bias", [8]], ["net.2.weight", [1, 8]], ["net.2.bias", [1, 8]],
@@ -194,7 +194,11 @@ def test_momentum_of_one_element(torch, reference, tmp_path):
 def test_other_precisions(torch, tensors, tmp_path, dtype):
     converted = {key: value.to(getattr(torch, dtype)) for key, value in tensors.items()}
     torch.save(converted, tmp_path / "f.pth")
-    state = to_torch_state(load_torch(tmp_path / "f.pth", norm_cfg={"num_groups": 4})[0])
+    model, report = load_torch(tmp_path / "f.pth", norm_cfg={"num_groups": 4})
+    # The model remembers how it was made.
+    save_pretrained(tmp_path / "model", model)
+    assert read_config(tmp_path / "model")["model"] == report.model_config
+    state = to_torch_state(model)
     for key, value in converted.items():
         np.testing.assert_array_equal(state[key], value.float().numpy())
 
