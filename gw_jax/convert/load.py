@@ -228,5 +228,6 @@ def norm_from_torch(
     usual = {entry.key: entry.shape for entry in entries(layer)}
     for entry in table:
         if entry.shape != usual[entry.key]:
-            setattr(layer, entry.path, nnx.Param(getattr(layer, entry.path)[...], **{TORCH_SHAPE: entry.shape}))
+            metadata: dict[str, Any] = {TORCH_SHAPE: entry.shape}
+            setattr(layer, entry.path, nnx.Param(getattr(layer, entry.path)[...], **metadata))
     return layer
