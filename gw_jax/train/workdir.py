@@ -260,7 +260,10 @@ def check_room_to_save(workdir: pathlib.Path, state: Any) -> None:
     Raises:
         CheckpointError: it does not.
     """
-    free, needed = shutil.disk_usage(workdir).free, _size(state) + _CHECKPOINT_OVERHEAD
+    try:
+        free, needed = shutil.disk_usage(workdir).free, _size(state) + _CHECKPOINT_OVERHEAD
+    except FileNotFoundError as error:
+        raise CheckpointError(f"The work directory {workdir} was removed while the run used it.") from error
     if free < needed:
         raise CheckpointError(
             f"The disk of {workdir} is full: a checkpoint takes {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free. "
