@@ -35,6 +35,7 @@ GROUPS = (16, 32, 64)
 MOST_CHANNELS = 64  # Of a group.
 # A program has a sample and a multiprocessor a program: with fewer samples most of the card is idle.
 FEWEST_SAMPLES = 32
+NUM_WARPS, NUM_STAGES = 8, 3  # Of a program; tiles in flight.
 _OVER_ROWS = (((0,), (0,)), ((), ()))
 _PLAIN = (((1,), (0,)), ((), ()))
 
@@ -265,7 +266,7 @@ def _call(
         out_specs=[block(array.shape) for array in outputs],
         out_shape=list(outputs),
         cost_estimate=pl.CostEstimate(flops=n * (over_rows + between_groups), bytes_accessed=moved, transcendentals=n),
-        compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=3),
+        compiler_params=plgpu.CompilerParams(num_warps=NUM_WARPS, num_stages=NUM_STAGES),
         interpret=plan.interpret,
         name=name,
     )(*inputs)
