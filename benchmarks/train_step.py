@@ -3,7 +3,8 @@
     python -m benchmarks.train_step [--json] [--small] [--model=resnet50] [--norms=gw,bn] [--batch=N] [--image_size=224]
                                     [--dtype=auto] [--steps=20] [--torch] [--jobs=1]
 
-``--norms=gw,gw:plain,bn``: an implementation of Group Whitening may follow a colon. The step is the trainer's own, with the batch on the device already: nothing waits for data. Steps of the norms take turns.
+The step is the trainer's own, with the batch on the device already: nothing waits for data. Steps of the norms take turns.
+``--norms=gw,gw:plain,bn``: after the colon stands a forced implementation of Group Whitening.
 Medians; compilation is apart. ``ratio_bn``: a norm's time over BatchNorm's. MFU is given where the device's peak is known;
 peak memory is the compiler's figure for the whole step: state, batch and what it keeps in between. With ``--torch`` an
 eager PyTorch ResNet-50 with the same norms takes its turns, too (``benchmarks/torch_peer.py``: channels last, autocast for
