@@ -32,7 +32,7 @@ from gw_jax.ops.plan import Plan
 # By the bytes of a value. Rows of a tile at most, with one channel per group and with more; warps of a program. Measured on
 # an H100: four warps are 1.2 to 2 times as fast as eight in bfloat16, since two programs then share a multiprocessor. In
 # float32 they spill ten times as many registers.
-ROWS = {2: (128, 64), 4: (64, 64)}
+ROWS = {2: (128, 32), 4: (64, 64)}
 NUM_WARPS = {2: 4, 4: 8}
 NUM_STAGES = 3  # Tiles in flight.
 # A matrix product takes 16 rows and columns at least; for more than 64 groups a program has too few registers.
