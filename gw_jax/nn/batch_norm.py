@@ -17,7 +17,7 @@ from gw_jax.nn.shared import (
     split_batch_in_groups,
     update_running_average,
 )
-from gw_jax.ops.numerics import accumulation_dtype, psum_if_named
+from gw_jax.ops.checks import accumulation_dtype, psum_if_named, require_epsilon, require_integer
 from gw_jax.ops.sharding import replicate
 
 
@@ -78,9 +78,8 @@ class BatchNorm(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_statistics_options(momentum, group_size, statistics_sets)
-        if epsilon < 0:
-            raise ValueError(f"epsilon={epsilon}; it must be >= 0.")
-        self.num_features = num_features
+        require_epsilon(epsilon)
+        self.num_features = require_integer("num_features", num_features, 1)
         self.momentum = momentum
         self.epsilon = epsilon
         self.group_size = group_size

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from gw_jax.ops import newton
-from gw_jax.ops.numerics import applied, result_like
+from gw_jax.ops.checks import applied, result_like
 from gw_jax.ops.plan import Plan
 
 ROWS = {2: 128, 4: 64}  # Of a tile, at most, by the bytes of a value: what shared memory holds of three tiles.

@@ -1,6 +1,7 @@
 """Group Whitening as a pure function of arrays."""
 
 import functools
+import math
 import warnings
 from typing import Literal, get_args
 
@@ -9,11 +10,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from gw_jax.ops import target
+from gw_jax.ops.checks import as_floating, require_epsilon, require_integer, require_mask_shape
 from gw_jax.ops.inverse_sqrt import inverse_sqrt_newton, inverse_sqrt_zca
 from gw_jax.ops.kernels import fills_the_device, kernel_whiten, plan_for
 from gw_jax.ops.matmul_whitening import matmul_whiten
 from gw_jax.ops.newton import inverse_sqrt_with_short_derivative
-from gw_jax.ops.numerics import require_floating, require_mask_shape
 from gw_jax.ops.plain_whitening import plain_whiten
 from gw_jax.ops.sharding import replicate, reshard_like, shard_batch_only
 
@@ -30,10 +31,10 @@ def resolve_num_groups(num_features: int, num_groups: int) -> int:
     More groups than channels become one group a channel, with a warning, as in the reference.
 
     Raises:
-        ValueError: ``num_groups`` is below 1, or does not divide ``num_features``.
+        ValueError: ``num_groups`` is no integer of at least 1, or does not divide ``num_features``.
     """
-    if num_groups < 1:
-        raise ValueError(f"num_groups={num_groups}; at least one group is needed.")
+    num_features = require_integer("num_features", num_features, 1)
+    num_groups = require_integer("num_groups", num_groups, 1)
     if num_groups > num_features:
         warnings.warn(
             f"num_groups={num_groups} exceeds the {num_features} channels: {num_features} groups of one channel "
@@ -56,7 +57,7 @@ def groups_of(num_features: int, channels_per_group: int) -> int:
     Raises:
         ValueError: ``channels_per_group`` is below 1 or above ``num_features``.
     """
-    if not 1 <= channels_per_group <= num_features:
+    if require_integer("channels_per_group", channels_per_group, 1) > num_features:
         raise ValueError(
             f"channels_per_group={channels_per_group} of {num_features} channels; 1 to {num_features} are allowed."
         )
@@ -67,8 +68,8 @@ def check_whitening_options(method: str, num_iterations: int, epsilon: float | N
     """Checks the options that do not depend on the input and returns the epsilon to use.
 
     Raises:
-        ValueError: an unknown ``method`` or ``implementation``, ``num_iterations`` below 0, a negative ``epsilon``, or one
-            of zero with "zca".
+        ValueError: an unknown ``method`` or ``implementation``, a ``num_iterations`` that is no integer of at least 0, an
+            ``epsilon`` that is negative, NaN or infinite, or one of zero with "zca".
     """
     if implementation not in get_args(Implementation):
         raise ValueError(
@@ -76,14 +77,19 @@ def check_whitening_options(method: str, num_iterations: int, epsilon: float | N
         )
     if method not in DEFAULT_EPSILON:
         raise ValueError(f"method={method!r} is not known; choose one of {sorted(DEFAULT_EPSILON)}.")
-    if num_iterations < 0:
-        raise ValueError(f"num_iterations={num_iterations}; 0 or more are allowed (5 is the published choice).")
+    require_integer("num_iterations", num_iterations, 0)
     if epsilon is None:
         return DEFAULT_EPSILON[method]
-    if epsilon < 0 or (epsilon == 0 and method == "zca"):
-        allowed = "> 0" if method == "zca" else ">= 0"
-        raise ValueError(f"epsilon={epsilon} with method={method!r}; epsilon must be {allowed}.")
-    return epsilon
+    return require_epsilon(epsilon, positive=method == "zca", of=f" with method={method!r}")
+
+
+@functools.cache
+def _warn_of_few_observations(observations: int, num_groups: int) -> None:
+    warnings.warn(
+        f"group_whiten has {observations} observations for each of {num_groups} groups, so the covariance of a sample has "
+        f"no full rank and its output is not white. Choose fewer groups, or larger inputs.",
+        stacklevel=3,
+    )
 
 
 def group_whiten(
@@ -148,12 +154,12 @@ def group_whiten(
     Source: Huang et al., Group Whitening: Balancing Learning Efficiency and Representational Capacity, CVPR 2021,
     section 3.1 (arXiv 2009.13333).
     """
-    require_floating(x, "group_whiten")
+    x = as_floating(x, "group_whiten")
     if x.ndim < 2:
         raise ValueError(f"group_whiten got shape {x.shape}; it takes [batch, *spatial, channels], at least 2 axes.")
     num_features = x.shape[-1]
     if num_features == 0:
-        raise ValueError(f"group_whiten got shape {x.shape}, which has no channels.")
+        raise ValueError(f"group_whiten got shape {x.shape}, which has no channels; at least one is needed.")
     epsilon = check_whitening_options(method, num_iterations, epsilon, implementation)
     num_groups = resolve_num_groups(num_features, num_groups)
     require_mask_shape(x, mask)
@@ -163,6 +169,9 @@ def group_whiten(
     dtype = x.dtype if dtype is None else jnp.dtype(dtype)
     if x.size == 0:
         return x.astype(dtype)
+    observations = math.prod(x.shape[1:]) // num_groups
+    if observations <= num_groups:
+        _warn_of_few_observations(observations, num_groups)
 
     whole, (x, mask) = x, shard_batch_only(x, mask)
     scale, bias = (None if parameter is None else replicate(parameter) for parameter in (scale, bias))

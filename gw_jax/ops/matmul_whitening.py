@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gw_jax.ops.checks import accumulation_dtype
 from gw_jax.ops.inverse_sqrt import HIGHEST
 from gw_jax.ops.linear_map import linear_map
-from gw_jax.ops.numerics import accumulation_dtype
 from gw_jax.ops.plain_whitening import InverseSqrt, affine_per_sample
 from gw_jax.ops.sharding import sharding_of_sums
 from gw_jax.ops.statistics import SPATIAL_LETTERS, sum_of_products
