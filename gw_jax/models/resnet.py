@@ -16,8 +16,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gw_jax.models.linear import linear
-from gw_jax.nn import Dropout, GroupWhitening, make_norm
+from gw_jax.nn import Dropout, make_norm
 from gw_jax.nn.initial import make_or_copy, normal
+from gw_jax.ops.checks import accumulation_dtype
 
 Stem = Literal["imagenet", "small"]
 
@@ -110,11 +111,6 @@ class _Shape:
     dilation: int
 
 
-def _rectified(norm: nnx.Module, x: jax.Array) -> jax.Array:
-    """A norm and the ReLU after it, in one kernel where there is one."""
-    return norm(x, relu=True) if isinstance(norm, GroupWhitening) else nnx.relu(norm(x))
-
-
 class BasicBlock(nnx.Module):
     """Two 3x3 convolutions and a shortcut: the block of ResNet-18 and -34."""
 
@@ -136,7 +132,7 @@ class BasicBlock(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[n, h, w, in_features]`` to ``[n, h / stride, w / stride, features]``."""
-        y = _rectified(self.norm1, self.conv1(x))
+        y = self.norm1(self.conv1(x), relu=True)
         y = self.norm2(self.conv2(y))
         return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x)))
 
@@ -160,8 +156,8 @@ class Bottleneck(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[n, h, w, in_features]`` to ``[n, h / stride, w / stride, features]``."""
-        y = _rectified(self.norm1, self.conv1(x))
-        y = _rectified(self.norm2, self.conv2(y))
+        y = self.norm1(self.conv1(x), relu=True)
+        y = self.norm2(self.conv2(y), relu=True)
         y = self.norm3(self.conv3(y))
         return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x)))
 
@@ -266,11 +262,12 @@ class ResNet(nnx.Module):
                     _start_at_zero(blocks[-1])
             stages.append(nnx.List(blocks))
         self.stage1, self.stage2, self.stage3, self.stage4 = stages
-        # Like the last layer, in the parameters' precision.
-        options = {**norm_options, "dtype": param_dtype, "param_dtype": param_dtype}
+        # Like the last layer, in the parameters' precision, at least float32.
+        head_dtype = accumulation_dtype(param_dtype)
+        options = {**norm_options, "dtype": head_dtype, "param_dtype": param_dtype}
         self.last_norm = make_norm(norm, in_features, rngs=rngs, **options) if last_norm else None
         self.dropout = Dropout(dropout)
-        self.head = linear(in_features, num_classes, param_dtype=param_dtype, rngs=rngs)
+        self.head = linear(in_features, num_classes, dtype=head_dtype, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, images: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """Maps normalised images ``[n, h, w, in_channels]`` to logits ``[n, num_classes]``, at least float32.
@@ -282,12 +279,12 @@ class ResNet(nnx.Module):
     def features(self, images: jax.Array) -> jax.Array:
         """Maps normalised images ``[n, h, w, in_channels]`` to what the last layer sees, ``[n, features]``."""
         x = images if self.dtype is None else images.astype(self.dtype)
-        x = _rectified(self.stem_norm, self.stem_conv(x))
+        x = self.stem_norm(self.stem_conv(x), relu=True)
         if self.stem == "imagenet":
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
             for block in stage:
                 x = block(x)
         # Pooling and the last layers stay in the parameters' precision: they cost nothing and decide the logits.
-        x = x.astype(self.head.param_dtype).mean((1, 2))
+        x = x.astype(self.head.dtype).mean((1, 2))
         return x if self.last_norm is None or not self.apply_last_norm else self.last_norm(x)

@@ -8,17 +8,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from gw_jax.nn.calling import finish, output_dtype, prepare
 from gw_jax.nn.initial import constant
 from gw_jax.nn.shared import (
     check_statistics_options,
     initial_rows,
-    require_num_features,
     running_average,
-    scale_and_shift,
     split_batch_in_groups,
     update_running_average,
 )
-from gw_jax.ops.numerics import accumulation_dtype, psum_if_named, require_floating, require_mask_shape
+from gw_jax.ops.checks import accumulation_dtype, psum_if_named, require_epsilon, require_integer
+from gw_jax.ops.sharding import replicate
 
 
 class BatchNorm(nnx.Module):
@@ -78,9 +78,8 @@ class BatchNorm(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_statistics_options(momentum, group_size, statistics_sets)
-        if epsilon < 0:
-            raise ValueError(f"epsilon={epsilon}; it must be >= 0.")
-        self.num_features = num_features
+        require_epsilon(epsilon)
+        self.num_features = require_integer("num_features", num_features, 1)
         self.momentum = momentum
         self.epsilon = epsilon
         self.group_size = group_size
@@ -101,22 +100,19 @@ class BatchNorm(nnx.Module):
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, *, relu: bool = False) -> jax.Array:
         """Normalises ``x`` ``[n, *spatial, c]`` and, in training, updates the running statistics.
 
         ``mask`` ``[n, *spatial]`` is true where a position counts; the others take no part in the statistics and come
-        out as zero.
+        out as zero. ``relu``: whether ``max(., 0)`` is taken of the output.
 
         Raises:
             TypeError: ``x`` is not floating point.
             ValueError: ``x`` or ``mask`` has another shape, or ``group_size`` does not divide the batch.
         """
-        require_floating(x, "BatchNorm")
-        require_num_features(self, x, self.num_features)
-        require_mask_shape(x, mask)
-        dtype = x.dtype if self.dtype is None else self.dtype
+        given, (x, mask) = x, prepare(self, x, mask)
         if x.size == 0:
-            return x.astype(dtype)
+            return given.astype(output_dtype(self, x))
         values = x.astype(accumulation_dtype(x.dtype))
         group_size = None if self.use_running_average else self.group_size
         sets = split_batch_in_groups(self, values, group_size)
@@ -133,8 +129,8 @@ class BatchNorm(nnx.Module):
             centred, factor = self._batch_statistics(sets, keep, first.astype(sets.dtype))
         # Scale and 1 / sqrt(var) meet before they touch the activations: one product less a value.
         if self.scale is not None:
-            factor = factor * self.scale[...].astype(sets.dtype).reshape((1,) * (factor.ndim - 1) + (-1,))
-        return scale_and_shift((centred * factor).reshape(x.shape), None, self.bias, mask, dtype)
+            factor = factor * replicate(self.scale[...]).astype(sets.dtype).reshape((1,) * (factor.ndim - 1) + (-1,))
+        return finish(self, (centred * factor).reshape(x.shape), given, mask, relu, is_scaled=True)
 
     def _batch_statistics(self, sets: jax.Array, keep: jax.Array | None, first: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Centred values and ``1 / sqrt(var + epsilon)`` of ``sets`` ``[s, b, *spatial, c]``, both broadcastable to it.

@@ -9,13 +9,12 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from gw_jax.nn.calling import finish, output_dtype, prepare
 from gw_jax.nn.initial import constant, identities
 from gw_jax.nn.shared import (
     check_statistics_options,
     initial_rows,
-    require_num_features,
     running_average,
-    scale_and_shift,
     split_batch_in_groups,
     update_running_average,
 )
@@ -30,8 +29,8 @@ from gw_jax.ops.batch_whitening import (
     whitening_matrix,
     with_identity_padding,
 )
+from gw_jax.ops.checks import accumulation_dtype, require_integer
 from gw_jax.ops.group_whitening import Method, check_whitening_options
-from gw_jax.ops.numerics import accumulation_dtype, require_floating, require_mask_shape
 
 Running = Literal["whitening", "covariance"]
 
@@ -115,9 +114,8 @@ class BatchWhitening(nnx.Module):
         check_statistics_options(momentum, group_size, statistics_sets)
         if channels_per_group is None:
             channels_per_group = DEFAULT_CHANNELS_PER_GROUP[method]
-        if channels_per_group < 1:
-            raise ValueError(f"channels_per_group={channels_per_group}; give 1 or more channels.")
-        self.num_features = num_features
+        require_integer("channels_per_group", channels_per_group, 1)
+        self.num_features = require_integer("num_features", num_features, 1)
         self.channels_per_group = min(channels_per_group, num_features)
         self.num_groups = -(-num_features // self.channels_per_group)
         self.method: Method = method
@@ -159,22 +157,20 @@ class BatchWhitening(nnx.Module):
     def _real(self) -> np.ndarray:
         return real_channels(self.num_features, self.num_groups, self.channels_per_group)
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, *, relu: bool = False) -> jax.Array:
         """Whitens ``x`` ``[n, *spatial, c]`` and, in training, updates the running statistics.
 
         ``mask`` ``[n, *spatial]`` is true where a position counts; the others take no part in the statistics and come
-        out as zero. A batch without any such position leaves the running statistics as they are.
+        out as zero. A batch without any such position leaves the running statistics as they are. ``relu``: whether
+        ``max(., 0)`` is taken of the output.
 
         Raises:
             TypeError: ``x`` is not floating point.
             ValueError: ``x`` or ``mask`` has another shape, or ``group_size`` does not divide the batch.
         """
-        require_floating(x, "BatchWhitening")
-        require_num_features(self, x, self.num_features)
-        require_mask_shape(x, mask)
-        dtype = x.dtype if self.dtype is None else self.dtype
+        given, (x, mask) = x, prepare(self, x, mask)
         if x.size == 0:
-            return x.astype(dtype)
+            return given.astype(output_dtype(self, x))
         values = x.astype(accumulation_dtype(x.dtype))
         group_size = None if self.use_running_average else self.group_size
         sets = split_batch_in_groups(self, split_channels(values, self.num_groups, self.channels_per_group), group_size)
@@ -184,7 +180,7 @@ class BatchWhitening(nnx.Module):
         else:
             whitening, centred = self._batch_statistics(sets, keep)
         y = join_channels(apply_whitening(whitening, centred), self.num_features).reshape(x.shape)
-        return scale_and_shift(y, self.scale, self.bias, mask, dtype)
+        return finish(self, y, given, mask, relu)
 
     def _evaluation(self, sets: jax.Array, keep: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         real, dtype = self._real, sets.dtype

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from gw_jax.nn.calling import finish, output_dtype, prepare
 from gw_jax.nn.initial import constant
-from gw_jax.nn.shared import require_num_features, scale_and_shift
-from gw_jax.ops.numerics import accumulation_dtype, require_floating, require_mask_shape
+from gw_jax.ops.checks import accumulation_dtype, require_epsilon, require_integer
 from gw_jax.ops.statistics import centre_groups
 
 
@@ -49,13 +49,13 @@ class GroupNorm(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if num_groups < 1 or num_features % num_groups:
+        require_integer("num_features", num_features, 1)
+        if num_features % require_integer("num_groups", num_groups, 1):
             raise ValueError(
                 f"{num_features} channels cannot be cut into num_groups={num_groups} groups of equal size; "
                 "GroupNorm takes a num_groups that divides the channels."
             )
-        if epsilon < 0:
-            raise ValueError(f"epsilon={epsilon}; it must be >= 0.")
+        require_epsilon(epsilon)
         self.num_features = num_features
         self.num_groups = num_groups
         self.epsilon = epsilon
@@ -63,17 +63,15 @@ class GroupNorm(nnx.Module):
         self.scale = nnx.Param(constant(rngs, 1, (num_features,), param_dtype)) if use_scale else None
         self.bias = nnx.Param(constant(rngs, 0, (num_features,), param_dtype)) if use_bias else None
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, *, relu: bool = False) -> jax.Array:
         """Normalises ``x`` ``[n, *spatial, c]``; ``mask`` ``[n, *spatial]`` is true where a position counts.
 
-        Masked positions take no part in the statistics and come out as zero.
+        Masked positions take no part in the statistics and come out as zero. ``relu``: whether ``max(., 0)`` is taken of
+        the output.
         """
-        require_floating(x, type(self).__name__)
-        require_num_features(self, x, self.num_features)
-        require_mask_shape(x, mask)
-        dtype = x.dtype if self.dtype is None else self.dtype
+        given, (x, mask) = x, prepare(self, x, mask)
         if x.size == 0:
-            return x.astype(dtype)
+            return given.astype(output_dtype(self, x))
         values = x.astype(accumulation_dtype(x.dtype))
         grouped = values.reshape(*x.shape[:-1], self.num_groups, self.num_features // self.num_groups)
         keep = None if mask is None else mask.astype(bool)[..., None, None]
@@ -82,7 +80,7 @@ class GroupNorm(nnx.Module):
         count = count.reshape(-1, *(1,) * (grouped.ndim - 1))
         var = (centred * centred).sum(observed, keepdims=True) / count
         y = (centred * jax.lax.rsqrt(var + self.epsilon)).reshape(x.shape)
-        return scale_and_shift(y, self.scale, self.bias, mask, dtype)
+        return finish(self, y, given, mask, relu)
 
 
 class InstanceNorm(GroupNorm):

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from gw_jax.nn.calling import require_num_features
 from gw_jax.nn.initial import constant
-from gw_jax.nn.shared import require_num_features
 from gw_jax.ops.group_whitening import (
     Implementation,
     Method,

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from gw_jax.nn.calling import finish, prepare
 from gw_jax.nn.initial import constant
-from gw_jax.nn.shared import require_num_features, scale_and_shift
-from gw_jax.ops.numerics import accumulation_dtype, require_floating, require_mask_shape
+from gw_jax.ops.checks import accumulation_dtype, require_epsilon, require_integer
 
 
 class LayerNorm(nnx.Module):
@@ -47,24 +47,23 @@ class LayerNorm(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if epsilon < 0:
-            raise ValueError(f"epsilon={epsilon}; it must be >= 0.")
-        self.num_features = num_features
+        require_epsilon(epsilon)
+        self.num_features = require_integer("num_features", num_features, 1)
         self.epsilon = epsilon
         self.dtype = dtype
         self.scale = nnx.Param(constant(rngs, 1, (num_features,), param_dtype)) if use_scale else None
         self.bias = nnx.Param(constant(rngs, 0, (num_features,), param_dtype)) if use_bias else None
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, *, relu: bool = False) -> jax.Array:
         """Normalises ``x`` ``[n, *spatial, c]``; where ``mask`` ``[n, *spatial]`` is false the output is zero.
+
+        ``relu``: whether ``max(., 0)`` is taken of the output.
 
         Raises:
             TypeError: ``x`` is not floating point.
             ValueError: ``x`` or ``mask`` has another shape.
         """
-        require_floating(x, "LayerNorm")
-        require_num_features(self, x, self.num_features)
-        require_mask_shape(x, mask)
+        given, (x, mask) = x, prepare(self, x, mask)
         values = x.astype(accumulation_dtype(x.dtype))
         if mask is not None:
             # Before the variance, not after: the derivative at a masked NaN would be NaN.
@@ -72,4 +71,4 @@ class LayerNorm(nnx.Module):
         centred = values - values.mean(-1, keepdims=True)
         var = (centred * centred).mean(-1, keepdims=True)
         y = centred * jax.lax.rsqrt(var + self.epsilon)
-        return scale_and_shift(y, self.scale, self.bias, mask, x.dtype if self.dtype is None else self.dtype)
+        return finish(self, y, given, mask, relu)

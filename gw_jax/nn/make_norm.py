@@ -20,10 +20,10 @@ from gw_jax.nn.reference_norms import NORM_CFG_KEYS, REFERENCE_NORMS, translate_
 class Identity(nnx.Module):
     """Returns its input: the norm called "none"."""
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Returns ``x``; ``mask`` is accepted as by the other norms and not used."""
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, *, relu: bool = False) -> jax.Array:
+        """Returns ``x``, or ``max(x, 0)`` with ``relu``; ``mask`` is accepted as by the other norms and not used."""
         del mask
-        return x
+        return jax.nn.relu(x) if relu else x
 
 
 # name: (constructor, the arguments that the name decides, other arguments that then mean nothing)
@@ -86,7 +86,7 @@ def make_norm(name: str, num_features: int, *, rngs: nnx.Rngs, **options: Any) -
     none            No, None    the identity
     ==============  ==========  ==================================================================================
 
-    All of them are called as ``norm(x, mask=None)`` on ``x`` ``[n, *spatial, num_features]``.
+    All of them are called as ``norm(x, mask=None, relu=False)`` on ``x`` ``[n, *spatial, num_features]``.
 
     Args:
         name: one of the names above, ours or the reference's.

@@ -1,4 +1,4 @@
-"""What several normalisation layers do alike: checks, groups of examples, running averages, scale and shift."""
+"""Running statistics, and groups of examples that share statistics."""
 
 from collections.abc import Hashable
 from typing import Any, Protocol
@@ -9,6 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gw_jax.nn.initial import constant
+from gw_jax.ops.checks import require_integer
 
 
 class _WithRunningStatistics(Protocol):
@@ -18,27 +19,16 @@ class _WithRunningStatistics(Protocol):
     axis_name: Hashable | None
 
 
-def require_num_features(layer: nnx.Module, x: jax.Array, num_features: int) -> None:
-    """Raises ValueError unless the last axis of ``x`` has the channels that ``layer`` was made for."""
-    if x.ndim < 2 or x.shape[-1] != num_features:
-        raise ValueError(
-            f"{type(layer).__name__} was made for {num_features} channels and got shape {x.shape}; it takes "
-            f"[batch, *spatial, {num_features}], channels last."
-        )
-
-
 def check_statistics_options(momentum: float, group_size: int | None, statistics_sets: int | None) -> None:
     """Raises ValueError unless the options of running statistics are in range."""
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum={momentum}; it is the share of the old statistics that is kept, 0 to 1.")
-    if group_size is not None and group_size < 1:
-        raise ValueError(f"group_size={group_size}; give a number of examples >= 1, or None for the whole batch.")
-    if statistics_sets is not None and (group_size is None or statistics_sets < 1):
-        raise ValueError(
-            f"statistics_sets={statistics_sets} with group_size={group_size}; it is the number of groups in a batch, >= "
-            "1, and "
-            "needs a group_size."
-        )
+    if group_size is not None:
+        require_integer("group_size", group_size, 1)
+    if statistics_sets is not None:
+        require_integer("statistics_sets", statistics_sets, 1)
+        if group_size is None:
+            raise ValueError(f"statistics_sets={statistics_sets}, the number of groups in a batch, needs a group_size.")
 
 
 def split_batch_in_groups(layer: nnx.Module, values: jax.Array, group_size: int | None) -> jax.Array:
@@ -104,17 +94,3 @@ def initial_rows(
     """Initial running statistics of one value: ``shape``, with ``statistics_sets`` as first axis if there are any."""
     rows = () if layer.statistics_sets is None else (layer.statistics_sets,)
     return constant(rngs, value, (*rows, *shape), dtype)
-
-
-def scale_and_shift(
-    y: jax.Array, scale: nnx.Param | None, bias: nnx.Param | None, mask: jax.Array | None, dtype: DTypeLike
-) -> jax.Array:
-    """``y * scale + bias`` a channel, zero where ``mask`` is false, as ``dtype``."""
-    channel = (1,) * (y.ndim - 1) + (y.shape[-1],)
-    if scale is not None:
-        y = y * scale[...].astype(y.dtype).reshape(channel)
-    if bias is not None:
-        y = y + bias[...].astype(y.dtype).reshape(channel)
-    if mask is not None:
-        y = jnp.where(mask.astype(bool)[..., None], y, 0)
-    return y.astype(dtype)

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gw_jax.ops.checks import psum_if_named
 from gw_jax.ops.group_whitening import Method
 from gw_jax.ops.inverse_sqrt import HIGHEST, inverse_sqrt_newton, inverse_sqrt_zca
-from gw_jax.ops.numerics import psum_if_named
 from gw_jax.ops.statistics import SPATIAL_LETTERS, sum_of_products
 
 # The reference's IterNorm and DBN, added to the diagonal of the covariance.

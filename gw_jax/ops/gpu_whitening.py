@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from gw_jax.ops import newton
-from gw_jax.ops.numerics import applied, result_like
+from gw_jax.ops.checks import applied, result_like
 from gw_jax.ops.plan import Plan
 
 # By the bytes of a value. Rows of a tile at most, with one channel per group and with more; warps of a program. Measured on

@@ -1,6 +1,7 @@
 """Group Whitening as a pure function of arrays."""
 
 import functools
+import math
 import warnings
 from typing import Literal, get_args
 
@@ -9,12 +10,13 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from gw_jax.ops import target
+from gw_jax.ops.checks import as_floating, require_epsilon, require_integer, require_mask_shape
 from gw_jax.ops.inverse_sqrt import inverse_sqrt_newton, inverse_sqrt_zca
 from gw_jax.ops.kernels import fills_the_device, kernel_whiten, plan_for
 from gw_jax.ops.matmul_whitening import matmul_whiten
 from gw_jax.ops.newton import inverse_sqrt_with_short_derivative
-from gw_jax.ops.numerics import require_floating, require_mask_shape
 from gw_jax.ops.plain_whitening import plain_whiten
+from gw_jax.ops.sharding import replicate, reshard_like, shard_batch_only
 
 Method = Literal["newton", "zca"]
 Implementation = Literal["auto", "plain", "matmul", "kernel"]
@@ -29,10 +31,10 @@ def resolve_num_groups(num_features: int, num_groups: int) -> int:
     More groups than channels become one group a channel, with a warning, as in the reference.
 
     Raises:
-        ValueError: ``num_groups`` is below 1, or does not divide ``num_features``.
+        ValueError: ``num_groups`` is no integer of at least 1, or does not divide ``num_features``.
     """
-    if num_groups < 1:
-        raise ValueError(f"num_groups={num_groups}; at least one group is needed.")
+    num_features = require_integer("num_features", num_features, 1)
+    num_groups = require_integer("num_groups", num_groups, 1)
     if num_groups > num_features:
         warnings.warn(
             f"num_groups={num_groups} exceeds the {num_features} channels: {num_features} groups of one channel "
@@ -55,7 +57,7 @@ def groups_of(num_features: int, channels_per_group: int) -> int:
     Raises:
         ValueError: ``channels_per_group`` is below 1 or above ``num_features``.
     """
-    if not 1 <= channels_per_group <= num_features:
+    if require_integer("channels_per_group", channels_per_group, 1) > num_features:
         raise ValueError(
             f"channels_per_group={channels_per_group} of {num_features} channels; 1 to {num_features} are allowed."
         )
@@ -66,8 +68,8 @@ def check_whitening_options(method: str, num_iterations: int, epsilon: float | N
     """Checks the options that do not depend on the input and returns the epsilon to use.
 
     Raises:
-        ValueError: an unknown ``method`` or ``implementation``, ``num_iterations`` below 0, a negative ``epsilon``, or one
-            of zero with "zca".
+        ValueError: an unknown ``method`` or ``implementation``, a ``num_iterations`` that is no integer of at least 0, an
+            ``epsilon`` that is negative, NaN or infinite, or one of zero with "zca".
     """
     if implementation not in get_args(Implementation):
         raise ValueError(
@@ -75,14 +77,19 @@ def check_whitening_options(method: str, num_iterations: int, epsilon: float | N
         )
     if method not in DEFAULT_EPSILON:
         raise ValueError(f"method={method!r} is not known; choose one of {sorted(DEFAULT_EPSILON)}.")
-    if num_iterations < 0:
-        raise ValueError(f"num_iterations={num_iterations}; 0 or more are allowed (5 is the published choice).")
+    require_integer("num_iterations", num_iterations, 0)
     if epsilon is None:
         return DEFAULT_EPSILON[method]
-    if epsilon < 0 or (epsilon == 0 and method == "zca"):
-        allowed = "> 0" if method == "zca" else ">= 0"
-        raise ValueError(f"epsilon={epsilon} with method={method!r}; epsilon must be {allowed}.")
-    return epsilon
+    return require_epsilon(epsilon, positive=method == "zca", of=f" with method={method!r}")
+
+
+@functools.cache
+def _warn_of_few_observations(observations: int, num_groups: int) -> None:
+    warnings.warn(
+        f"group_whiten has {observations} observations for each of {num_groups} groups, so the covariance of a sample has "
+        f"no full rank and its output is not white. Choose fewer groups, or larger inputs.",
+        stacklevel=3,
+    )
 
 
 def group_whiten(
@@ -129,14 +136,16 @@ def group_whiten(
         relu: whether ``max(., 0)`` is taken of the result. The kernels for GPUs do it on the way; XLA would read and write
             the result once more. On other devices it makes no difference.
         dtype: type of the result; None for the type of ``x``.
-        implementation: "plain" is the definition, differentiated by JAX, forward and reverse. The others are the same
-            function with a derivative written out, have no forward-mode derivative and take no mask: "matmul" for CPUs, and
-            "kernel", fused kernels for TPUs and GPUs, for Newton iterations on ``[n, h, w, c]``. "auto" chooses the fastest
+        implementation: "plain" is the definition, differentiated by JAX. The others are the same function with hand-written
+            derivatives, and accept no mask: "matmul" for CPUs, and "kernel", fused kernels for TPUs and GPUs, for Newton
+            iterations on ``[n, h, w, c]``, which have no forward-mode derivative. "auto" chooses the fastest
             that fits the device and the input. On several devices it takes kernels only where it knows how the batch is
-            split: in ``jax.shard_map``, and under :func:`gw_jax.ops.target.samples_split`, as in the trainer.
+            sharded: in ``jax.shard_map``, on meshes with explicit axes, and within
+            :func:`gw_jax.ops.target.samples_split`, as in the trainer.
 
     Returns:
-        An array of the shape of ``x``.
+        An array of the shape of ``x``. On a mesh with explicit axes it has the sharding of ``x``; where that shards other
+        axes than the batch, they are gathered first, since a sample's statistics need all of it.
 
     Raises:
         TypeError: ``x`` is not floating point.
@@ -145,12 +154,12 @@ def group_whiten(
     Source: Huang et al., Group Whitening: Balancing Learning Efficiency and Representational Capacity, CVPR 2021,
     section 3.1 (arXiv 2009.13333).
     """
-    require_floating(x, "group_whiten")
+    x = as_floating(x, "group_whiten")
     if x.ndim < 2:
         raise ValueError(f"group_whiten got shape {x.shape}; it takes [batch, *spatial, channels], at least 2 axes.")
     num_features = x.shape[-1]
     if num_features == 0:
-        raise ValueError(f"group_whiten got shape {x.shape}, which has no channels.")
+        raise ValueError(f"group_whiten got shape {x.shape}, which has no channels; at least one is needed.")
     epsilon = check_whitening_options(method, num_iterations, epsilon, implementation)
     num_groups = resolve_num_groups(num_features, num_groups)
     require_mask_shape(x, mask)
@@ -160,13 +169,19 @@ def group_whiten(
     dtype = x.dtype if dtype is None else jnp.dtype(dtype)
     if x.size == 0:
         return x.astype(dtype)
+    observations = math.prod(x.shape[1:]) // num_groups
+    if observations <= num_groups:
+        _warn_of_few_observations(observations, num_groups)
+
+    whole, (x, mask) = x, shard_batch_only(x, mask)
+    scale, bias = (None if parameter is None else replicate(parameter) for parameter in (scale, bias))
 
     device = target.current()
     plan = None
     if implementation in ("auto", "kernel") and method == "newton" and mask is None:
-        plan = plan_for(x.shape, x.dtype, num_groups, num_iterations, epsilon, device, target.split(), relu=relu)
+        plan = plan_for(x.shape, x.dtype, num_groups, num_iterations, epsilon, device, target.batch_sharding(x), relu=relu)
     if implementation == "auto":
-        fits = plan is not None and fills_the_device(plan, x.shape[0]) and dtype == x.dtype and target.split_is_known()
+        fits = plan is not None and fills_the_device(plan, x.shape[0]) and dtype == x.dtype and target.split_is_known(x)
         implementation = "kernel" if fits else "matmul" if device.platform == "cpu" and mask is None else "plain"
     if implementation == "kernel":
         if plan is None:
@@ -180,7 +195,7 @@ def group_whiten(
                 'values. Choose "auto".'
             )
         y = kernel_whiten(x, plan, scale, bias).astype(dtype)
-        return jax.nn.relu(y) if relu and not plan.relu else y
+        return reshard_like(jax.nn.relu(y) if relu and not plan.relu else y, whole)
     if method == "newton":
         newton = inverse_sqrt_with_short_derivative if implementation == "matmul" else inverse_sqrt_newton
         inverse_sqrt = functools.partial(newton, num_iterations=num_iterations, epsilon=epsilon)
@@ -193,4 +208,4 @@ def group_whiten(
     else:
         y = matmul_whiten(x, num_groups, inverse_sqrt, scale, bias)
     y = y.astype(dtype)
-    return jax.nn.relu(y) if relu else y
+    return reshard_like(jax.nn.relu(y) if relu else y, whole)

@@ -7,14 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from gw_jax.ops import gpu_whitening, tpu_samples, tpu_tiles
 from gw_jax.ops.inverse_sqrt import inverse_sqrt_newton
 from gw_jax.ops.newton import has_short_derivative
 from gw_jax.ops.plain_whitening import affine_per_sample, plain_whiten
 from gw_jax.ops.plan import SMALL_MEMORY, KernelName, Plan
-from gw_jax.ops.target import Target
+from gw_jax.ops.target import BatchSharding, Target
 from gw_jax.ops.tpu_layouts import SamplesInLanes, SamplesInSublanes
 from gw_jax.ops.tpu_math import LANES
 
@@ -32,24 +32,22 @@ def plan_for(
     num_iterations: int,
     epsilon: float,
     device: Target,
-    split: tuple[Mesh, str] | None = None,
+    sharding: BatchSharding | None = None,
     *,
     relu: bool = False,
 ) -> Plan | None:
     """The kernel for an input of ``shape`` on a kind of device, or None if there is none.
 
-    ``split`` is a mesh and its axis along which the samples are split. ``relu``: whether ``max(., 0)`` of the output is
+    ``sharding`` is that of the batch. ``relu``: whether ``max(., 0)`` of the output is
     wanted; the plan's says whether the kernel does it.
     """
     if len(shape) != 4 or not has_short_derivative(num_iterations) or jnp.dtype(dtype).name not in _TYPES:
         return None
-    mesh, axis = split or (None, None)
-    devices = 1 if split is None else split[0].shape[split[1]]
-    n, rest = divmod(shape[0], devices)
+    n, rest = divmod(shape[0], 1 if sharding is None else sharding.num_devices)
     h, w, c = shape[1:]
     if rest:
         return None
-    plan = functools.partial(Plan, h * w, c, num_groups, num_iterations, epsilon, mesh=mesh, axis=axis)
+    plan = functools.partial(Plan, h * w, c, num_groups, num_iterations, epsilon, sharding=sharding)
     if device.platform == "gpu":
         fits = gpu_whitening.takes(device.kind, h * w, num_groups, c // num_groups)
         return plan("gpu_whitening", relu=relu) if fits else None
@@ -60,7 +58,7 @@ def plan_for(
 
 def fills_the_device(plan: Plan, num_samples: int) -> bool:
     """Whether a kernel for ``num_samples`` on all devices keeps all of a device busy."""
-    devices = 1 if plan.mesh is None else plan.mesh.shape[plan.axis]
+    devices = 1 if plan.sharding is None else plan.sharding.num_devices
     return plan.kernel != "gpu_whitening" or num_samples // devices >= gpu_whitening.FEWEST_SAMPLES
 
 
@@ -138,11 +136,11 @@ def _on_every_device(run: Callable[..., Any]) -> Callable[..., Any]:
     """``run(plan, *arrays)`` on every device for its samples. XLA cannot split a kernel by itself: it would gather."""
 
     def everywhere(plan: Plan, *arrays: jax.Array) -> Any:
-        if plan.mesh is None:
+        if plan.sharding is None:
             return run(plan, *arrays)
-        along = PartitionSpec(plan.axis)
+        along = PartitionSpec(plan.sharding.axes)
         return jax.shard_map(
-            functools.partial(run, plan), mesh=plan.mesh, in_specs=along, out_specs=along, check_vma=False
+            functools.partial(run, plan), mesh=plan.sharding.mesh, in_specs=along, out_specs=along, check_vma=False
         )(*arrays)
 
     return everywhere

@@ -12,10 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gw_jax.ops.checks import accumulation_dtype
 from gw_jax.ops.inverse_sqrt import HIGHEST
-from gw_jax.ops.numerics import accumulation_dtype
+from gw_jax.ops.linear_map import linear_map
 from gw_jax.ops.plain_whitening import InverseSqrt, affine_per_sample
-from gw_jax.ops.statistics import SPATIAL_LETTERS, sharding_of_sums, sum_of_products
+from gw_jax.ops.sharding import sharding_of_sums
+from gw_jax.ops.statistics import SPATIAL_LETTERS, sum_of_products
 
 
 def _rows(x: jax.Array, num_groups: int) -> jax.Array:
@@ -67,8 +69,7 @@ def matmul_whiten(
     """``inverse_sqrt(C) (X - mu) * scale + bias`` for every sample, see :func:`gw_jax.group_whiten`.
 
     Nothing is computed twice: the backward pass gets the centred and the whitened rows, the whitening matrices and what the
-    derivative of ``inverse_sqrt`` wants to keep, and needs three products over the positions. There is no forward-mode
-    derivative.
+    derivative of ``inverse_sqrt`` keeps, and needs three products over the positions.
 
     Args:
         x: ``[n, *spatial, c]``, not empty.
@@ -83,7 +84,7 @@ def matmul_whiten(
     return _whiten(x, *affine_per_sample(x, scale, bias), num_groups, inverse_sqrt)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
 def _whiten(x: jax.Array, scale: jax.Array, bias: jax.Array, num_groups: int, inverse_sqrt: InverseSqrt) -> jax.Array:
     return _forward(x, scale, bias, num_groups, inverse_sqrt)[0]
 
@@ -99,13 +100,38 @@ def _forward(
     white = _apply(centred, whitening)
     per_sample = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1])
     y = _channels(white) * scale.reshape(per_sample) + bias.reshape(per_sample)
-    empty = jnp.zeros((0,), x.dtype)  # Carries the type.
-    return y, (centred, white, whitening, pullback, scale, empty)
+    return y, (centred, white, whitening, pullback, scale)
 
 
-def _backward(num_groups: int, inverse_sqrt: InverseSqrt, residuals: Any, dy: jax.Array) -> tuple[jax.Array, ...]:
-    del inverse_sqrt
-    centred, white, whitening, pullback, scale, empty = residuals
+@_whiten.defjvp
+def _whiten_jvp(
+    num_groups: int, inverse_sqrt: InverseSqrt, primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array]:
+    y, residuals = _forward(*primals, num_groups, inverse_sqrt)
+    dtype = primals[0].dtype
+    return y, linear_map(
+        functools.partial(_derivative, num_groups), functools.partial(_backward, num_groups, dtype), residuals, tangents
+    )
+
+
+def _derivative(num_groups: int, residuals: Any, tangents: tuple[jax.Array, ...]) -> jax.Array:
+    """The change of the output when input, scale and bias move along ``tangents``."""
+    centred, white, whitening, pullback, scale = residuals
+    positions = tuple(range(1, centred.ndim - 2))
+    count = math.prod(centred.shape[1:-1])
+    rows = _rows(tangents[0].astype(centred.dtype), num_groups)
+    dscale, dbias, factor = (_rows(parameter, num_groups) for parameter in (*tangents[1:], scale))
+    moved = rows - rows.mean((*positions, -2), keepdims=True)
+    half = _cross(moved, centred) / count
+    (dwhitening,) = jax.linear_transpose(pullback, whitening)((half + jnp.matrix_transpose(half),))
+    dwhite = _apply(moved, whitening) + _apply(centred, dwhitening)
+    factor, dscale, dbias = (jnp.expand_dims(parameter, positions) for parameter in (factor, dscale, dbias))
+    return _channels(dwhite * factor + white * dscale + dbias)
+
+
+def _backward(num_groups: int, dtype: jnp.dtype, residuals: Any, dy: jax.Array) -> tuple[jax.Array, ...]:
+    """The transpose of :func:`_derivative`; nothing of the forward pass is computed again."""
+    centred, white, whitening, pullback, scale = residuals
     positions = tuple(range(1, centred.ndim - 2))
     count = math.prod(centred.shape[1:-1])
     rows, factor = _rows(dy, num_groups), _rows(scale, num_groups)
@@ -116,7 +142,4 @@ def _backward(num_groups: int, inverse_sqrt: InverseSqrt, residuals: Any, dy: ja
     # Rows are centred, so the derivative's mean over them comes from dy alone.
     mean = _apply((dbias * factor).sum(1, keepdims=True), whitening) / count
     dx = _apply(rows, whitening) + _apply(centred, through_covariance) - jnp.expand_dims(mean, positions)
-    return _channels(dx).astype(empty.dtype), _channels(dscale), _channels(dbias)
-
-
-_whiten.defvjp(_forward, _backward)
+    return _channels(dx).astype(dtype), _channels(dscale), _channels(dbias)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from gw_jax.ops.inverse_sqrt import FIRST_GUARDED_ITERATION, HIGHEST, NEWTON_CUBIC, NEWTON_LINEAR, inverse_sqrt_newton
+from gw_jax.ops.linear_map import linear_map
 
 Dot = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -118,25 +119,34 @@ def _transposed(matrix: jax.Array) -> jax.Array:
 _matmul = functools.partial(jnp.matmul, precision=HIGHEST)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _inverse_sqrt(covariance: jax.Array, num_iterations: int, epsilon: float) -> jax.Array:
     return newton(covariance, num_iterations, epsilon, _matmul)[0]
 
 
-def _forward(covariance: jax.Array, num_iterations: int, epsilon: float) -> tuple[jax.Array, Any]:
-    return newton(covariance, num_iterations, epsilon, _matmul)
+@_inverse_sqrt.defjvp
+def _inverse_sqrt_jvp(
+    num_iterations: int, epsilon: float, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    whitening, saved = newton(*primals, num_iterations, epsilon, _matmul)
+
+    def pullback(saved: Any, cotangent: jax.Array) -> jax.Array:
+        return newton_derivative(cotangent, saved, _matmul)
+
+    return whitening, linear_map(_newton_tangent, pullback, saved, *tangents)
 
 
-def _backward(num_iterations: int, epsilon: float, saved: Any, cotangent: jax.Array) -> tuple[jax.Array]:
-    del num_iterations, epsilon
-    return (newton_derivative(cotangent, saved, _matmul),)
-
-
-_inverse_sqrt.defvjp(_forward, _backward)
+def _newton_tangent(saved: Any, direction: jax.Array) -> jax.Array:
+    """The change of the whitening matrix when the covariance moves along ``direction``; uses its symmetric part."""
+    normalised, trace, pairs, whitening = saved
+    direction = 0.5 * (direction + _transposed(direction)) / trace
+    dtrace = _total(direction * identity_like(direction))
+    through = derivative_of_iterates(pairs, direction - normalised * dtrace, _matmul)
+    return jax.lax.rsqrt(trace) * through - 0.5 * whitening * dtrace
 
 
 def inverse_sqrt_with_short_derivative(covariance: jax.Array, num_iterations: int, epsilon: float) -> jax.Array:
-    """:func:`inverse_sqrt_newton`, reverse mode only. The derivative is that by a covariance that stays symmetric."""
+    """:func:`inverse_sqrt_newton`, with the short derivative, which takes the covariance to stay symmetric."""
     if has_short_derivative(num_iterations):
         return _inverse_sqrt(covariance, num_iterations, epsilon)
     return inverse_sqrt_newton(covariance, num_iterations, epsilon)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from gw_jax.ops.checks import accumulation_dtype
 from gw_jax.ops.inverse_sqrt import HIGHEST
-from gw_jax.ops.numerics import accumulation_dtype
 from gw_jax.ops.statistics import SPATIAL_LETTERS, centre_groups, sum_of_products
 
 InverseSqrt = Callable[[jax.Array], jax.Array]

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from jax.sharding import Mesh
+from gw_jax.ops.target import BatchSharding
 
 KernelName = Literal["tpu_samples", "tpu_lane_tiles", "tpu_sublane_tiles", "gpu_whitening"]
 
@@ -27,8 +27,7 @@ class Plan:
         memory: bytes on the chip that it may take, for TPUs.
         relu: whether the kernel takes ``max(., 0)`` of the output; those for GPUs can.
         interpret: whether the instructions run one by one on any device, which is slow and serves to test.
-        mesh: devices over which the samples are split; None where they are not.
-        axis: of the mesh, along which they are split.
+        sharding: how the batch is sharded; None where every device has all of it.
     """
 
     positions: int
@@ -41,8 +40,7 @@ class Plan:
     memory: int = 0
     relu: bool = False
     interpret: bool = False
-    mesh: Mesh | None = None
-    axis: str | None = None
+    sharding: BatchSharding | None = None
 
     @property
     def channels_per_group(self) -> int:

@@ -7,9 +7,9 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
 
 from gw_jax.ops.inverse_sqrt import HIGHEST
+from gw_jax.ops.sharding import sharding_of_sums
 
 SPATIAL_LETTERS = "hw" + "".join(letter for letter in string.ascii_letters if letter not in "nhwgck")
 
@@ -96,14 +96,6 @@ def _products(between: Between, x: jax.Array, y: jax.Array) -> jax.Array:
     axes = SPATIAL_LETTERS[: x.ndim - 3]
     products = f"n{axes}{left},n{axes}{right}->n{result}"
     return jnp.einsum(products, x, y, precision=HIGHEST, out_sharding=sharding_of_sums(x))
-
-
-def sharding_of_sums(x: jax.Array) -> PartitionSpec | None:
-    """On an Explicit mesh, sums over a sharded axis must say where they go: to all members, split like the first axis."""
-    sharding = jax.typeof(x).sharding
-    if sharding.mesh.empty or AxisType.Explicit not in sharding.mesh.axis_types:
-        return None
-    return PartitionSpec(sharding.spec[0])
 
 
 @sum_of_products.defjvp

@@ -1,12 +1,18 @@
-"""For which devices code is traced: those at hand or others, and which of them has which samples."""
+"""The device that code is traced for, and how the batch is sharded over devices.
+
+Both choose the kernel, so both are part of the key of ``jax.jit``'s caches: a function that was traced within one of these
+contexts is traced again outside. Where the mesh has explicit axes, the sharding is read from the type of the array.
+"""
 
 import contextlib
-import contextvars
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
+
+from gw_jax.ops.sharding import explicit_sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,14 +23,27 @@ class Target:
     kind: str
 
 
-_chosen: contextvars.ContextVar[Target | None] = contextvars.ContextVar("target", default=None)
+@dataclasses.dataclass(frozen=True)
+class BatchSharding:
+    """The first axis of an array is sharded over ``axes`` of ``mesh``; no other axis is."""
+
+    mesh: Mesh | AbstractMesh
+    axes: tuple[str, ...]
+
+    @property
+    def num_devices(self) -> int:
+        """Devices among which the batch is divided."""
+        return math.prod(self.mesh.shape[axis] for axis in self.axes)
+
+
+_compiling_for = jax.make_user_context(None)
+_batch_sharding = jax.make_user_context(None)
 
 
 def current() -> Target:
-    """What :func:`compiling_for` was told, else JAX's default device."""
-    chosen = _chosen.get()
-    if chosen is not None:
-        return chosen
+    """The device of :func:`compiling_for`, else JAX's default device."""
+    if _compiling_for.value is not None:
+        return _compiling_for.value
     device = jax.devices()[0]
     return Target(device.platform, device.device_kind)
 
@@ -32,39 +51,37 @@ def current() -> Target:
 @contextlib.contextmanager
 def compiling_for(device: jax.Device) -> Iterator[None]:
     """Within it, functions are traced for ``device``, which need not be attached (``jax.experimental.topologies``)."""
-    token = _chosen.set(Target(device.platform, device.device_kind))
-    try:
+    with _compiling_for(Target(device.platform, device.device_kind)):
         yield
-    finally:
-        _chosen.reset(token)
-
-
-_split: contextvars.ContextVar[tuple[Mesh, str] | None] = contextvars.ContextVar("split", default=None)
 
 
 @contextlib.contextmanager
 def samples_split(mesh: Mesh, axis: str) -> Iterator[None]:
-    """Within it, functions are traced for batches that are split over the devices of ``mesh`` along ``axis``.
+    """Within it, functions are traced for batches that are sharded over ``axis`` of ``mesh``.
 
-    XLA finds out by itself how to split what it compiles, but not how to split a kernel.
+    For meshes with automatic axes, whose types do not say it: XLA shards what it compiles by itself, but no kernel.
     """
-    token = _split.set((mesh, axis))
-    try:
+    with _batch_sharding(BatchSharding(mesh, (axis,))):
         yield
-    finally:
-        _split.reset(token)
 
 
-def split() -> tuple[Mesh, str] | None:
-    """The mesh and the axis of it along which samples are split, or None where a device has all of them.
+def batch_sharding(x: jax.Array) -> BatchSharding | None:
+    """How the batch ``x`` is sharded, or None where every device has all of it.
 
-    Inside ``jax.shard_map``, a device's share is all there is.
+    Inside ``jax.shard_map``, the shard of a device is all there is.
     """
-    chosen = None if jax.sharding.get_abstract_mesh().manual_axes else _split.get()
-    return None if chosen is None or chosen[0].shape[chosen[1]] == 1 else chosen
+    explicit = explicit_sharding(x)
+    if explicit is not None:
+        axes = explicit.spec[0] or ()
+        found = BatchSharding(explicit.mesh, axes if isinstance(axes, tuple) else (axes,))
+    elif jax.sharding.get_abstract_mesh().manual_axes:
+        return None
+    else:
+        found = _batch_sharding.value
+    return None if found is None or found.num_devices == 1 else found
 
 
-def split_is_known() -> bool:
-    """Whether :func:`split` tells the truth: there is one device, or somebody said how samples are split over them."""
-    manual = jax.sharding.get_abstract_mesh().manual_axes
-    return bool(manual) or _split.get() is not None or _chosen.get() is not None or jax.device_count() == 1
+def split_is_known(x: jax.Array) -> bool:
+    """Whether :func:`batch_sharding` is the truth: the type or a context says it, or there is one device only."""
+    said = explicit_sharding(x) is not None or jax.sharding.get_abstract_mesh().manual_axes
+    return bool(said) or _batch_sharding.value is not None or _compiling_for.value is not None or jax.device_count() == 1

@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gw_jax.ops import checks
 from gw_jax.ops import newton as newton_schulz
-from gw_jax.ops import numerics
 from gw_jax.ops.inverse_sqrt import HIGHEST
 from gw_jax.ops.plan import Plan
 
@@ -59,4 +59,4 @@ def expanded(matrix: jax.Array, member: jax.Array, same: jax.Array) -> jax.Array
     return dot(dot(member, matrix), member, NT) * same
 
 
-applied = functools.partial(numerics.applied, dot=dot)
+applied = functools.partial(checks.applied, dot=dot)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gw_jax.ops.numerics import result_like
+from gw_jax.ops.checks import result_like
 from gw_jax.ops.plan import Plan
 from gw_jax.ops.tpu_math import LANES, NT, SUBLANES, TN, applied, dot, expanded, membership, newton, newton_derivative
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gw_jax.ops.numerics import result_like
+from gw_jax.ops.checks import result_like
 from gw_jax.ops.plan import SMALL_MEMORY, KernelName, Plan
 from gw_jax.ops.tpu_layouts import Layout, SamplesInLanes, SamplesInSublanes
 from gw_jax.ops.tpu_math import LANES, NT, TN, applied, dot, expanded, membership, newton, newton_derivative

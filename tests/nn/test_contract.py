@@ -1,5 +1,8 @@
 """What every norm keeps, whatever it computes."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import jax.test_util
@@ -207,6 +210,38 @@ def test_checkpoint_round_trip(name, tmp_path):
     x = jnp.asarray(images())
     expected, result = apply(*states, x), apply(restored["params"], restored["stats"], x)
     jax.tree.map(np.testing.assert_array_equal, result, expected)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("name", NORM_NAMES)
+def test_a_relu_is_taken_of_the_output(name, train):
+    layer = make(name)
+    layer.train() if train else layer.eval()
+    mask = jnp.asarray(np.random.default_rng(1).random((8, 5, 4)) < 0.8)
+    graphdef, state = nnx.split(layer)
+    state = nnx.to_pure_dict(state)
+
+    @functools.partial(jax.jit, static_argnames="relu")
+    def apply(x, relu):
+        return nnx.merge(graphdef, state)(x, mask, relu=relu)
+
+    for dtype in (jnp.float32, jnp.bfloat16):
+        x = jnp.asarray(images(), dtype)
+        chex.assert_trees_all_equal(apply(x, relu=True), jax.nn.relu(apply(x, relu=False)))
+
+
+@pytest.mark.parametrize("spec", [(None, "data"), (None, None, None, "data")])
+@pytest.mark.parametrize("name", NORMS)
+def test_any_sharding_of_an_explicit_mesh_gives_the_same_result(name, spec):
+    apply, params, stats = with_statistics(make(name))
+    x = images((8, 4, 4, 16))
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2])
+    sharding = NamedSharding(mesh, PartitionSpec(*spec))
+    expected = jax.jit(apply)(params, stats, jnp.asarray(x))
+    with jax.set_mesh(mesh):
+        found = jax.jit(apply)(params, stats, jax.device_put(x, sharding))
+    assert found[0].sharding.is_equivalent_to(sharding, 4)
+    chex.assert_trees_all_close(*(jax.tree.map(np.asarray, result) for result in (found, expected)), atol=1e-5)
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])

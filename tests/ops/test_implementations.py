@@ -59,7 +59,7 @@ def case(name):
 
 
 def kernel(x, scale, bias, *, num_groups, device, num_iterations=5, epsilon=0.0, interpret=True, change=None):
-    plan = plan_for(x.shape, x.dtype, num_groups, num_iterations, epsilon, device, target.split())
+    plan = plan_for(x.shape, x.dtype, num_groups, num_iterations, epsilon, device, target.batch_sharding(x))
     assert plan is not None
     return kernel_whiten(x, dataclasses.replace(plan, interpret=interpret, **(change or {})), scale, bias)
 
