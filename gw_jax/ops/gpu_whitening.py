@@ -29,16 +29,16 @@ from gw_jax.ops import newton
 from gw_jax.ops.checks import applied, result_like
 from gw_jax.ops.plan import Plan
 
-# By the bytes of a value. Rows of a tile at most, with one channel per group and with more; warps of a program. Measured on
-# an H100: four warps are 1.2 to 2 times as fast as eight in bfloat16, since two programs then share a multiprocessor. In
-# float32 they spill ten times as many registers.
+# By the bytes of a value: rows of a tile, at most, with one channel per group and with more; warps per program.
+# On an H100 in bfloat16, four warps take 0.5 to 0.9 of the time of eight, since two programs then share a multiprocessor,
+# and 32 rows take 0.6 to 0.9 of the time of 64 with 2 to 8 channels per group. In float32, four warps spill.
 ROWS = {2: (128, 32), 4: (64, 64)}
 NUM_WARPS = {2: 4, 4: 8}
 NUM_STAGES = 3  # Tiles in flight.
 # A matrix product takes 16 rows and columns at least; for more than 64 groups a program has too few registers.
 GROUPS = (16, 32, 64)
 MOST_CHANNELS = 64  # Of a group.
-# A program has a sample and a multiprocessor a program: with fewer samples most of the card is idle.
+# One program per sample: with 16 samples most of the card is idle, and plain XLA is as fast at 56 x 56 x 64.
 FEWEST_SAMPLES = 32
 _OVER_ROWS = (((0,), (0,)), ((), ()))
 _PLAIN = (((1,), (0,)), ((), ()))

@@ -17,9 +17,10 @@ from gw_jax.ops.matmul_whitening import matmul_whiten
 from gw_jax.ops.newton import inverse_sqrt_with_short_derivative
 from gw_jax.ops.plain_whitening import plain_whiten
 from gw_jax.ops.sharding import replicate, reshard_like, shard_batch_only
+from gw_jax.ops.verified import is_verified
 
 Method = Literal["newton", "zca"]
-Implementation = Literal["auto", "plain", "matmul", "kernel"]
+Implementation = Literal["auto", "plain", "matmul", "kernel", "prefer_kernel"]
 
 # The reference's IGWItN adds nothing to the covariance, its IGWSVD adds 1e-5 to the eigenvalues.
 DEFAULT_EPSILON: dict[str, float] = {"newton": 0.0, "zca": 1e-5}
@@ -137,11 +138,12 @@ def group_whiten(
             the result once more. On other devices it makes no difference.
         dtype: type of the result; None for the type of ``x``.
         implementation: "plain" is the definition, differentiated by JAX. The others are the same function with hand-written
-            derivatives, and accept no mask: "matmul" for CPUs, and "kernel", fused kernels for TPUs and GPUs, for Newton
-            iterations on ``[n, h, w, c]``, which have no forward-mode derivative. "auto" chooses the fastest
-            that fits the device and the input. On several devices it takes kernels only where it knows how the batch is
-            sharded: in ``jax.shard_map``, on meshes with explicit axes, and within
-            :func:`gw_jax.ops.target.samples_split`, as in the trainer.
+            derivatives, and accept no mask: "matmul", in plain XLA, and "kernel", fused kernels for TPUs and GPUs, for
+            Newton iterations on ``[n, h, w, c]``, which have no forward-mode derivative. "auto" uses a kernel where it was
+            right and faster on that kind of device (:mod:`gw_jax.ops.verified`), else "matmul" on CPUs and GPUs and where
+            there is no mask, else "plain". "prefer_kernel" also uses kernels that never ran on the device. On several
+            devices both use kernels only where they know how the batch is sharded: in ``jax.shard_map``, on meshes with
+            explicit axes, and within :func:`gw_jax.ops.target.samples_split`, as in the trainer.
 
     Returns:
         An array of the shape of ``x``. On a mesh with explicit axes it has the sharding of ``x``; where that shards other
@@ -178,11 +180,14 @@ def group_whiten(
 
     device = target.current()
     plan = None
-    if implementation in ("auto", "kernel") and method == "newton" and mask is None:
+    if implementation in ("auto", "kernel", "prefer_kernel") and method == "newton" and mask is None:
         plan = plan_for(x.shape, x.dtype, num_groups, num_iterations, epsilon, device, target.batch_sharding(x), relu=relu)
-    if implementation == "auto":
+    if implementation in ("auto", "prefer_kernel"):
         fits = plan is not None and fills_the_device(plan, x.shape[0]) and dtype == x.dtype and target.split_is_known(x)
-        implementation = "kernel" if fits else "matmul" if device.platform == "cpu" and mask is None else "plain"
+        if plan is not None and fits and implementation == "auto":
+            fits = is_verified(plan.kernel, device.kind, x.dtype, num_iterations)
+        products = device.platform in ("cpu", "gpu") and mask is None
+        implementation = "kernel" if fits else "matmul" if products else "plain"
     if implementation == "kernel":
         if plan is None:
             raise ValueError(
@@ -192,7 +197,7 @@ def group_whiten(
                 'method="newton" with 2 to 14 iterations, no mask, bfloat16 or float32, and [n, h, w, c]: on TPUs with n a '
                 "multiple of 8 and c 64, 128, 256, ... 1024 (v4: 64 or 128), or n a multiple of 128 and c 2, 4, ... "
                 "64, that fits on the chip; on GPUs with 16, 32 or 64 groups of 1, 2, 4, ... 64 channels and at least 16 "
-                'values. Choose "auto".'
+                'values. Choose "auto" or "prefer_kernel".'
             )
         y = kernel_whiten(x, plan, scale, bias).astype(dtype)
         return reshard_like(jax.nn.relu(y) if relu and not plan.relu else y, whole)
