@@ -18,7 +18,7 @@ from gw_jax.convert.training_state import TrainingState
 from gw_jax.errors import CheckpointError
 from gw_jax.files import new_directory
 from gw_jax.models import create_model
-from gw_jax.nn.initial import NoKeys
+from gw_jax.nn.initializers import NoKeys
 
 FORMAT = 1
 CONFIG_FILE = "config.json"

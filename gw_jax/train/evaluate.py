@@ -14,7 +14,7 @@ from gw_jax.convert import save_pretrained
 from gw_jax.data.pipeline import EvalBatches
 from gw_jax.errors import CheckpointError, DataError, TrainingError
 from gw_jax.files import write_atomically
-from gw_jax.nn.initial import NoKeys
+from gw_jax.nn.initializers import NoKeys
 from gw_jax.train.checkpoint import Checkpoints
 from gw_jax.train.distributed import is_main
 from gw_jax.train.initial import initial_state

@@ -14,7 +14,7 @@ from gw_jax.convert.layout import by_path, map_by_path, variables
 from gw_jax.convert.pretrained import MODEL_FILE, TRAINING_FILE, read_arrays, read_config
 from gw_jax.errors import CheckpointError, ConfigError
 from gw_jax.models import create_model
-from gw_jax.nn.initial import NoKeys
+from gw_jax.nn.initializers import NoKeys
 from gw_jax.train.setup import Experiment
 from gw_jax.train.state import TrainState, make_model, split_model
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gw_jax.models import create_model
 from gw_jax.models.create_model import MNIST_NETWORKS
-from gw_jax.nn.initial import NoKeys
+from gw_jax.nn.initializers import NoKeys
 from gw_jax.train.config import ModelConfig, chosen_norm_options
 
 DATA_AXIS = "data"

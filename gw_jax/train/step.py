@@ -12,7 +12,7 @@ from gw_jax.data.augment import normalise, random_flip, random_shift
 from gw_jax.data.mix import mix, one_hot, random_erasing
 from gw_jax.data.randaugment import rand_augment
 from gw_jax.data.specs import DatasetSpec
-from gw_jax.ops.target import samples_split
+from gw_jax.ops.kernels.placement import batch_sharded_over
 from gw_jax.train.config import TrainConfig
 from gw_jax.train.state import DATA_AXIS, TrainState, activation_dtype, place_state, replicated, split_model
 
@@ -102,7 +102,7 @@ def make_train_step(
         grads, metrics = jax.tree.map(lambda a: a / parts, total)
         return grads, batch_stats, metrics
 
-    @samples_split(mesh, DATA_AXIS)
+    @batch_sharded_over(mesh, DATA_AXIS)
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         grads, batch_stats, metrics = gradients(state, batch, key)
@@ -143,7 +143,7 @@ def make_eval_step(graphdef: nnx.GraphDef, config: TrainConfig, spec: DatasetSpe
     """
     dtype = activation_dtype(config.dtype)
 
-    @samples_split(mesh, DATA_AXIS)
+    @batch_sharded_over(mesh, DATA_AXIS)
     def eval_step(params: Any, batch_stats: Any, batch: Any) -> Metrics:
         model = nnx.merge(graphdef, params, batch_stats)
         model.eval()

@@ -9,7 +9,7 @@ from flax import nnx
 import gw_jax
 from gw_jax.models.reference_names import REFERENCE_RESNETS
 from gw_jax.models.resnet import ARCHITECTURES
-from gw_jax.nn.initial import NoKeys
+from gw_jax.nn.initializers import NoKeys
 
 
 def shapes_of(name, **options):

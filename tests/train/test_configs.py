@@ -15,7 +15,7 @@ from ml_collections import config_flags
 from gw_jax.data.specs import SPECS
 from gw_jax.errors import ConfigError
 from gw_jax.nn import BatchNorm, BatchWhitening, GroupNorm, GroupWhitening
-from gw_jax.nn.initial import NoKeys
+from gw_jax.nn.initializers import NoKeys
 from gw_jax.train.config import validate
 from gw_jax.train.fields import flatten
 from gw_jax.train.schedule import decay_mask, make_schedule

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from gw_jax.nn.initial import constant
+from gw_jax.nn.initializers import constant
 from gw_jax.ops.checks import require_integer
 
 
