@@ -2,7 +2,7 @@
 
     python -m benchmarks.group_whitening [--json] [--small] [--batch=N] [--dtype=float32] [--rounds=15] [--compile]
                                          [--networks=resnet50,resnext101] [--implementations=kernel,matmul,plain]
-                                         [--jobs=1]
+                                         [--shapes=56x56x64,7x7x512] [--jobs=1]
 
 Forward, and forward with the gradients of input, scale and bias, for every shape at which the networks of the paper whiten
 (64 groups, 5 iterations). Medians of interleaved runs; compilation is apart. "ours" is what the layer chooses by itself;
@@ -187,6 +187,7 @@ def main() -> None:
     parser.add_argument("--dtype", help="default: float32 on a CPU, bfloat16 elsewhere")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--networks", default="resnet50", help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--shapes", help="HxWxC, instead of those of --networks")
     parser.add_argument("--compile", action="store_true", help="PyTorch through torch.compile, too")
     parser.add_argument("--implementations", default="", help="of Group Whitening, forced: kernel, matmul, plain")
     parser.add_argument("--jobs", type=int, default=1, help="programs that are compiled at a time")
@@ -200,6 +201,8 @@ def main() -> None:
             f"--networks={args.networks}: {', '.join(sorted(unknown))} is not known; choose of {', '.join(SHAPES)}"
         )
     shapes = dict.fromkeys(shape for name in args.networks.split(",") for shape in SHAPES[name])
+    if args.shapes:
+        shapes = dict.fromkeys(tuple(map(int, text.split("x"))) for text in args.shapes.split(","))
     cases = []
     for h, w, c in shapes:
         shape = (batch, h // 7, w // 7, c) if args.small else (batch, h, w, c)

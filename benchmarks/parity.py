@@ -2,6 +2,7 @@
 
     python -m benchmarks.parity [--json] [--output=FILE] [--small] [--jobs=1] [--seconds=600]
                                 [--implementations=kernel,matmul,plain] [--no_autotuning]
+                                [--kinds=whitening,hard_inputs,layers,inverse_sqrt] [--dtypes=bfloat16,float32]
 
 For every shape at which ResNet-50 and ResNeXt-101 whiten, and for odd ones, in bfloat16 and float32: the largest error
 of the output and of the gradients, relative to the largest value, for every implementation. Then NaN, constant samples,
@@ -76,7 +77,10 @@ def whitening_cases(small: bool) -> list[Case]:
     ]
 
 
-def checks(small: bool, implementations: list[str]) -> list[tuple[str, Any]]:
+KINDS = ("whitening", "hard_inputs", "layers", "inverse_sqrt")
+
+
+def checks(small: bool, implementations: list[str], kinds: list[str], dtypes: list[str]) -> list[tuple[str, Any]]:
     """All checks, as (kind, function without arguments); the longest first."""
     found: list[tuple[str, Any]] = []
     hard = (
@@ -91,9 +95,9 @@ def checks(small: bool, implementations: list[str]) -> list[tuple[str, Any]]:
     )
     for case, name in itertools.product(hard, implementations):
         # The definition is what the others stand beside; one type tells enough of the products.
-        if name == "kernel" or (name == "matmul" and case is hard[0]):
+        if case.dtype in dtypes and (name == "kernel" or (name == "matmul" and case is hard[0])):
             found.append(("hard_inputs", lambda case=case, name=name: parity_checks.check_hard_inputs(case, name)))
-    for case in whitening_cases(small):
+    for case in (case for case in whitening_cases(small) if case.dtype in dtypes):
         found.append(("whitening", lambda case=case: parity_checks.check_whitening(case, implementations)))
     shape = (4, 5, 5, 32) if small else (16, 14, 14, 128)
     for name, train in itertools.product(NORMS[:2] if small else NORMS, (True, False)):
@@ -109,12 +113,12 @@ def checks(small: bool, implementations: list[str]) -> list[tuple[str, Any]]:
     for method, iterations, condition in roots:
         check = lambda m=method, i=iterations, c=condition: parity_checks.check_inverse_sqrt(m, i, c)  # noqa: E731
         found.append(("inverse_sqrt", check))
-    return found
+    return [(kind, check) for kind, check in found if kind in kinds]
 
 
-def run_unclaimed(claims: pathlib.Path, small: bool, implementations: list[str]) -> None:
+def run_unclaimed(claims: pathlib.Path, wanted: list[tuple[str, Any]]) -> None:
     """Runs the checks that no other process has claimed in a directory, and prints a line of JSON for each."""
-    for number, (kind, check) in enumerate(checks(small, implementations)):
+    for number, (kind, check) in enumerate(wanted):
         try:
             (claims / str(number)).mkdir()
         except FileExistsError:
@@ -157,17 +161,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--seconds", type=float, default=600, help="time limit")
     parser.add_argument("--implementations", default="kernel,matmul,plain")
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--dtypes", default=",".join(parity_checks.BOUNDS))
     parser.add_argument("--no_autotuning", action="store_true", help="of XLA's own products on a GPU")
     # Where the processes that this one starts claim checks.
     parser.add_argument("--claims", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     implementations = args.implementations.split(",")
+    wanted = checks(args.small, implementations, args.kinds.split(","), args.dtypes.split(","))
     if args.claims:
-        run_unclaimed(args.claims, args.small, implementations)
+        run_unclaimed(args.claims, wanted)
         return 0
-    began, count = time.monotonic(), len(checks(args.small, implementations))
+    began, count = time.monotonic(), len(wanted)
     lines: queue.Queue[str] = queue.Queue()
     command = [sys.executable, "-m", "benchmarks.parity", f"--implementations={args.implementations}"]
+    command += [f"--kinds={args.kinds}", f"--dtypes={args.dtypes}"]
     command += ["--small"] if args.small else []
     command += [f"--claims={tempfile.mkdtemp(prefix='parity_')}"]
     environment = os.environ | ({"OMP_NUM_THREADS": "1"} if args.jobs > 1 else {})

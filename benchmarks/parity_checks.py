@@ -134,6 +134,11 @@ def _bits_equal(a: Any, b: Any) -> bool:
     return all(np.array_equal(np.asarray(p), np.asarray(q), equal_nan=True) for p, q in zip(a, b, strict=True))
 
 
+def _nearly_equal(a: Any, b: Any) -> bool:
+    values = [(np.asarray(p, np.float32), np.asarray(q, np.float32)) for p, q in zip(a, b, strict=True)]
+    return all(np.abs(p - q).max() <= 2e-5 * np.abs(q).max() for p, q in values)
+
+
 def check_hard_inputs(case: Case, implementation: str) -> dict[str, Any]:
     """NaN and infinity stay in their sample, constant samples give the bias, magnitudes, repeated runs, transformations."""
     x, scale, bias, cotangent = make_input(case.shape, case.dtype)
@@ -175,10 +180,12 @@ def check_hard_inputs(case: Case, implementation: str) -> dict[str, Any]:
         return group_whiten(x, case.num_groups, scale=scale, bias=bias, relu=case.relu, implementation=implementation)
 
     mesh, data = Mesh(np.array(jax.devices()[:1]), ("data",)), PartitionSpec("data")
+    # XLA may choose another product for another batch; a kernel does the same for every sample.
+    equal = _bits_equal if implementation == "kernel" else _nearly_equal
     stacked = jnp.stack([x, 2 * x + 1])
-    found["vmap_is_equal"] = _bits_equal(jax.jit(jax.vmap(forward))(stacked), [jax.jit(forward)(one) for one in stacked])
+    found["vmap_is_equal"] = equal(jax.jit(jax.vmap(forward))(stacked), [jax.jit(forward)(one) for one in stacked])
     sharded = jax.jit(jax.shard_map(forward, mesh=mesh, in_specs=data, out_specs=data))
-    found["shard_map_is_equal"] = _bits_equal([sharded(x)], [clean[0]])
+    found["shard_map_is_equal"] = equal([sharded(x)], [clean[0]])
     gradient = jax.jit(
         jax.shard_map(
             jax.grad(lambda x: (forward(x).astype(jnp.float32) ** 2).sum()), mesh=mesh, in_specs=data, out_specs=data

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from gw_jax.ops.kernels.spec import KernelSpec
 
 # Rows of a tile at most, by the bytes of a value: with one channel per group, and with more.
-ROWS = {2: (128, 64), 4: (64, 64)}
+ROWS = {2: (128, 32), 4: (64, 64)}
 
 
 def fewest_positions(channels_per_group: int) -> int:
