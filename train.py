@@ -1,81 +1,50 @@
 """Trains or evaluates a network: ``python train.py [--config=FILE] [--config.FIELD=VALUE ...] [--workdir=DIR]``.
 
-Without arguments it runs ``configs/quickstart.py``. The same command again goes on where the last one stopped.
+Without arguments it runs ``configs/quickstart.py``. The same command again resumes where the last one stopped.
 """
 
+import os
 import pathlib
 import signal
 import sys
-
-from absl import flags, logging
-from ml_collections import config_flags
-
-from gw_jax.errors import ConfigError, UserError
-from gw_jax.train import TrainConfig, distributed, run
-from gw_jax.train.fields import check_field_name, flatten
+import types
 
 DEFAULT_CONFIG = pathlib.Path(__file__).parent / "configs" / "quickstart.py"
 
 
-def print_help() -> None:
-    """Prints what the command line takes, with every field and the value it has if no config file sets it."""
-    print(__doc__)
-    print("--config=FILE    a file with get_config() -> TrainConfig; default: configs/quickstart.py")
-    print("--workdir=DIR    checkpoints and metrics; default: runs/ and the name of the config file")
-    print("--coordinator=HOST:PORT --num_processes=N --process_id=I")
-    print("                 one process a host; under SLURM, Open MPI and on TPU slices they find each other by themselves")
-    print("Fields (gw_jax/train/config.py explains them), with the values they have where the config file says nothing:")
-    for name, value in flatten(TrainConfig()).items():
-        print(f"  --config.{name}={value}")
-
-
-def parse_flags(arguments: list[str]) -> tuple[TrainConfig, str]:
-    """The configuration and the work directory; a name or a value that does not fit is an error of one line."""
-    if {"--help", "-h", "--helpfull", "-help"} & set(arguments):
-        print_help()
-        raise SystemExit(0)
-    for argument in arguments[1:]:
-        name = argument.lstrip("-").split("=", 1)[0]
-        if argument.startswith("-") and name.startswith("config."):
-            check_field_name(TrainConfig(), name.removeprefix("config."))
-    config_file = next((a.split("=", 1)[1] for a in arguments if a.startswith(("--config=", "-config="))), None)
-    if config_file is not None and not pathlib.Path(config_file.split(":")[0]).is_file():
-        known = ", ".join(sorted(f"configs/{path.name}" for path in DEFAULT_CONFIG.parent.glob("*.py")))
-        raise ConfigError(f"There is no config file {config_file!r}. The project's own are {known}.")
-    # Defining the flag already sets the fields that the command line names, so the names are checked before.
-    config = config_flags.DEFINE_config_file("config", str(DEFAULT_CONFIG), "A file with get_config() -> TrainConfig.")
-    workdir = flags.DEFINE_string(
-        "workdir", None, "Directory of the run's checkpoints and metrics; default: runs/ and the name of the config file."
-    )
-    flags.DEFINE_string("coordinator", None, "host:port of the first of several processes.")
-    flags.DEFINE_integer("num_processes", None, "Number of processes, one a host.")
-    flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
-    try:
-        remaining = flags.FLAGS(arguments)
-    except flags.Error as error:
-        raise ConfigError(f"{error}. --help lists the flags.") from error
-    if len(remaining) > 1:
-        raise ConfigError(f"Unexpected arguments {remaining[1:]}; everything is given as --flag=value.")
-    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    return config.value, workdir.value or f"runs/{name}"
-
-
 def main(arguments: list[str]) -> int:
     """Runs what the command line says. Returns the exit code."""
-    # TFDS warns about every data set that is not prepared yet.
-    logging.set_verbosity(logging.ERROR)
+    # Before the imports below, which take seconds. While a run can lose something, it has a handler of its own.
+    signal.signal(signal.SIGINT, _end_at_once)
+    from gw_jax.errors import UserError
+    from gw_jax.train import command_line, distributed, run
+    from gw_jax.train.terminal import quiet_libraries, tolerate_closed_streams
+
+    tolerate_closed_streams()
+    quiet_libraries()
     try:
-        config, workdir = parse_flags(arguments)
-        distributed.initialize(*(flags.FLAGS[name].value for name in ("coordinator", "num_processes", "process_id")))
-        outcome = run(config, workdir)
+        if {"--help", "-h", "--helpfull", "-help"} & set(arguments):
+            print(f"{__doc__}\n{command_line.help_text(arguments, DEFAULT_CONFIG)}")
+            return 0
+        line = command_line.parse(arguments, DEFAULT_CONFIG)
+        timeout_s = line.config.distributed.timeout_s
+        distributed.initialize(line.coordinator, line.num_processes, line.process_id, timeout_s=timeout_s)
+        with distributed.telling_failures():
+            outcome = run(line.config, line.workdir, given=line.given)
+            distributed.finish()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        distributed.leave(1, str(error))
     except KeyboardInterrupt:
-        print("Interrupted before the state could be saved; what was saved before is untouched.", file=sys.stderr)
-        return 128 + signal.SIGINT
+        print("Interrupted before the state could be saved; what was saved before is unchanged.", file=sys.stderr)
+        distributed.leave(128 + signal.SIGINT, "it was interrupted")
     # A preempted run ended as it should and is started again by whoever sent SIGTERM; Ctrl-C ends a chain of commands.
     return 128 + signal.SIGINT if outcome.stopped_by == signal.SIGINT else 0
+
+
+def _end_at_once(number: int, _: types.FrameType | None) -> None:
+    os.write(2, b"Interrupted.\n")
+    os._exit(128 + number)
 
 
 if __name__ == "__main__":

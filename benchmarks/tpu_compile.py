@@ -22,8 +22,8 @@ from typing import Any
 
 from benchmarks import tpu  # Before JAX: it sets what JAX reads when it starts.
 from gw_jax.errors import ConfigError, UserError
+from gw_jax.train.chips import CHIPS, Chip
 from gw_jax.train.config import TrainConfig
-from gw_jax.train.hardware import CHIPS, Chip
 from train import parse_flags
 
 STATE_OVERHEAD = 0.95  # The share of a chip's memory that programs get; the runtime keeps the rest.
@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
             config.model.norm_options.implementation = given.implementation
         devices = tpu.devices(given.topology)
         if devices[0].device_kind not in CHIPS:
-            raise ConfigError(f"The figures of {devices[0].device_kind!r} are not in gw_jax/train/hardware.py; add them.")
+            raise ConfigError(f"The figures of {devices[0].device_kind!r} are not in gw_jax/train/chips.py; add them.")
         steps = tuple(given.steps.split(","))
         cases = []
         for batch in [int(text) for text in given.batch.split(",")] if given.batch else [config.data.batch_size]:

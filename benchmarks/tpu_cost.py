@@ -28,7 +28,7 @@ from jax.sharding import NamedSharding, PartitionSpec  # isort: skip
 from gw_jax.errors import ConfigError
 from gw_jax.models.resnet import ARCHITECTURES
 from gw_jax.nn import make_norm
-from gw_jax.ops.target import compiling_for
+from gw_jax.ops.kernels.placement import compiling_for
 from gw_jax.train import DataConfig, ModelConfig, NormConfig, TrainConfig
 from gw_jax.train.state import make_mesh
 

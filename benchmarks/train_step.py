@@ -29,7 +29,7 @@ import numpy as np
 from benchmarks.steps import describe, make_steps
 from benchmarks.timing import interleaved_medians
 from gw_jax.train import DataConfig, ModelConfig, NormConfig, TrainConfig
-from gw_jax.train.hardware import CHIPS
+from gw_jax.train.chips import CHIPS
 
 NORM_OPTIONS: dict[str, dict[str, Any]] = {"gw": {"num_groups": 64}, "gn": {"num_groups": 32}, "bn": {}}
 

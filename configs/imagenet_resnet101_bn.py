@@ -6,11 +6,11 @@ Hardware: any number of devices that divides 256, such as one host with 8.
 Expected: eval/top1 0.7769, the authors' result. Not run to the end here.
 """
 
-from gw_jax.train import ModelConfig, TrainConfig
-from gw_jax.train.recipes import paper_recipe
+from gw_jax.classification import ClassificationConfig, ModelConfig
+from gw_jax.classification.recipes import paper_recipe
 
 
-def get_config() -> TrainConfig:
+def get_config() -> ClassificationConfig:
     """No whitening; all else as with it."""
     model = ModelConfig(
         name="resnet101",

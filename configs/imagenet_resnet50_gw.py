@@ -6,11 +6,11 @@ Hardware: any number of devices that divides 256, such as one host with 8.
 Expected: eval/top1 0.7772, the authors' result; 0.7623 with BatchNorm (imagenet_resnet50_bn.py). Not run to the end here.
 """
 
-from gw_jax.train import ModelConfig, NormConfig, TrainConfig
-from gw_jax.train.recipes import paper_recipe
+from gw_jax.classification import ClassificationConfig, ModelConfig, NormConfig
+from gw_jax.classification.recipes import paper_recipe
 
 
-def get_config() -> TrainConfig:
+def get_config() -> ClassificationConfig:
     """Whitening after the stem and after the 3x3 convolution of every block, BatchNorm elsewhere."""
     model = ModelConfig(
         name="resnet50",

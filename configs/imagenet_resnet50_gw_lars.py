@@ -6,9 +6,9 @@ Hardware: 32 devices for 4096 up to 256 for 32768. With 128 images a device, Bat
 Expected: the aim is the 0.7772 of imagenet_resnet50_gw.py; nobody has measured it.
 """
 
+from gw_jax.classification import ClassificationConfig, ModelConfig, NormConfig, OptimizerConfig, ScheduleConfig
+from gw_jax.classification.recipes import imagenet_data
 from gw_jax.errors import ConfigError
-from gw_jax.train import ModelConfig, NormConfig, OptimizerConfig, ScheduleConfig, TrainConfig
-from gw_jax.train.recipes import imagenet_data
 
 # Batch size: peak learning rate, epochs of warm-up, weight decay. The rates and warm-ups are those of TensorFlow's official
 # ResNet-50 (4096) and of Google's for MLPerf (the others), both with BatchNorm: a place to start from.
@@ -20,7 +20,7 @@ RECIPES = {
 }
 
 
-def get_config(batch_size: str = "4096") -> TrainConfig:
+def get_config(batch_size: str = "4096") -> ClassificationConfig:
     """The recipe for ``batch_size``, which stands after the colon of ``--config``."""
     if batch_size not in map(str, RECIPES):
         raise ConfigError(
@@ -28,7 +28,7 @@ def get_config(batch_size: str = "4096") -> TrainConfig:
             f"{', '.join(map(str, RECIPES))} after the colon."
         )
     learning_rate, warmup_epochs, weight_decay = RECIPES[int(batch_size)]
-    return TrainConfig(
+    return ClassificationConfig(
         seed=1,
         num_epochs=90,
         eval_every_epochs=5,  # an epoch has 312 steps at most, and 39 at least

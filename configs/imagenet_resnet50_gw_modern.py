@@ -6,13 +6,20 @@ Hardware: any number of devices that divides 512 (mixing takes pairs of images o
 Expected: it should exceed the 0.7772 of imagenet_resnet50_gw.py; nobody has measured it.
 """
 
-from gw_jax.train import AugmentConfig, ModelConfig, NormConfig, OptimizerConfig, ScheduleConfig, TrainConfig
-from gw_jax.train.recipes import imagenet_data
+from gw_jax.classification import (
+    AugmentConfig,
+    ClassificationConfig,
+    ModelConfig,
+    NormConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
+from gw_jax.classification.recipes import imagenet_data
 
 
-def get_config() -> TrainConfig:
+def get_config() -> ClassificationConfig:
     """Learning rate, weight decay and mixing are those of torchvision's newer ResNet-50 weights, with half their epochs."""
-    return TrainConfig(
+    return ClassificationConfig(
         seed=1,
         num_epochs=300,
         label_smoothing=0.1,

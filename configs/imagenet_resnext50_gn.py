@@ -6,11 +6,11 @@ Hardware: any number of devices that divides 256, such as one host with 8.
 Expected: see the paper's table; the authors' code gives no number. Not run to the end here.
 """
 
-from gw_jax.train import ModelConfig, NormConfig, TrainConfig
-from gw_jax.train.recipes import paper_recipe
+from gw_jax.classification import ClassificationConfig, ModelConfig, NormConfig
+from gw_jax.classification.recipes import paper_recipe
 
 
-def get_config() -> TrainConfig:
+def get_config() -> ClassificationConfig:
     """The authors' script sets the factor of the steps to 0 instead of 0.1, so that nothing is learnt after epoch 30."""
     model = ModelConfig(
         name="resnext50_32x4d",

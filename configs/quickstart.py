@@ -5,19 +5,19 @@
 Hardware: 2 CPU cores. Expected: eval/top1 >= 0.98 over the 1,000 test digits.
 """
 
-from gw_jax.train import (
+from gw_jax.classification import (
+    ClassificationConfig,
     DataConfig,
     ModelConfig,
     NormConfig,
     OptimizerConfig,
     ScheduleConfig,
-    TrainConfig,
 )
 
 
-def get_config() -> TrainConfig:
+def get_config() -> ClassificationConfig:
     """ResNet-18 with a stem for small images, an eighth of the usual width, whitening at S1-B2 in 8 groups."""
-    return TrainConfig(
+    return ClassificationConfig(
         num_epochs=8,
         data=DataConfig(name="mnist5k", batch_size=64, eval_batch_size=200, shift=2),
         model=ModelConfig(

@@ -6,8 +6,7 @@ pipeline (``gw_jax.data``) need the extra ``examples``.
 
 from gw_jax import convert, linen
 from gw_jax._version import __version__
-from gw_jax.convert import load_pretrained
-from gw_jax.models import create_model, list_models
+from gw_jax.models import create_model, list_models, load_pretrained, save_pretrained
 from gw_jax.nn import BatchNorm, BatchWhitening, GroupNorm, GroupWhitening, InstanceNorm, LayerNorm, make_norm
 from gw_jax.ops import group_whiten
 
@@ -26,4 +25,5 @@ __all__ = [
     "list_models",
     "load_pretrained",
     "make_norm",
+    "save_pretrained",
 ]

@@ -9,12 +9,19 @@ import pathlib
 import sys
 from typing import Any
 
-from gw_jax.convert.decide import DEFAULT_NORM
-from gw_jax.convert.layout import to_torch_state
-from gw_jax.convert.pretrained import load_pretrained, require_new, write_directory
-from gw_jax.convert.reading import Request, paused_garbage_collection, read
-from gw_jax.convert.torch_file import write_torch_file
-from gw_jax.errors import ConfigError, UserError
+from gw_jax.convert.entries import to_torch_state
+from gw_jax.convert.load import Request, read
+from gw_jax.convert.options import DEFAULT_NORM
+from gw_jax.convert.torch_file import CONTAINERS, Container, write_torch_file
+from gw_jax.errors import ConfigError, UserError, one_line, shown
+from gw_jax.files import require_new
+from gw_jax.models.pretrained import load_pretrained, write_directory
+
+# Facts of the report that are kept in config.json.
+_KEPT = ("path", "sha256", "container", "kind", "reference_name", "guesses", "notices")
+# Options for one direction only.
+_IMPORT_OPTIONS = ("arch", "norm", "norm_cfg", "arch_cfg", "apply_last_norm", "ema")
+_EXPORT_OPTIONS = ("container",)
 
 
 def parse_dict(text: str) -> dict[str, Any]:
@@ -27,7 +34,7 @@ def parse_dict(text: str) -> dict[str, Any]:
     for item in filter(None, text.split(",")):
         key, equals, value = item.partition("=")
         if not equals or "=" in value or not key:
-            raise ConfigError(f"{item!r} in {text!r} is not key=value; write T=5,num_groups=64.")
+            raise ConfigError(f"{shown(item)} in {shown(text)} is not key=value; write T=5,num_groups=64.")
         result[key.strip()] = _parse_value(value.strip())
     return result
 
@@ -44,33 +51,53 @@ def _parse_value(text: str) -> Any:
     return text
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Converts what the command line says. Returns the exit code."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m gw_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", type=pathlib.Path, help="IN.pth, or a directory that this command or an export wrote")
     parser.add_argument("target", type=pathlib.Path, help="OUT_DIR, or OUT.pth; must not exist")
     parser.add_argument("--arch", help="the reference's name of the network, to insist on it")
-    parser.add_argument("--norm", default=DEFAULT_NORM, help="the reference's norm, where keys leave a doubt (%(default)s)")
+    parser.add_argument(
+        "--norm", help=f"the reference's name of the norm, to insist on it (where keys fit several: {DEFAULT_NORM})"
+    )
     parser.add_argument("--norm_cfg", metavar="K=V,...", help="its options: T=5,num_groups=64")
     parser.add_argument("--arch_cfg", metavar="K=V,...", help="options of the network: last=True")
-    parser.add_argument("--apply_last_norm", metavar="BOOL", help="whether last_bn takes part (a ResNeXt's did not)")
-    parser.add_argument("--container", default="legacy", help="of OUT.pth: legacy (read by every PyTorch) or zip")
-    args = parser.parse_args(arguments)
+    parser.add_argument("--apply_last_norm", metavar="BOOL", help="whether last_bn is applied (a ResNeXt's was not)")
+    parser.add_argument("--ema", action="store_true", default=None, help="read the averaged weights, if the file has both")
+    parser.add_argument(
+        "--container", choices=CONTAINERS, help="of OUT.pth: legacy (the default, for every PyTorch) or zip"
+    )
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Converts what the command line says. Returns the exit code."""
+    args = _parser().parse_args(arguments)
     try:
         require_new(args.target)
         if args.source.is_dir():
-            _export(args)
+            _refuse(args, _IMPORT_OPTIONS, "is for reading a .pth file, and the source is a directory")
+            lines = _export(args)
         else:
-            _import(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+            _refuse(args, _EXPORT_OPTIONS, "is for writing a .pth file, and the source is not a directory")
+            lines = _import(args)
+    except (UserError, OSError) as error:
+        print(f"error: {one_line(str(error), 2000)}", file=sys.stderr)
         return 1
+    for line in lines:
+        print(one_line(line))
     return 0
 
 
-def _import(args: argparse.Namespace) -> None:
+def _refuse(args: argparse.Namespace, options: tuple[str, ...], why: str) -> None:
+    """Raises ConfigError for an option that would have no effect."""
+    for name in options:
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--{name} {why}. Leave it out.")
+
+
+def _import(args: argparse.Namespace) -> list[str]:
     if args.target.suffix in (".pth", ".pt", ".safetensors"):
         raise ConfigError(
             f"OUT_DIR is {args.target}; a .pth file becomes a directory: give a name without {args.target.suffix}."
@@ -83,36 +110,27 @@ def _import(args: argparse.Namespace) -> None:
         norm_cfg=None if args.norm_cfg is None else parse_dict(args.norm_cfg),
         arch_cfg=None if args.arch_cfg is None else parse_dict(args.arch_cfg),
         apply_last_norm=None if args.apply_last_norm is None else args.apply_last_norm.lower() == "true",
+        ema=bool(args.ema),
     )
     imported = read(args.source, request)
-    report = imported.report
-    source = {
-        key: getattr(report, key) for key in ("path", "sha256", "container", "kind", "reference_name", "guesses", "notices")
-    }
-    with paused_garbage_collection():
-        write_directory(
-            args.target,
-            imported.shapes,
-            imported.stream,
-            imported.model_config,
-            source=source,
-            training=imported.training,
-        )
-    print(report)
+    source = {key: getattr(imported.report, key) for key in _KEPT}
+    write_directory(args.target, imported.arrays, imported.model_config, source=source, training=imported.training)
+    lines = str(imported.report).splitlines()
     if imported.training is not None:
         momentum = "with" if imported.training.momentum else "without"
-        print(f"training      {imported.training.epochs} epochs done, {momentum} momentum buffers")
-    print(f"written       {args.target}: gw_jax.load_pretrained({str(args.target)!r})")
+        lines.append(f"training      {imported.training.epochs} epochs done, {momentum} momentum buffers")
+    return [*lines, f"written       {args.target}: gw_jax.load_pretrained({str(args.target)!r})"]
 
 
-def _export(args: argparse.Namespace) -> None:
+def _export(args: argparse.Namespace) -> list[str]:
     model = load_pretrained(args.source)
+    container: Container = args.container or "legacy"
     try:
         state = to_torch_state(model)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    write_torch_file(args.target, state, container=args.container)
-    print(f"written       {args.target}: {len(state)} entries, {args.container} container")
+    write_torch_file(args.target, state, container=container)
+    return [f"written       {args.target}: {len(state)} entries, {container} container"]
 
 
 if __name__ == "__main__":

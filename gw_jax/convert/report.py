@@ -1,10 +1,13 @@
-"""How a ``.pth`` file was read, for people."""
+"""A human-readable report on how a ``.pth`` file was read."""
 
 import dataclasses
 from typing import Any
 
+from gw_jax.convert.fill import listed
+from gw_jax.errors import one_line
 
-@dataclasses.dataclass
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
     """How a file was read.
 
@@ -18,9 +21,9 @@ class Report:
         evidence: how the architecture was found.
         model_config: the arguments of :func:`gw_jax.create_model`.
         num_parameters: trained values.
-        keys_used: entries of the file that went into the model.
-        keys_ignored: entries that say nothing about the function and were not there to fill.
-        guesses: what the file does not tell and the caller did not say.
+        keys_used: entries of the file that were read into the model.
+        keys_ignored: entries that say nothing about the function, and were left out.
+        guesses: options that neither the file nor the caller determines.
         notices: what else a reader should know.
     """
 
@@ -39,12 +42,12 @@ class Report:
     notices: list[str]
 
     def __str__(self) -> str:
-        """The report, a fact a line."""
+        """The report, one fact per line."""
         reference = f" (the reference's {self.reference_name})" if self.reference_name else ""
         arguments = ", ".join(f"{key}={value!r}" for key, value in self.model_config.items() if key != "name")
         ignored = f"{len(self.keys_ignored)} ignored"
         if self.keys_ignored:
-            ignored += f": {', '.join(self.keys_ignored[:3])}{', ...' if len(self.keys_ignored) > 3 else ''}"
+            ignored += f": {listed(self.keys_ignored, 3)}"
         lines = [
             f"file          {self.path}: {self.kind}, {self.container} container",
             f"sha256        {self.sha256}",
@@ -56,4 +59,4 @@ class Report:
             *(f"guessed       {guess}" for guess in self.guesses),
             *(f"notice        {notice}" for notice in self.notices),
         ]
-        return "\n".join(lines)
+        return "\n".join(one_line(line) for line in lines)

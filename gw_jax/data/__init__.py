@@ -1,4 +1,4 @@
-"""Data sets, batches and augmentation. Heavy packages are imported inside the functions that need them."""
+"""Data sets and batches. Heavy packages are imported inside the functions that need them."""
 
 from gw_jax.data.datasets import Dataset, open_dataset
 from gw_jax.data.pipeline import EvalBatches, TrainBatches

@@ -1,66 +1,93 @@
-"""Single examples by their position in the order: read, decoded, cropped; and what happens where one is broken."""
+"""Single examples by their position in the order: read, decoded, cropped and checked; and the count of broken ones."""
 
+import contextlib
 import dataclasses
+import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from gw_jax.data.images import Transform, eval_image, train_image
-from gw_jax.errors import DataError
+from gw_jax.data.images import ImageTypeError, Transform, eval_image, train_image
+from gw_jax.errors import DataError, one_line
 
 Batch = dict[str, np.ndarray]
 
 # How many of the examples after a broken one are tried in its place.
 MAX_SUBSTITUTES = 100
+# The label of examples that have none, as in the test splits of many sets.
+UNLABELLED = -1
+# Of a broken example: its index, -1 for none, and why it cannot be read.
+BROKEN = np.dtype([("index", np.int64), ("reason", "S200")])
 
 
 class BrokenRecords:
-    """Examples that could not be read or decoded: named once each, counted, and too many end the run.
+    """Counts the examples that could not be read or decoded, and names each once on standard error.
 
     Args:
         source: the examples; its ``where(index)`` names one, if it has that method.
         limit: how many may be broken.
+
+    Attributes:
+        indices: the broken examples so far.
+        failure: the error that ends the run, once there are more than ``limit``.
     """
 
     def __init__(self, source: Sequence[Any], limit: int):
         self._source, self._limit = source, limit
         self.indices: set[int] = set()
+        self.failure: DataError | None = None
 
-    def take(self, batch: Batch) -> Batch:
-        """``batch`` without its field ``broken``: the index of each broken example, -1 for the others.
-
-        Raises:
-            DataError: more than ``limit`` are broken.
-        """
-        found = batch.pop("broken")
-        for index in sorted({*found[found >= 0].tolist()} - self.indices):
+    def collect(self, batch: Batch) -> Batch:
+        """``batch`` without its field ``broken``, an array of type :data:`BROKEN`."""
+        broken = batch.pop("broken")
+        for record in np.unique(broken[broken["index"] >= 0]):
+            index = int(record["index"])
+            if index in self.indices:
+                continue
             self.indices.add(index)
-            name = self._source.where(index) if hasattr(self._source, "where") else f"example {index}"
             print(
-                f"warning: {name} cannot be read or decoded and was skipped ({len(self.indices)} so far).",
+                f"warning: {name_of(self._source, index)} cannot be read or decoded ({record['reason'].decode()}) and was "
+                f"skipped ({len(self.indices)} so far).",
                 file=sys.stderr,
                 flush=True,
             )
-        if len(self.indices) > self._limit:
-            raise DataError(
+        if len(self.indices) > self._limit and self.failure is None:
+            self.failure = DataError(
                 f"{len(self.indices)} examples cannot be read or decoded, the last of them named above; "
                 f"config.data.max_broken={self._limit} are allowed. Copy or prepare the data again, or raise that limit."
             )
         return batch
 
 
+def name_of(source: Sequence[Any], index: int) -> str:
+    """How messages call an example."""
+    return source.where(index) if hasattr(source, "where") else f"example {index}"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Share:
-    """Which examples of a global batch a process reads: ``size`` of ``batch_size``, from ``first`` on."""
+class ProcessShard:
+    """The examples of a global batch that one process reads: ``size`` of ``batch_size``, from ``first`` on."""
 
     batch_size: int
     first: int
     size: int
 
-    def place(self, position: int) -> int:
-        """The place in the global order of the example at ``position`` of this process."""
+    @classmethod
+    def of(cls, batch_size: int, process_index: int, process_count: int) -> "ProcessShard":
+        """The shard of a process, of equal size for all.
+
+        Raises:
+            ValueError: the batch cannot be divided by the number of processes.
+        """
+        if batch_size % process_count:
+            raise ValueError(f"A batch of {batch_size} examples cannot be divided among {process_count} processes.")
+        size = batch_size // process_count
+        return cls(batch_size=batch_size, first=process_index * size, size=size)
+
+    def global_index(self, position: int) -> int:
+        """The index in the global order of the example at ``position`` of this process."""
         step, rank = divmod(position, self.size)
         return step * self.batch_size + self.first + rank
 
@@ -69,32 +96,47 @@ class Share:
 class TrainExamples:
     """Training examples by their position in the run.
 
-    ``order`` gives the index in the data set for a place in the global order. The random crop depends on ``seed`` and that
-    place only.
+    ``order`` gives the index in the data set for an index in the global order. The random crop depends on ``seed`` and on
+    the latter only.
     """
 
     source: Sequence[Any]
     order: Any
-    share: Share
+    shard: ProcessShard
     transform: Transform
     channels: int
+    num_classes: int | None
     seed: int
 
     def __call__(self, position: int) -> Batch:
-        """The example with ``broken``, the index of an example in whose place it stands, or -1."""
-        place = self.share.place(position)
-        index = int(self.order[place])
-        for substitute in range(min(len(self.source), MAX_SUBSTITUTES)):
-            rng = np.random.Generator(np.random.Philox(key=[self.seed, place])) if self.transform.crop else None
+        """The example, with ``broken`` saying whether it replaces one that cannot be read.
+
+        Raises:
+            DataError: it is not labelled with one of the classes, its type is not that of an image, or none can be read.
+        """
+        global_index = self.shard.global_index(position)
+        index, broken = int(self.order[global_index]), _broken()
+        for candidate in _candidates(index, len(self.source)):
+            rng = None
+            if self.transform.crop:
+                rng = np.random.Generator(np.random.Philox(key=[self.seed, global_index]))
             try:
-                example = self.source[(index + substitute) % len(self.source)]
-                image = train_image(example["image"], self.channels, self.transform, rng)
+                with _fatal_errors(self.source, candidate):
+                    example = self.source[candidate]
+                    image = train_image(example["image"], self.channels, self.transform, rng)
+            except DataError:
+                raise
             except Exception as error:  # Readers and decoders raise whatever they hit in damaged bytes.
-                reason = error
+                broken = broken if broken["index"] >= 0 else _broken(index, error)
                 continue
-            label = np.asarray(example["label"], np.int32)
-            return {"image": image, "label": label, "broken": np.asarray(index if substitute else -1)}
-        raise _nothing_readable(index, reason)
+            label = _label(example["label"], self.source, candidate, self.num_classes)
+            if label == UNLABELLED:
+                raise DataError(
+                    f"{name_of(self.source, candidate)} has the label {UNLABELLED}, which means none, and cannot be "
+                    "trained on. Train on a labelled split, or prepare the set without such examples."
+                )
+            return {"image": image, "label": np.asarray(label, np.int32), "broken": broken}
+        raise _nothing_readable(index, broken)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,42 +147,101 @@ class EvalExamples:
     """
 
     source: Sequence[Any]
-    share: Share
+    shard: ProcessShard
     transform: Transform
     channels: int
     num_classes: int | None
 
     def __call__(self, position: int) -> Batch:
-        """The example with ``mask``, whether it counts, and ``broken``, its index if it cannot be read, else -1."""
-        index = self.share.place(position)
-        counts, broken = index < len(self.source), -1
-        # Padding repeats a real example, so that it needs no case of its own in a network; the mask leaves it out.
+        """The example with ``mask``, whether it counts, and ``broken``, which it is if it cannot be read.
+
+        Unlabelled examples (-1) do not count, nor those without a right answer, nor broken ones.
+
+        Raises:
+            DataError: its label is not one of the classes, its type is not that of an image, or none can be read.
+        """
+        index, broken = self.shard.global_index(position), _broken()
+        counts = index < len(self.source)
+        # Padding repeats a real example, so that networks need no special case; the mask leaves it out.
         start = index if counts else 0
-        for substitute in range(min(len(self.source), MAX_SUBSTITUTES)):
+        first_error = broken
+        for candidate in _candidates(start, len(self.source)):
             try:
-                example = self.source[(start + substitute) % len(self.source)]
-                image = eval_image(example["image"], self.channels, self.transform)
+                with _fatal_errors(self.source, candidate):
+                    example = self.source[candidate]
+                    image = eval_image(example["image"], self.channels, self.transform)
+            except DataError:
+                raise
             except Exception as error:  # As above.
-                reason = error
-                broken = start if counts else broken
+                first_error = first_error if first_error["index"] >= 0 else _broken(start, error)
+                broken = first_error if counts else broken
                 counts = False
                 continue
-            fields = self._labels(example)
-            answered = bool(fields.pop("counts", True))
-            counts = counts and answered
-            return {"image": image, **fields, "mask": np.asarray(counts), "broken": np.asarray(broken)}
-        raise _nothing_readable(start, reason)
+            fields, labelled = self._labels(example, candidate)
+            return {"image": image, **fields, "mask": np.asarray(counts and labelled), "broken": broken}
+        raise _nothing_readable(start, first_error)
 
-    def _labels(self, example: Any) -> dict[str, Any]:
+    def _labels(self, example: Any, index: int) -> tuple[Batch, bool]:
+        """The fields that hold the right answers, and whether there are any."""
         if "real_label" not in example:
-            return {"label": np.asarray(example["label"], np.int32)}
+            label = _label(example["label"], self.source, index, self.num_classes)
+            # Padded examples need a label that exists.
+            return {"label": np.asarray(max(label, 0), np.int32)}, label != UNLABELLED
         right = np.zeros(self.num_classes or 0, bool)
-        right[np.asarray(example["real_label"], np.int64)] = True
-        return {"label": np.asarray(example["original_label"], np.int32), "labels": right, "counts": right.any()}
+        for answer in np.asarray(example["real_label"]).tolist():
+            label = _label(answer, self.source, index, self.num_classes)
+            if label == UNLABELLED:
+                raise _label_error(self.source, index, label, self.num_classes)
+            right[label] = True
+        original = _label(example["original_label"], self.source, index, self.num_classes)
+        return {"label": np.asarray(max(original, 0), np.int32), "labels": right}, bool(right.any())
 
 
-def _nothing_readable(index: int, reason: Exception) -> DataError:
+@contextlib.contextmanager
+def _fatal_errors(source: Sequence[Any], index: int) -> Iterator[None]:
+    """Errors that are not about one broken example and must not be counted as such."""
+    try:
+        yield
+    except ImageTypeError as error:
+        raise DataError(f"{name_of(source, index)} cannot be used: {error}") from error
+    except MemoryError as error:
+        raise DataError(
+            f"Memory ran out while {name_of(source, index)} was decoded. Lower config.data.num_workers, "
+            "config.data.num_threads or config.data.batch_size."
+        ) from error
+
+
+def _candidates(index: int, length: int) -> Any:
+    """``index`` and the examples after it that may replace it, around the end of the set."""
+    return ((index + offset) % length for offset in range(min(length, MAX_SUBSTITUTES)))
+
+
+def _label(value: Any, source: Sequence[Any], index: int, num_classes: int | None) -> int:
+    """The label as an integer from -1 (unlabelled) to the last class, all of int32 where their number is not known."""
+    try:
+        label = operator.index(value)
+    except TypeError:
+        raise _label_error(source, index, value, num_classes) from None
+    if not UNLABELLED <= label < (num_classes or 1 << 31):
+        raise _label_error(source, index, label, num_classes)
+    return label
+
+
+def _label_error(source: Sequence[Any], index: int, label: Any, num_classes: int | None) -> DataError:
+    last = "" if num_classes is None else f" to {num_classes - 1}"
     return DataError(
-        f"None of the examples from {index} on can be read or decoded ({type(reason).__name__}: {reason}). Copy or prepare "
-        "the data again."
+        f"{name_of(source, index)} has the label {one_line(repr(label), 60)}; its set has integers from 0{last}, and "
+        f"{UNLABELLED} where there is no label. The set's description does not fit its examples: prepare it again."
+    )
+
+
+def _broken(index: int = -1, error: Exception | None = None) -> np.ndarray:
+    reason = "" if error is None else one_line(f"{type(error).__name__}: {error}", BROKEN["reason"].itemsize)
+    return np.array((index, reason.encode("ascii", "replace")), BROKEN)
+
+
+def _nothing_readable(index: int, broken: np.ndarray) -> DataError:
+    return DataError(
+        f"None of the examples from {index} on can be read or decoded ({broken['reason'].item().decode()}). Copy or "
+        "prepare the data again."
     )

@@ -1,6 +1,6 @@
 """Images on the host, with Pillow: decoding, the random crop of training and the centre crop of evaluation.
 
-Everything comes out as uint8; what needs no neighbouring file (flip, shift, mixing, normalisation) happens on the device.
+The results are uint8. Flip, shift, mixing and normalisation happen on the device: see :mod:`gw_jax.augment`.
 """
 
 import dataclasses
@@ -10,7 +10,24 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from gw_jax.errors import DataError
+
 CROP_ATTEMPTS = 10
+
+# Only formats that Pillow decodes in this process: for EPS it starts Ghostscript.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+# Pillow's modes by number of channels.
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# A small file can claim any size. The edge is JPEG's limit, the product the one above which Pillow warns.
+MAX_EDGE, MAX_PIXELS = 65_535, 89_478_485
+# Above this a resized image is computed only where the centre crop needs it. 256 pixels high, it is 65,536 wide.
+MAX_RESIZED_PIXELS = 1 << 24
+# Bits behind the point in the weights of Pillow's filters for 8-bit images.
+_WEIGHT_BITS = 22
+
+
+class ImageTypeError(DataError):
+    """An array whose type or channels cannot be an image; all examples of its set share it."""
 
 
 class RandomNumbers(Protocol):
@@ -30,7 +47,7 @@ class Transform:
     """How an image gets its final size.
 
     Attributes:
-        size: edge of the square result in pixels; None leaves images as they are.
+        size: edge of the square result in pixels; None keeps the size of images.
         crop: False resizes the whole image to the square. True is what ImageNet is trained with: a random crop in
             training; in evaluation the shorter edge is resized to ``eval_resize`` and the centre is cut out.
         eval_resize: length of the shorter edge before the centre crop.
@@ -48,10 +65,17 @@ class Transform:
 def random_crop_box(
     rng: RandomNumbers, width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """A random box ``(left, top, right, bottom)`` in an image of ``width`` x ``height``.
+    """A random box ``(left, top, right, bottom)`` in an image of ``width`` x ``height`` pixels.
 
-    Its area is uniform in ``scale`` times the image's, its width / height log-uniform in ``ratio``, its place uniform.
+    Its area is uniform in ``scale`` times the image's, its width / height log-uniform in ``ratio``, its position uniform.
     After ten boxes that do not fit: the largest centred box whose ratio is in range.
+
+    Args:
+        rng: draws the area, the ratio and the position, in this order.
+        width: of the image.
+        height: of the image.
+        scale: smallest and largest share of the image's area.
+        ratio: smallest and largest width / height.
 
     Source: Szegedy et al., Going deeper with convolutions (CVPR 2015), in the form of torchvision's RandomResizedCrop.
     """
@@ -71,7 +95,21 @@ def random_crop_box(
 
 
 def train_image(image: bytes | np.ndarray, channels: int, transform: Transform, rng: RandomNumbers | None) -> np.ndarray:
-    """Decodes (or takes) an image and brings it to its final size for training: uint8 ``[h, w, channels]``."""
+    """Decodes an image (or accepts an array) and resizes it for training.
+
+    Args:
+        image: an encoded image, or an array as for :func:`to_uint8`.
+        channels: 1, 3 or 4, to which encoded images are converted; arrays keep their own.
+        transform: the size, and how it is reached.
+        rng: the numbers that choose the crop; may be None where ``transform.crop`` is False.
+
+    Returns:
+        uint8 ``[h, w, channels]``.
+
+    Raises:
+        ImageTypeError: an array that is not an image.
+        Exception: whatever Pillow raises for damaged bytes; ValueError for pixels without a known range, or too many.
+    """
     if not transform.crop:
         return eval_image(image, channels, transform)
     assert transform.size is not None
@@ -80,51 +118,155 @@ def train_image(image: bytes | np.ndarray, channels: int, transform: Transform, 
     channels = len(picture.getbands())
     width, height = picture.size
     box = random_crop_box(rng, width, height, transform.scale, transform.ratio)
-    # Cut first: a resize with a box would let pixels from outside it into its edges.
+    # Crop first: a resize with a box would let pixels from outside it into its edges.
     return _pixels(_resized(picture.crop(box), (transform.size, transform.size)), channels)
 
 
 def eval_image(image: bytes | np.ndarray, channels: int, transform: Transform) -> np.ndarray:
-    """Decodes (or takes) an image and brings it to its final size for evaluation: uint8 ``[h, w, channels]``."""
+    """Decodes an image (or accepts an array) and resizes it for evaluation: uint8 ``[h, w, channels]``.
+
+    Arguments and errors are those of :func:`train_image`.
+    """
     if transform.size is None and isinstance(image, np.ndarray):
-        return np.asarray(image, np.uint8)
+        return to_uint8(image)
     picture = open_image(image, channels)
     channels = len(picture.getbands())
     if transform.crop:
         assert transform.size is not None
-        picture = centre_crop(resize_shorter_edge(picture, transform.eval_resize), transform.size)
+        picture = resize_and_centre_crop(picture, transform.eval_resize, transform.size)
     elif transform.size is not None:
         picture = _resized(picture, (transform.size, transform.size))
     return _pixels(picture, channels)
 
 
+def to_uint8(array: np.ndarray) -> np.ndarray:
+    """An image as uint8 ``[h, w, c]``: uint8 unchanged, uint16 and bool scaled from their range to 0 to 255.
+
+    Accepts ``[h, w, c]`` or ``[h, w]``.
+
+    Raises:
+        ImageTypeError: another type, whose range is not known, or another number of axes.
+    """
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise ImageTypeError(f"arrays of shape {array.shape} are no images; [height, width, channels] is needed.")
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype == np.uint16:
+        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    raise ImageTypeError(
+        f"arrays of type {array.dtype} have no known range; convert the images to uint8 (0 to 255) or uint16 (0 to 65535)."
+    )
+
+
 def open_image(image: bytes | np.ndarray, channels: int) -> Any:
-    """The Pillow image of encoded bytes or of a uint8 array, in grey for one channel, in colour for three."""
-    from PIL import Image
+    """The Pillow image of encoded bytes, with 1, 3 or 4 ``channels`` of 8 bits, or of an array with its own channels.
+
+    Arguments and errors are those of :func:`train_image`.
+    """
+    from PIL import Image, UnidentifiedImageError
 
     if isinstance(image, np.ndarray):
-        return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    picture = Image.open(io.BytesIO(image))
-    mode = "L" if channels == 1 else "RGB"
+        array = to_uint8(image)
+        if array.shape[-1] not in MODES:
+            raise ImageTypeError(
+                f"arrays of shape {array.shape} have {array.shape[-1]} channels; 1, 3 or 4 can be resized."
+            )
+        return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+    try:
+        picture: Any = Image.open(io.BytesIO(image), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError(f"no image in one of the formats {', '.join(FORMATS)}") from None
+    width, height = picture.size
+    if max(width, height) > MAX_EDGE or width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels; at most {MAX_PIXELS:,} are read, and {MAX_EDGE:,} per edge")
+    if picture.mode in ("I", "F"):
+        kind = "floating-point numbers" if picture.mode == "F" else "32-bit integers"
+        raise ValueError(f"pixels that are {kind} have no known range; 8 or 16 bits are read")
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray(to_uint8(np.asarray(picture).astype(np.uint16))[..., 0])
+    mode = MODES[channels]
     return picture if picture.mode == mode else picture.convert(mode)
+
+
+def resize_and_centre_crop(picture: Any, resize: int, size: int) -> Any:
+    """:func:`centre_crop` of :func:`resize_shorter_edge`, in memory that is bounded also for very long images."""
+    width, height = _shorter_edge_size(picture.size, resize)
+    # Resizing to a smaller size needs no more memory than the image itself.
+    if width * height <= MAX_RESIZED_PIXELS or width <= picture.size[0]:
+        return centre_crop(resize_shorter_edge(picture, resize), size)
+    from PIL import Image
+
+    # As Pillow enlarges: colours weighted by their opacity, and columns before rows.
+    mode = "RGBa" if picture.mode == "RGBA" else picture.mode
+    columns, rows = (
+        _bilinear_weights(old, new, _crop_start(new, size), size)
+        for old, new in zip(picture.size, (width, height), strict=True)
+    )
+    (left, right), (top, bottom) = (
+        (min(low for low, _ in taps), max(low + len(weights) for low, weights in taps)) for taps in (columns, rows)
+    )
+    pixels = np.asarray(picture.crop((left, top, right, bottom)).convert(mode))
+    pixels = pixels.reshape(bottom - top, right - left, -1).swapaxes(0, 1)
+    pixels = _weighted_rows(pixels, left, columns).swapaxes(0, 1)
+    pixels = _weighted_rows(pixels, top, rows)
+    cropped = Image.frombytes(mode, (len(columns), len(rows)), pixels.tobytes()).convert(picture.mode)
+    # Black outside the resized image.
+    full = Image.new(picture.mode, (size, size))
+    full.paste(cropped, (max(-_crop_start(width, size), 0), max(-_crop_start(height, size), 0)))
+    return full
+
+
+def _bilinear_weights(old: int, new: int, first: int, count: int) -> list[tuple[int, np.ndarray]]:
+    """Of the pixels ``first`` to ``first + count`` of an axis resized from ``old`` to ``new`` pixels, those inside it.
+
+    Each has the first pixel of the old axis that counts, and the weights from there on in units of 2^-22, as in Pillow's
+    bilinear filter.
+    """
+    scale = old / new
+    support = max(scale, 1.0)
+    taps = []
+    for pixel in range(max(first, 0), min(first + count, new)):
+        centre = (pixel + 0.5) * scale
+        low, high = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), old)
+        weights = np.maximum(1 - np.abs((np.arange(low, high) - centre + 0.5) * (1 / support)), 0)
+        taps.append((low, (weights / np.cumsum(weights)[-1] * (1 << _WEIGHT_BITS) + 0.5).astype(np.int64)))
+    return taps
+
+
+def _weighted_rows(pixels: np.ndarray, offset: int, taps: list[tuple[int, np.ndarray]]) -> np.ndarray:
+    """Weighted means of rows of uint8 ``[h, ...]``, of which the first is number ``offset``."""
+    rows = []
+    for low, weights in taps:
+        part = pixels[low - offset : low - offset + len(weights)].astype(np.int64)
+        total = np.tensordot(weights, part, 1) + (1 << (_WEIGHT_BITS - 1))
+        rows.append(np.clip(total >> _WEIGHT_BITS, 0, 255).astype(np.uint8))
+    return np.stack(rows)
+
+
+def _shorter_edge_size(size: tuple[int, int], edge: int) -> tuple[int, int]:
+    width, height = size
+    if width <= height:
+        return edge, int(edge * height / width)
+    return int(edge * width / height), edge
 
 
 def resize_shorter_edge(picture: Any, size: int) -> Any:
     """Resizes so that the shorter edge has ``size`` pixels and the longer one ``int(size * longer / shorter)``."""
-    width, height = picture.size
-    if width <= height:
-        return _resized(picture, (size, int(size * height / width)))
-    return _resized(picture, (int(size * width / height), size))
+    return _resized(picture, _shorter_edge_size(picture.size, size))
 
 
 def centre_crop(picture: Any, size: int) -> Any:
-    """The ``size`` x ``size`` pixels in the middle, rounded as torchvision does; what lies outside is black."""
+    """The ``size`` x ``size`` pixels in the middle, rounded as torchvision does, and black outside the image."""
     left, top = (_crop_start(edge, size) for edge in picture.size)
     return picture.crop((left, top, left + size, top + size))
 
 
 def _crop_start(edge: int, size: int) -> int:
-    # A cut is rounded to even, black borders are smaller at the start.
+    # A crop's start is rounded to even; a black border is smaller at the start.
     return round((edge - size) / 2) if edge >= size else -((size - edge) // 2)
 
 

@@ -1,20 +1,76 @@
 """Batches of uint8 images from a prepared data set, in an order that depends on seed and epoch only.
 
 An epoch is one global shuffle of the training split, cut into global batches; what is left over is dropped. A process
-takes its consecutive share of every global batch, so neither the order nor a resume depends on the number of processes.
-Evaluation visits every example of the split once: the last batch is padded and a mask says what counts.
+reads its own shard of every global batch, so neither the order nor a resume depends on the number of processes.
+Evaluation visits every example of the split once: the last batch is padded, and a mask says which examples count.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gw_jax.data.examples import Batch, BrokenRecords, EvalExamples, Share, TrainExamples
+import numpy as np
+
+from gw_jax.data.examples import Batch, BrokenRecords, EvalExamples, ProcessShard, TrainExamples
 from gw_jax.data.images import Transform
-from gw_jax.data.reading import BatchReader
+from gw_jax.data.loader import BatchReader
 from gw_jax.errors import DataError, raise_missing_package
 
+# How many examples are tried for a substitute batch.
+_MAX_SUBSTITUTES = 1000
 
-class TrainBatches(Iterator[Batch]):
+
+class _Batches:
+    """Batches from a reader, with substitutes after a failure where other processes still train.
+
+    Attributes:
+        broken: the examples that could not be read so far.
+        failure: the error that ended the reading. A single process raises it at once. One of several processes keeps it
+            here and hands out substitute batches, because a step that only the others take would never end: let all
+            processes agree on stopping, and raise it then.
+    """
+
+    def __init__(self, source: Sequence[Any], reader: BatchReader, *, max_broken: int, process_count: int):
+        self.broken = BrokenRecords(source, max_broken)
+        self.failure: DataError | None = None
+        self._reader, self._process_count = reader, process_count
+        self._substitute: Batch | None = None
+
+    def _read(self) -> Batch:
+        """The next batch, or a substitute for it once there is a failure."""
+        if self.failure is None:
+            try:
+                batch = self.broken.collect(self._reader.read())
+            except DataError as error:
+                self.failure = error
+            else:
+                self.failure = self.broken.failure
+                if self.failure is None or self._process_count > 1:
+                    return batch
+        if self._process_count == 1:
+            self._reader.close()
+            raise self.failure
+        self._reader.skip()
+        if self._substitute is None:
+            self._substitute = self._find_substitute(self.failure)
+        return self._substitute
+
+    def _find_substitute(self, failure: DataError) -> Batch:
+        """A batch of one example that can be read, repeated. Not an earlier batch: that would have to be kept for it."""
+        for position in range(min(self._reader.num_examples, _MAX_SUBSTITUTES)):
+            try:
+                example = self._reader.load(position)
+            except DataError:
+                continue
+            example.pop("broken")
+            return {name: np.stack([value] * self._reader.batch_size) for name, value in example.items()}
+        raise failure
+
+    def close(self) -> None:
+        """Ends the workers, if there are any."""
+        self._reader.close()
+
+
+class TrainBatches(_Batches, Iterator[Batch]):
     """Training batches ``{"image": uint8 [b, h, w, c], "label": int32 [b]}`` of this process, to the end of the run.
 
     An example that cannot be read is named on standard error, counted, and replaced by the one after it in the data set.
@@ -25,15 +81,17 @@ class TrainBatches(Iterator[Batch]):
         num_epochs: length of the run.
         seed: decides the order and the random crops.
         transform: how images get their size.
-        channels: 1 or 3, for encoded images.
+        channels: 1, 3 or 4, for encoded images.
+        num_classes: labels must be below it; None for ``source.num_classes``, if there is such an attribute.
         process_index: which of the processes this is.
         process_count: number of processes; divides ``batch_size``.
-        num_threads: reading and decoding threads, in each worker if there are any.
+        num_threads: reading and decoding threads, per worker if there are any.
         num_workers: reading and decoding processes; 0 leaves the work to threads of this one.
-        max_broken: examples that may be broken; one more ends the run.
+        max_broken: examples that may be broken, per process; one more ends the run.
 
     Raises:
-        DataError: the split has less than a batch.
+        DataError: the split has less than a batch; and from ``next``, in a single process, whatever ends the reading (see
+            :attr:`failure`): too many broken examples, an example without a valid label, workers that die.
     """
 
     def __init__(
@@ -45,6 +103,7 @@ class TrainBatches(Iterator[Batch]):
         seed: int,
         transform: Transform | None = None,
         channels: int = 3,
+        num_classes: int | None = None,
         process_index: int = 0,
         process_count: int = 1,
         num_threads: int = 2,
@@ -62,55 +121,62 @@ class TrainBatches(Iterator[Batch]):
                 f"choose at most {len(source)}."
             )
         per_epoch = self.steps_per_epoch * batch_size
-        share = Share(
-            batch_size=batch_size,
-            first=process_index * (batch_size // process_count),
-            size=batch_size // process_count,
-        )
+        shard = ProcessShard.of(batch_size, process_index, process_count)
         load = TrainExamples(
             source=source,
             order=grain.MapDataset.range(len(source)).seed(seed).shuffle()[:per_epoch].repeat(num_epochs),
-            share=share,
+            shard=shard,
             transform=transform or Transform(),
             channels=channels,
+            num_classes=_num_classes(source, num_classes),
             seed=seed,
         )
-        self.broken = BrokenRecords(source, max_broken)
-        self._reader = BatchReader(
+        reader = BatchReader(
             load,
-            share.size,
+            shard.size,
             self.steps_per_epoch * num_epochs,
             cyclic=False,
             num_threads=num_threads,
             num_workers=num_workers,
         )
+        super().__init__(source, reader, max_broken=max_broken, process_count=process_count)
+        self._identity = {"num_examples": len(source), "digest": getattr(source, "digest", None)}
 
     def __next__(self) -> Batch:
-        return self.broken.take(self._reader.read())
+        return self._read()
 
     def get_state(self) -> dict[str, Any]:
-        """The position in the order, as JSON values; the same in every process."""
-        return {"next_index": self._reader.position}
+        """The position in the order and what the order depends on, as JSON values; the same in every process."""
+        return {"next_index": self._reader.position, **self._identity}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from a position that :meth:`get_state` returned."""
+        """Resumes at a position that :meth:`get_state` returned.
+
+        Raises:
+            DataError: the state is that of another data set, in which the same position stands for other examples.
+        """
+        saved, found = ({name: value.get(name) for name in self._identity} for value in (state, self._identity))
+        if saved["num_examples"] is not None and saved != found:
+            raise DataError(
+                f"The checkpoint belongs to a run on {saved['num_examples']} examples of a data set with the digest "
+                f"{saved['digest']}; this set has {found['num_examples']} and the digest {found['digest']}. It was "
+                "prepared anew or is another set, so the order of examples would change. Resume with the data directory of "
+                "before, or start a new run in another --workdir."
+            )
         self.skip_to(state["next_index"])
 
     def skip_to(self, step: int) -> None:
-        """Goes on after ``step`` batches from the start, without reading those."""
+        """Continues after ``step`` batches from the start, without reading those."""
         self._reader.seek(step)
 
-    def close(self) -> None:
-        """Ends the workers, if there are any."""
-        self._reader.close()
 
-
-class EvalBatches:
-    """This process's share of the evaluation split: image, label and ``mask`` (bool ``[b]``, false for padding).
+class EvalBatches(_Batches):
+    """This process's shard of the evaluation split: image, label and ``mask`` (bool ``[b]``, false for padding).
 
     Every pass over it gives the same batches, and every process gets the same number of them. Workers stay alive between
-    two passes. Examples with several right answers have these in ``labels``, bool ``[b, num_classes]``; one without any
-    does not count, nor does one that cannot be read. Arguments are as for :class:`TrainBatches`.
+    two passes. Examples with several right answers have these in ``labels``, bool ``[b, num_classes]``. An example does not
+    count if it has no label (-1 or no right answer) or cannot be read. Arguments and errors are those of
+    :class:`TrainBatches`.
     """
 
     def __init__(
@@ -127,30 +193,31 @@ class EvalBatches:
         num_workers: int = 0,
         max_broken: int = 10,
     ):
-        size = batch_size // process_count
+        shard = ProcessShard.of(batch_size, process_index, process_count)
         load = EvalExamples(
             source=source,
-            share=Share(batch_size=batch_size, first=process_index * size, size=size),
+            shard=shard,
             transform=transform or Transform(),
             channels=channels,
-            num_classes=num_classes,
+            num_classes=_num_classes(source, num_classes),
         )
-        self.broken = BrokenRecords(source, max_broken)
-        self._reader = BatchReader(
+        reader = BatchReader(
             load,
-            size,
+            shard.size,
             -(-len(source) // batch_size),
             cyclic=num_workers > 0,
             num_threads=num_threads,
             num_workers=num_workers,
         )
+        super().__init__(source, reader, max_broken=max_broken, process_count=process_count)
 
     def __iter__(self) -> Iterator[Batch]:
         """One pass over the split."""
         self._reader.seek(0)
         for _ in range(self._reader.num_batches):
-            yield self.broken.take(self._reader.read())
+            batch = self._read()
+            yield batch if self.failure is None else {**batch, "mask": np.zeros_like(batch["mask"])}
 
-    def close(self) -> None:
-        """Ends the workers, if there are any."""
-        self._reader.close()
+
+def _num_classes(source: Sequence[Any], given: int | None) -> int | None:
+    return given if given is not None else getattr(source, "num_classes", None)

@@ -1,4 +1,4 @@
-"""What is known about data sets without opening them: sizes, splits, classes, normalisation."""
+"""Known data sets: sizes, splits, classes and normalisation, without opening them."""
 
 import dataclasses
 

@@ -1,7 +1,7 @@
-"""Reading worker processes: what they do when they start, and how their death is seen.
+"""Worker processes: their initialisation, and a watchdog for their death.
 
-Grain notices a worker that has died, except where it died while it was writing: then the reader waits for the rest for
-ever.
+Grain 0.2.18 reports a worker that has died, except one that died while writing to its queue: then the reader waits for the
+rest for ever. This file can go once Grain's reader no longer does.
 """
 
 import multiprocessing
@@ -14,24 +14,24 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# A dead worker that others or Grain make up for is not missed as long as batches come.
+# A dead worker is tolerated while batches still arrive.
 _SECONDS_WITHOUT_BATCH = 5.0
 _SECONDS_TO_CLOSE = 10.0
 
 
 class WorkerDiedError(Exception):
-    """A reading process has ended without being asked to."""
+    """A worker process has ended by itself."""
 
 
-def become_worker(index: int, count: int) -> None:
-    """Called in every new worker: leaves the terminal's Ctrl-C to the run, and ends with the run however that ends."""
+def init_worker(index: int, count: int) -> None:
+    """Initialises a new worker: Ctrl-C in the terminal is for the run only, and the worker ends when the run does."""
     del index, count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    # Linux's signal at a parent's death would come too early: when the thread ends that started this process.
+    # Linux's parent-death signal would come too early: when the thread that started this process ends.
     parent = multiprocessing.parent_process()
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])
@@ -39,10 +39,10 @@ def _end_with_parent() -> None:
 
 
 class WatchedIterator(Iterator[Any]):
-    """What ``start()``, an iterator over the batches of worker processes, gives; pulled by a thread and watched from here.
+    """The batches of the iterator ``start()``, which worker processes fill; a thread pulls it, and this one watches.
 
     Raises:
-        WorkerDiedError: a worker died. Make a new iterator that goes on where this one stopped.
+        WorkerDiedError: a worker died. Make a new iterator that starts where this one stopped.
     """
 
     def __init__(self, start: Callable[[], Any]):
@@ -62,11 +62,11 @@ class WatchedIterator(Iterator[Any]):
                 batch, error = self._results.get(timeout=0.5)
                 break
             except queue.Empty:
-                self._meet_workers()
+                self._track_workers()
                 dead = [worker for worker in self._workers if worker.exitcode not in (None, 0)]
                 if dead and time.monotonic() - waiting_since > _SECONDS_WITHOUT_BATCH:
                     raise WorkerDiedError(f"exit code {dead[0].exitcode}") from None
-        self._meet_workers()
+        self._track_workers()
         self._began = True
         if error is None:
             return batch
@@ -75,7 +75,7 @@ class WatchedIterator(Iterator[Any]):
         raise error
 
     def close(self) -> None:
-        """Ends the workers: in order, or by force where one of them is dead or does not answer."""
+        """Ends the workers: in order, or by SIGKILL where one of them is dead or does not answer."""
         self._closing.set()
         deadline = time.monotonic() + _SECONDS_TO_CLOSE
         dead = any(worker.exitcode not in (None, 0) for worker in self._workers)
@@ -89,8 +89,8 @@ class WatchedIterator(Iterator[Any]):
                 os.kill(worker.pid, signal.SIGKILL)
                 worker.join()
 
-    def _meet_workers(self) -> None:
-        """Takes note of the workers, which start with the first batch."""
+    def _track_workers(self) -> None:
+        """Records the workers, which start with the first batch."""
         if not self._began:
             self._workers |= set(multiprocessing.active_children()) - self._others
 
@@ -102,7 +102,7 @@ class WatchedIterator(Iterator[Any]):
                 self._results.put((batch, None))
             else:
                 self._results.put((None, StopIteration()))
-        except BaseException as error:  # Raised again where the batch is wanted.
+        except BaseException as error:  # Raised by __next__.
             self._results.put((None, error))
         if self._closing.is_set():
             self._iterator.close()

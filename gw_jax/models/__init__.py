@@ -1,7 +1,8 @@
 """Networks whose norms can be chosen."""
 
-from gw_jax.models.create_model import arguments_of, create_model, list_models, portable_arguments
+from gw_jax.models.create_model import create_model, list_models
 from gw_jax.models.mnist import MLP, AutoEncoder, LeNet
+from gw_jax.models.pretrained import load_pretrained, save_pretrained
 from gw_jax.models.resnet import Architecture, ResNet
 
 __all__ = [
@@ -10,8 +11,8 @@ __all__ = [
     "AutoEncoder",
     "LeNet",
     "ResNet",
-    "arguments_of",
     "create_model",
     "list_models",
-    "portable_arguments",
+    "load_pretrained",
+    "save_pretrained",
 ]

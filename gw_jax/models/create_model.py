@@ -2,13 +2,13 @@
 
 import difflib
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from gw_jax.models.creation import remember_arguments
 from gw_jax.models.mnist import MLP, AutoEncoder, LeNet
 from gw_jax.models.reference_names import REFERENCE_MNIST, REFERENCE_RESNETS
 from gw_jax.models.resnet import ARCHITECTURES, PLACEMENTS, Architecture, ResNet, Stem
@@ -16,9 +16,6 @@ from gw_jax.ops.checks import require_integer
 
 _TYPES = ("dtype", "param_dtype", "rngs")
 _COMMON = ("name", "num_classes", "in_channels", *_TYPES)
-_OPTIONS = ("norm_options", "batch_norm_options")
-# Options of norms that change nothing but speed and communication.
-_SPEED_OPTIONS = ("implementation", "statistics_sets")
 # The arguments of the networks that are not residual, beside those that all have.
 MNIST_NETWORKS: dict[str, tuple[str, ...]] = {
     "mlp": ("image_size", "depth", "width", "norm", "norm_options"),
@@ -53,6 +50,7 @@ def resolve_name(name: str, whiten: str | None) -> tuple[str, str | None]:
     return name, whiten
 
 
+@remember_arguments
 def create_model(
     name: str | Architecture,
     *,
@@ -136,32 +134,28 @@ def create_model(
         raise ValueError(f"dropout={dropout}; it is a probability, 0 to below 1.")
     types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
     if name in MNIST_NETWORKS:
-        model: Any = _mnist_network(name, given, types)
-    else:
-        if len(replace_stride_with_dilation) != 3:
-            raise ValueError(
-                f"replace_stride_with_dilation={replace_stride_with_dilation}; give three booleans, for stages 2, 3 and 4."
-            )
-        model = ResNet(
-            name if isinstance(name, Architecture) else ARCHITECTURES[name],
-            num_classes=num_classes,
-            norm=norm,
-            norm_options=norm_options or {},
-            batch_norm_options=batch_norm_options or {},
-            whiten=whiten,
-            stem=stem,
-            width=width or 64,
-            in_channels=in_channels or 3,
-            replace_stride_with_dilation=replace_stride_with_dilation,
-            zero_init_residual=zero_init_residual,
-            last_norm=last_norm,
-            apply_last_norm=apply_last_norm,
-            dropout=dropout,
-            **types,
+        return _mnist_network(name, given, types)
+    if len(replace_stride_with_dilation) != 3:
+        raise ValueError(
+            f"replace_stride_with_dilation={replace_stride_with_dilation}; give three booleans, for stages 2, 3 and 4."
         )
-        given["whiten"] = whiten
-    model.made_with = _frozen({**given, "name": name})
-    return model
+    return ResNet(
+        name if isinstance(name, Architecture) else ARCHITECTURES[name],
+        num_classes=num_classes,
+        norm=norm,
+        norm_options=norm_options or {},
+        batch_norm_options=batch_norm_options or {},
+        whiten=whiten,
+        stem=stem,
+        width=width or 64,
+        in_channels=in_channels or 3,
+        replace_stride_with_dilation=replace_stride_with_dilation,
+        zero_init_residual=zero_init_residual,
+        last_norm=last_norm,
+        apply_last_norm=apply_last_norm,
+        dropout=dropout,
+        **types,
+    )
 
 
 def _mnist_network(name: str, given: dict[str, Any], types: dict[str, Any]) -> Any:
@@ -180,42 +174,6 @@ def _mnist_network(name: str, given: dict[str, Any], types: dict[str, Any]) -> A
         linear_after_norm=name == "mlp_norm_linear",
         **types,
     )
-
-
-def arguments_of(model: nnx.Module) -> dict[str, Any]:
-    """The arguments of :func:`create_model` that make a network like ``model``, without types, generators and defaults.
-
-    Raises:
-        ValueError: :func:`create_model` did not make it.
-    """
-    made_with = getattr(model, "made_with", None)
-    if made_with is None:
-        raise ValueError(f"{type(model).__name__} was not made by gw_jax.create_model, so its arguments are not known.")
-    return {key: dict(value) if key in _OPTIONS else value for key, value in made_with}
-
-
-def portable_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """``arguments`` of :func:`create_model` without what says how fast a network runs, not what it computes.
-
-    A network that was exported with ``implementation="kernel"`` would not run on another kind of device.
-    """
-    options = {
-        name: {key: value for key, value in arguments[name].items() if key not in _SPEED_OPTIONS}
-        for name in _OPTIONS
-        if arguments.get(name)
-    }
-    return {**arguments, **options}
-
-
-def _frozen(given: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """The arguments that differ from their defaults; hashable, as static attributes of a module must be."""
-    defaults = {key: p.default for key, p in inspect.signature(create_model).parameters.items()}
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-    kept = {key: value for key, value in given.items() if key not in _TYPES and value != defaults[key]}
-    for name in _OPTIONS:
-        if name in kept:
-            kept[name] = tuple(portable_arguments(kept)[name].items())
-    return tuple(kept.items())
 
 
 def _refuse_other_networks_arguments(name: str | Architecture, given: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from gw_jax.models.linear import linear
 from gw_jax.nn import Dropout, make_norm
-from gw_jax.nn.initial import make_or_copy, normal
+from gw_jax.nn.initializers import make_or_copy, normal
 from gw_jax.ops.checks import accumulation_dtype
 
 Stem = Literal["imagenet", "small"]

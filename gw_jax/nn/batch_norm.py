@@ -9,16 +9,17 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gw_jax.nn.calling import finish, output_dtype, prepare
-from gw_jax.nn.initial import constant
-from gw_jax.nn.shared import (
+from gw_jax.nn.initializers import constant
+from gw_jax.nn.running_statistics import (
     check_statistics_options,
     initial_rows,
     running_average,
     split_batch_in_groups,
     update_running_average,
 )
-from gw_jax.ops.checks import accumulation_dtype, psum_if_named, require_epsilon, require_integer
+from gw_jax.ops.checks import accumulation_dtype, require_epsilon, require_integer
 from gw_jax.ops.sharding import replicate
+from gw_jax.ops.statistics import psum_if_named
 
 
 class BatchNorm(nnx.Module):

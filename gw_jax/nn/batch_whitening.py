@@ -10,8 +10,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gw_jax.nn.calling import finish, output_dtype, prepare
-from gw_jax.nn.initial import constant, identities
-from gw_jax.nn.shared import (
+from gw_jax.nn.initializers import constant, identities
+from gw_jax.nn.running_statistics import (
     check_statistics_options,
     initial_rows,
     running_average,
@@ -30,7 +30,7 @@ from gw_jax.ops.batch_whitening import (
     with_identity_padding,
 )
 from gw_jax.ops.checks import accumulation_dtype, require_integer
-from gw_jax.ops.group_whitening import Method, check_whitening_options
+from gw_jax.ops.options import Method, check_whitening_options
 
 Running = Literal["whitening", "covariance"]
 

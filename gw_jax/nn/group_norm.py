@@ -6,7 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gw_jax.nn.calling import finish, output_dtype, prepare
-from gw_jax.nn.initial import constant
+from gw_jax.nn.initializers import constant
 from gw_jax.ops.checks import accumulation_dtype, require_epsilon, require_integer
 from gw_jax.ops.statistics import centre_groups
 

@@ -3,7 +3,6 @@
 import math
 import operator
 import warnings
-from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -15,25 +14,6 @@ from jax.typing import ArrayLike, DTypeLike
 def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
     """The type in which statistics of a ``dtype`` array are computed: float64 for float64, else float32."""
     return jnp.dtype(jnp.float64) if jnp.dtype(dtype) == jnp.float64 else jnp.dtype(jnp.float32)
-
-
-def applied(rows: jax.Array, matrix: jax.Array, dot: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
-    """``dot(rows, matrix)`` for a float32 matrix, which counts in full where the rows are bfloat16."""
-    if rows.dtype == jnp.float32:
-        return dot(rows, matrix)
-    upper = matrix.astype(rows.dtype)
-    lower = (matrix - upper.astype(jnp.float32)).astype(rows.dtype)
-    return dot(rows, upper) + dot(rows, lower)
-
-
-def result_like(x: jax.Array, shape: Sequence[int], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
-    """What a kernel gives that was called for ``x``: in ``jax.shard_map`` it varies over the devices as ``x`` does."""
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
-
-
-def psum_if_named(summed: jax.Array, axis_name: Hashable | None) -> jax.Array:
-    """The sum over the members of a mapped axis, or ``summed`` itself where there is none."""
-    return summed if axis_name is None else jax.lax.psum(summed, axis_name)
 
 
 def as_floating(x: ArrayLike, operation: str) -> jax.Array:

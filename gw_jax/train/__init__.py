@@ -1,28 +1,25 @@
-"""The training run: ``run(config, workdir)``. Needs the extra ``examples``."""
+"""Training runs of any task: ``run(config, workdir)``. Needs the extra ``examples``."""
 
 from gw_jax.train.config import (
-    AugmentConfig,
     CheckpointConfig,
-    DataConfig,
     LogConfig,
-    ModelConfig,
-    NormConfig,
     OptimizerConfig,
     ScheduleConfig,
     TrainConfig,
 )
-from gw_jax.train.loop import Outcome, run
+from gw_jax.train.hooks import Hooks
+from gw_jax.train.modes import RunResult
+from gw_jax.train.runner import run
+from gw_jax.train.task import Task
 
 __all__ = [
-    "AugmentConfig",
     "CheckpointConfig",
-    "DataConfig",
+    "Hooks",
     "LogConfig",
-    "ModelConfig",
-    "NormConfig",
     "OptimizerConfig",
-    "Outcome",
+    "RunResult",
     "ScheduleConfig",
+    "Task",
     "TrainConfig",
     "run",
 ]

@@ -1,11 +1,12 @@
-"""Checkpoints: the state, the position in the data and the metrics that wait to be written, kept by Orbax.
+"""Checkpoints: the state, the position in the data and the metrics not yet written, kept by Orbax.
 
 The only file that knows Orbax. A checkpoint is complete or absent: it is written into a temporary directory, which is
-renamed last.
+renamed last, with the checksums of its files.
 """
 
 import contextlib
 import dataclasses
+import json
 import pathlib
 import shutil
 import sys
@@ -16,128 +17,216 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from gw_jax.errors import CheckpointError
+from gw_jax.errors import CheckpointError, one_line
+from gw_jax.train.checksums import DamageError, add_late_checksums, verify, with_retries, write_checksums
 from gw_jax.train.config import CheckpointConfig
-from gw_jax.train.distributed import is_main, wait_for_everyone
+from gw_jax.train.distributed import any_process, broadcast_from_main, is_main, run_on_main
 from gw_jax.train.state import TrainState
 
 DIRECTORY = "checkpoints"
-BEST_METRIC = "eval/top1"
+_ITEMS = ("state", "progress")
+# A checkpoint that the one being saved at the same step replaces, until that is complete.
+_REPLACED = "replaced-"
+_FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What a run must know to go on, beside the state.
+    """What a resume needs beside the state; JSON values.
 
     Attributes:
         data: position of the training data, as :meth:`TrainBatches.get_state` returns it.
-        pending: metrics of the steps since the last line of ``metrics.jsonl``, ``[[loss, top1], ...]``.
+        pending: metrics of each step since the last line of ``metrics.jsonl``: ``{name: [total, count]}``.
+        epoch_totals: sums of the metrics over the steps of the epoch so far, ``{name: [total, count]}``.
         evaluated: whether the evaluation that is due at this step, if any, has been done.
+        evaluation: step and metrics of the last evaluation, or None.
     """
 
     data: dict[str, Any]
-    pending: list[list[float]]
+    pending: list[dict[str, list[float]]]
+    epoch_totals: dict[str, list[float]]
     evaluated: bool
+    evaluation: dict[str, Any] | None
 
 
-def has_checkpoint(workdir: pathlib.Path) -> bool:
-    """Whether a complete checkpoint is in ``workdir``."""
+class _UnreadableError(CheckpointError):
+    """The storage library could not restore a checkpoint: damage, if its files are not known to be what was saved."""
+
+
+def saved_steps(workdir: pathlib.Path) -> list[int]:
+    """The steps of the complete checkpoints in ``workdir``, in order. Anything else in the directory is no checkpoint."""
     directory = workdir / DIRECTORY
-    return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
+
+    def steps() -> list[int]:
+        if not directory.is_dir():
+            return []
+        return sorted(int(path.name) for path in directory.iterdir() if _is_checkpoint(path))
+
+    return with_retries(steps, f"{directory} cannot be read")
+
+
+def _is_checkpoint(path: pathlib.Path) -> bool:
+    return path.name.isdecimal() and all((path / item).is_dir() for item in _ITEMS)
 
 
 class Checkpoints:
-    """The checkpoints of one work directory. Saving goes on in the background; :meth:`close` waits for it."""
+    """The checkpoints of one work directory. Saving continues in the background; :meth:`close` waits for it.
 
-    def __init__(self, workdir: pathlib.Path, config: CheckpointConfig):
+    Args:
+        workdir: the work directory.
+        config: which checkpoints are kept.
+        best_metric: the metric of the evaluation whose largest values are the best.
+        read_only: whether the directory is left as it is; :meth:`save` is not called then.
+    """
+
+    def __init__(self, workdir: pathlib.Path, config: CheckpointConfig, best_metric: str, *, read_only: bool = False):
         self.directory = (workdir / DIRECTORY).absolute()
-        policies: list[Any] = [checkpoint_managers.LatestN(config.keep_last)]
-        if config.keep_best:
+        self._workdir, self._config, self._best_metric = workdir, config, best_metric
+        self._opened: ocp.CheckpointManager | None = None
+        self._saving: int | None = None
+        if not read_only:
+            run_on_main("checkpoints tidied", self._tidy)
+
+    @property
+    def _manager(self) -> ocp.CheckpointManager:
+        """Opened late: it reads the metrics of every checkpoint, and a damaged one must be set aside before."""
+        if self._opened is None:
+            with self._named_failures():
+                self._opened = ocp.CheckpointManager(self.directory, options=self._options(), item_names=_ITEMS)
+        return self._opened
+
+    def _options(self) -> ocp.CheckpointManagerOptions:
+        def metric(metrics: dict[str, float]) -> float:
+            return metrics[self._best_metric]
+
+        policies: list[Any] = [checkpoint_managers.LatestN(self._config.keep_last)]
+        if self._config.keep_best:
             policies.append(
                 checkpoint_managers.BestN(
-                    get_metric_fn=_top1, n=config.keep_best, reverse=False, keep_checkpoints_without_metrics=False
+                    get_metric_fn=metric, n=self._config.keep_best, reverse=False, keep_checkpoints_without_metrics=False
                 )
             )
-        options = ocp.CheckpointManagerOptions(
+        return ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-            best_fn=_top1,
+            best_fn=metric,
             best_mode="max",
             create=True,
+            # Called when everything is written, before the directory gets its final name.
+            async_options=ocp.AsyncOptions(
+                post_finalization_callback=self._add_checksums,
+                # Else threads wait 20 minutes for a directory that cannot be created.
+                create_directories_asynchronously=False,
+            ),
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=("state", "progress"))
 
     def last_step(self) -> int | None:
         """The newest step that is saved."""
-        return self._manager.latest_step()
+        return max(saved_steps(self._workdir), default=None)
 
     def best_step(self) -> int | None:
-        """The saved step with the highest top-1; the newest where none has been evaluated."""
-        best = self._manager.best_step()
-        return self.last_step() if best is None else best
+        """The saved step with the best evaluation, the later of two equal ones; the newest where none has been evaluated.
+
+        Raises:
+            CheckpointError: the metrics of a checkpoint cannot be read.
+        """
+        found = {}
+        for step in saved_steps(self._workdir):
+            path = self.path(step) / "metrics" / "metrics"
+            if not path.exists():
+                continue
+            try:
+                found[step] = float(json.loads(with_retries(path.read_bytes, f"{path} cannot be read"))[self._best_metric])
+            except (ValueError, KeyError, TypeError) as error:
+                raise CheckpointError(
+                    f"{path} is damaged ({type(error).__name__}), so the best checkpoint is not known. Nothing was "
+                    "changed. Use config.checkpoint.evaluate=last, or resume training, which sets damage aside."
+                ) from error
+        return max(found, key=lambda step: (found[step], step)) if found else self.last_step()
 
     def path(self, step: int) -> pathlib.Path:
-        """Where the checkpoint of ``step`` is."""
+        """The directory of the checkpoint of ``step``."""
         return self.directory / str(step)
 
     def save(self, state: TrainState, progress: Progress, metrics: dict[str, float] | None = None) -> pathlib.Path:
-        """Starts to save; ``metrics`` with "eval/top1" let the checkpoint compete for the best."""
+        """Starts to save; ``metrics`` of an evaluation let the checkpoint compete for the best.
+
+        Raises:
+            CheckpointError: this save or the one before failed, for instance because the disk is full.
+        """
         step = int(state.step)
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(_as_dict(state)), progress=ocp.args.JsonSave(dataclasses.asdict(progress))
-        )
-        if step in self._manager.all_steps():
-            # A stop during the evaluation saved this step, before its metrics were known.
-            self.wait()
-            self._manager.delete(step)
+        best = None if metrics is None else {self._best_metric: metrics[self._best_metric]}
+        content = {"format": _FORMAT, **dataclasses.asdict(progress)}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(_as_dict(state)), progress=ocp.args.JsonSave(content))
+        self.wait()
+        replaces = step in self._manager.all_steps()
+        if replaces:
+            # A stop during the evaluation saved this step, before its metrics were known. It stays until the new one is
+            # complete.
+            self._rename(self.path(step), self.directory / f"{_REPLACED}{step}")
+        self._saving = step
         with self._named_failures():
-            self._manager.save(step, args=args, metrics=metrics, force=True)
+            self._manager.save(step, args=args, metrics=best, force=True)
+        if replaces:
+            self.wait()
+            if is_main():
+                shutil.rmtree(self.directory / f"{_REPLACED}{step}", ignore_errors=True)
         return self.path(step)
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, Progress]:
-        """Reads the checkpoint of ``step`` with the shapes, types and shardings of ``like``.
+        """Reads the checkpoint of ``step``, after verifying it, with the shapes, types and shardings of ``like``.
 
         Raises:
-            CheckpointError: it cannot be read, or belongs to another network.
+            CheckpointError: it is damaged, cannot be read, or belongs to another network.
         """
-        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), _as_dict(like))
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
-        try:
-            restored = self._manager.restore(step, args=args)
-            return TrainState(**restored.state), Progress(**restored.progress)
-        except Exception as error:  # Whatever the storage library raises for damaged files, which is not documented.
-            older = [other for other in self._manager.all_steps() if other < step]
-            remedy = f"go on from step {max(older)}" if older else "start again from step 0"
+        outcome = broadcast_from_main("checkpoint verified", self._verified(step) if is_main() else {})
+        if outcome["damage"] is not None:
+            older = [other for other in saved_steps(self._workdir) if other < step]
+            remedy = f"continue from step {max(older)}" if older else "start again from step 0"
             raise CheckpointError(
-                f"The checkpoint {self.path(step)} cannot be read; it is damaged or belongs to another network "
-                f"({type(error).__name__}: {_first_line(error)}). Nothing was changed. "
-                f"Move that directory away to {remedy}."
-            ) from error
+                f"The checkpoint {self.path(step)} is damaged: {outcome['damage']}. Nothing was changed. Move that "
+                f"directory away to {remedy}."
+            )
+        if outcome["error"] is not None:
+            raise CheckpointError(outcome["error"])
+        return self._read(step, like)
 
     def restore_newest(self, like: TrainState) -> tuple[int, TrainState, Progress]:
-        """Reads the newest checkpoint; where it is damaged, sets it aside, says so, and reads the one before.
+        """Reads the newest checkpoint; sets those that are damaged aside, says so, and reads the one before.
+
+        Process 0 verifies and decides, and the others follow. What cannot be read now, or does not fit the network, is not
+        damaged: it stays where it is.
 
         Raises:
-            CheckpointError: none can be read. None is set aside then: more likely the run differs than all are damaged.
+            CheckpointError: none can be used. None is set aside then.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        errors: list[CheckpointError] = []
-        for step in steps:
-            try:
-                state, progress = self.restore(step, like)
-            except CheckpointError as error:
-                errors.append(error)
+        damaged: dict[int, str] = {}
+        for step in broadcast_from_main("checkpoints listed", sorted(saved_steps(self._workdir), reverse=True)):
+            outcome = broadcast_from_main("checkpoint verified", self._verified(step) if is_main() else {})
+            if outcome["error"] is not None:
+                raise CheckpointError(outcome["error"])
+            if outcome["damage"] is not None:
+                damaged[step] = outcome["damage"]
                 continue
-            for damaged, reason in zip(steps, errors, strict=False):
-                aside = self.directory / f"damaged-{damaged}"
-                if is_main():
-                    print(f"warning: {reason} It was moved to {aside}; the run goes on from step {step}.", file=sys.stderr)
-                    shutil.rmtree(aside, ignore_errors=True)
-                    self.path(damaged).rename(aside)
-            if errors:
-                wait_for_everyone("damaged checkpoints set aside")
-                self._manager.reload()
-            return step, state, progress
-        raise errors[0]
+            restored, failure = None, None
+            try:
+                restored = self._read(step, like)
+            except CheckpointError as error:
+                failure = error
+            if any_process("checkpoint read", failure is not None):
+                # Files that are what was saved are not damaged, whatever the reason is.
+                intact = outcome["verified"] or (failure is not None and not isinstance(failure, _UnreadableError))
+                if any_process("checkpoint is intact", intact):
+                    raise failure or CheckpointError(f"Another host could not read the checkpoint {self.path(step)}.")
+                damaged[step] = str(failure)
+                continue
+            assert restored is not None
+            self._set_aside(damaged, step)
+            return step, *restored
+        newest = max(damaged)
+        raise CheckpointError(
+            f"No checkpoint in {self.directory} can be used. The newest, {self.path(newest)}, is damaged: "
+            f"{damaged[newest]}. Nothing was changed. Move the directory away to start again from step 0."
+        )
 
     def wait(self) -> None:
         """Waits until what was given to :meth:`save` is on disk.
@@ -145,38 +234,129 @@ class Checkpoints:
         Raises:
             CheckpointError: it cannot be written, for instance because the disk is full.
         """
-        with self._named_failures():
-            self._manager.wait_until_finished()
+        if self._opened is not None:
+            with self._named_failures():
+                self._opened.wait_until_finished()
+                if self._saving is not None and is_main():
+                    add_late_checksums(self.path(self._saving))
+                self._saving = None
+
+    def close(self) -> None:
+        """Waits for the last save and frees the threads. A failure of a save is for :meth:`wait` to raise."""
+        if self._opened is not None:
+            with contextlib.suppress(Exception):
+                self._opened.close()
+
+    def _verified(self, step: int) -> dict[str, Any]:
+        """The outcome of verifying the checkpoint of ``step``, as JSON values for the other processes."""
+        outcome: dict[str, Any] = {"verified": False, "damage": None, "error": None}
+        try:
+            outcome["verified"] = verify(self.path(step), step)
+        except DamageError as error:
+            outcome["damage"] = one_line(str(error))
+        except CheckpointError as error:
+            outcome["error"] = one_line(str(error))
+        return outcome
+
+    def _read(self, step: int, like: TrainState) -> tuple[TrainState, Progress]:
+        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), _as_dict(like))
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
+
+        def read() -> Any:
+            # Not the manager, which reads the metrics of all checkpoints, and one of them may be damaged.
+            with ocp.Checkpointer(ocp.CompositeCheckpointHandler(*_ITEMS)) as checkpointer:
+                return checkpointer.restore(self.path(step), args=args)
+
+        try:
+            restored = with_retries(read, f"The checkpoint {self.path(step)} cannot be read")
+            progress = dict(restored.progress)
+            state = TrainState(**restored.state)
+        except CheckpointError:
+            raise
+        except Exception as error:  # The storage library's own errors are not documented.
+            out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+            raise (CheckpointError if out_of_memory else _UnreadableError)(
+                f"The checkpoint {self.path(step)} cannot be restored ({type(error).__name__}: "
+                f"{one_line(str(error), 300)}). It belongs to another network or version, or memory ran out. "
+                "Nothing was changed."
+            ) from error
+        if progress.pop("format", 1) != _FORMAT:
+            raise CheckpointError(
+                f"The checkpoint {self.path(step)} was saved by an older version of gw_jax. Finish that run with the "
+                "version in its config.json, or give another --workdir."
+            )
+        if int(state.step) != step:
+            raise CheckpointError(
+                f"{self.path(step)} holds a checkpoint of step {int(state.step)}, so it was copied or renamed. Rename it "
+                f"to {int(state.step)}, or move it out of the work directory."
+            )
+        return state, Progress(**progress)
+
+    def _set_aside(self, damaged: dict[int, str], step: int) -> None:
+        """Moves the checkpoints of ``damaged`` away, and says why and from which ``step`` the run resumes."""
+        for number, reason in damaged.items():
+            aside = self.directory / f"damaged-{number}"
+            if is_main():
+                shutil.rmtree(aside, ignore_errors=True)
+                print(
+                    f"warning: The checkpoint {self.path(number)} is damaged: {reason}. It was moved to {aside}; the run "
+                    f"resumes from step {step}.",
+                    file=sys.stderr,
+                )
+            self._rename(self.path(number), aside)
+
+    def _rename(self, old: pathlib.Path, new: pathlib.Path) -> None:
+        """Renames a checkpoint, in process 0, and tells the manager of every process."""
+
+        def rename() -> None:
+            old.rename(new)
+
+        run_on_main(f"{new.name} renamed", rename)
+        if self._opened is not None:
+            self._opened.reload()
+
+    def _tidy(self) -> None:
+        """Restores a checkpoint whose replacement was never completed, and moves away what only looks like one."""
+        if not self.directory.is_dir():
+            if self.directory.exists():
+                raise CheckpointError(f"{self.directory} is a file; checkpoints need that place. Move it away.")
+            return
+        for path in sorted(self.directory.glob(f"{_REPLACED}*")):
+            final = self.directory / path.name.removeprefix(_REPLACED)
+            if _is_checkpoint(final):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.rename(final)
+        for path in sorted(self.directory.iterdir()):
+            if path.name.isdecimal() and not _is_checkpoint(path):
+                aside = path.with_name(f"not-a-checkpoint-{path.name}")
+                print(f"warning: {path} is no checkpoint; it was moved to {aside}.", file=sys.stderr)
+                path.rename(aside)
+
+    def _add_checksums(self) -> None:
+        if self._saving is None or not is_main():
+            return
+        for path in self.directory.glob(f"{self._saving}.*tmp*"):
+            write_checksums(path, self._saving)
 
     @contextlib.contextmanager
     def _named_failures(self) -> Iterator[None]:
-        """Saving goes on in the background, and what went wrong there comes up at the next call."""
+        """Saving continues in the background, and what failed there is raised by the next call."""
         try:
             yield
         except Exception as error:  # The storage library's own errors are not documented.
-            steps = self._manager.all_steps()
-            rest = f"The checkpoint of step {max(steps)} is whole" if steps else "Nothing was saved before"
+            if not self.directory.is_dir():
+                raise CheckpointError(
+                    f"The directory {self.directory} was removed while the run used it, and its checkpoints with it."
+                ) from error
+            steps = saved_steps(self._workdir)
+            rest = f"The checkpoint of step {max(steps)} is complete" if steps else "Nothing was saved before"
             raise CheckpointError(
-                f"A checkpoint cannot be written to {self.directory} ({type(error).__name__}: {_first_line(error)}). Is "
-                "the disk "
-                f"full? {rest}; make room, and the same command goes on."
+                f"A checkpoint cannot be written to {self.directory} ({type(error).__name__}: "
+                f"{one_line(str(error), 300)}). Is the disk full? {rest}; make room, and the same command resumes."
             ) from error
-
-    def close(self) -> None:
-        """Waits for the last save and frees the threads. What went wrong in a save is for :meth:`wait` to say."""
-        with contextlib.suppress(Exception):
-            self._manager.close()
-
-
-def _top1(metrics: dict[str, float]) -> float:
-    return metrics[BEST_METRIC]
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     return {name: value for name, value in fields.items() if value is not None}
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else "no message"

@@ -1,77 +1,158 @@
-"""Runs on several hosts: finding the others, saying that all were started alike, and stopping at the same step.
+"""Runs on several hosts: finding the others, doing the same as they do, and ending when one of them is lost.
 
 On one host everything here does nothing.
 """
 
-import importlib.util
-import json
+import contextlib
+import dataclasses
 import os
-import pathlib
 import platform
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TypeVar
 
 import jax
-import numpy as np
 
-from gw_jax.errors import ConfigError
+from gw_jax.config_checks import number
+from gw_jax.errors import CheckpointError, ConfigError, DataError, TrainingError, UserError, shown
+from gw_jax.train.peers import Peers, advice
+from gw_jax.train.relay import Relay
+from gw_jax.train.rendezvous import meet
 
-# What a host says about itself must fit into this many bytes.
-_MESSAGE_BYTES = 1 << 16
+T = TypeVar("T")
+# How many times longer than for a sign of life processes wait for each other: one may have to read or prepare data.
+_PATIENCE = 10
+_ERRORS = {kind.__name__: kind for kind in (UserError, ConfigError, DataError, CheckpointError, TrainingError)}
+
+_peers: Peers | None = None
 
 
-def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+@dataclasses.dataclass(slots=True, kw_only=True)
+class DistributedConfig:
+    """How the processes of a run on several hosts watch each other.
+
+    Attributes:
+        timeout_s: seconds within which all processes must have started, and after which a process that gives no sign of
+            life is lost.
+    """
+
+    timeout_s: float = number(60.0, 1, 86400)
+
+
+def initialize(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    timeout_s: float = 60.0,
+) -> None:
     """Connects this process with those of the other hosts. Call it before anything uses a device.
 
-    Without arguments the launcher is asked: SLURM with more than one task, Open MPI with more than one rank,
-    ``JAX_COORDINATOR_ ADDRESS``, or the machines of a TPU slice; where none of these is there, the run has one process.
+    Without arguments JAX says whether a launcher started several processes: SLURM, Open MPI, Kubernetes, a TPU slice.
+    Where it recognises none, the run has one process, and this function does nothing.
 
     Args:
-        coordinator: ``host:port`` of the first process, the same for all.
+        coordinator: ``host:port`` of process 0, the same for all.
         num_processes: how many there are.
         process_id: which one this is, from 0.
+        timeout_s: ``config.distributed.timeout_s``.
 
     Raises:
-        ConfigError: some of the arguments but not all, or the others did not answer.
+        ConfigError: some of the arguments but not all, or values that do not fit; processes that are missing, that two were
+            given one number, or that process 0 cannot be reached.
     """
-    given = (coordinator, num_processes, process_id)
-    if any(value is not None for value in given) and any(value is None for value in given):
-        raise ConfigError(
-            f"--coordinator={coordinator}, --num_processes={num_processes} and --process_id={process_id} belong "
-            "together; give "
-            "all three or none."
-        )
-    if coordinator is None and not _launched_on_several_hosts():
+    global _peers
+    given = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
+    local_devices = _all_gpus_of_the_node()
+    if any(value is not None for value in given.values()):
+        missing = [name for name, value in given.items() if value is None]
+        if missing:
+            raise ConfigError(
+                f"{' and '.join(missing)} missing: {', '.join(given)} belong together; give all three or none."
+            )
+    else:
+        found = _ask_jax(timeout_s, local_devices)
+        if found is None:
+            return
+        coordinator, num_processes, process_id, local_devices = found
+    assert coordinator is not None
+    assert num_processes is not None
+    assert process_id is not None
+    host, port = _split_address(coordinator)
+    if num_processes < 1 or not 0 <= process_id < num_processes:
+        raise ConfigError(f"--process_id={process_id} must be at least 0 and below --num_processes={num_processes}.")
+    if num_processes == 1:
         return
+    if _peers is not None:
+        raise ConfigError("The processes of this run are connected already; initialize() is called once.")
+    peers = meet(host, port, num_processes, process_id, timeout_s)
+    # From here on a failure is told to the others.
+    _peers = peers
+    # Signals are ours: see stop.py.
+    with contextlib.suppress(AttributeError):
+        jax.config.update("jax_enable_preemption_service", False)
+    address = f"127.0.0.1:{port if process_id == 0 else Relay(host, port, timeout_s).port}"
+    patience = round(timeout_s) + 1
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id, _local_devices())
-    except Exception as error:  # The runtime raises what the network and the launcher make of it.
-        raise ConfigError(
-            f"The processes of this run did not find each other ({type(error).__name__}: {error}). Check that all were "
-            "started "
-            "with the same --coordinator and --num_processes, and that its port is open."
-        ) from error
+        jax.distributed.initialize(
+            address,
+            num_processes,
+            process_id,
+            local_devices,
+            coordinator_bind_address=f"[::]:{port}",
+            cluster_detection_method="deactivate",
+            initialization_timeout=patience,
+            # Later than our own watch, which says what happened.
+            heartbeat_timeout_seconds=2 * patience + 60,
+            shutdown_timeout_seconds=patience,
+        )
+    except Exception as error:  # The runtime raises what network and devices make of it.
+        raise ConfigError(f"JAX could not connect the processes of this run ({type(error).__name__}: {error}).") from error
 
 
-def _launched_on_several_hosts() -> bool:
-    def more_than_one(variable: str) -> bool:
-        value = os.environ.get(variable, "1")
-        return value.isdigit() and int(value) > 1
-
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        return True
-    if more_than_one("OMPI_COMM_WORLD_SIZE"):
-        return True
-    # SLURM_NTASKS is also there inside an allocation whose step was not started by srun; SLURM_STEP_NUM_TASKS is not.
-    if "SLURM_PROCID" in os.environ and more_than_one("SLURM_STEP_NUM_TASKS"):
-        return True
-    on_tpu = importlib.util.find_spec("libtpu") is not None and any(
-        next(pathlib.Path("/dev").glob(pattern), None) is not None for pattern in ("accel*", "vfio/[0-9]*")
-    )
-    return on_tpu and os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu")
+def _split_address(coordinator: str) -> tuple[str, int]:
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"--coordinator={shown(coordinator)} must be HOST:PORT, such as 10.0.0.1:8476.")
+    return host.strip("[]"), int(port)
 
 
-def _local_devices() -> list[int] | None:
-    """All GPUs of the node where SLURM runs one task on it; JAX would take the first one only."""
+def _ask_jax(timeout_s: float, local_devices: list[int] | None) -> tuple[str, int, int, list[int] | None] | None:
+    """Coordinator, number of processes, number of this one and its devices, as the launcher says; None for one process."""
+    try:
+        # No public function tells without connecting.
+        from jax._src.cloud_tpu_init import running_in_cloud_tpu_vm
+        from jax._src.clusters import ClusterEnv
+
+        if running_in_cloud_tpu_vm and "tpu" not in os.environ.get("JAX_PLATFORMS", "tpu"):
+            return None
+        # A shell inside an allocation of several tasks is one task.
+        if "SLURM_JOB_ID" in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1":
+            return None
+        address, count, index, devices = ClusterEnv.auto_detect_unset_distributed_params(
+            os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, local_devices, None, round(timeout_s)
+        )
+    except Exception as error:  # A notebook's TPU without a metadata server, or another version of JAX.
+        print(
+            f"warning: JAX could not tell whether this is one of several hosts ({type(error).__name__}: {error}). It runs "
+            "alone; if there are more, give --coordinator, --num_processes and --process_id.",
+            file=sys.stderr,
+        )
+        return None
+    if address is None or count is None or index is None:
+        for variable in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "JAX_COORDINATOR_ADDRESS"):
+            value = os.environ.get(variable, "1")
+            if value != "1":
+                raise ConfigError(
+                    f"{variable}={value} says that this is one of several processes, but JAX does not recognise the "
+                    "launcher. Give --coordinator, --num_processes and --process_id."
+                )
+        return None
+    return None if count == 1 else (address, count, index, None if devices is None else list(devices))
+
+
+def _all_gpus_of_the_node() -> list[int] | None:
+    """All GPUs of the node where SLURM runs one task on it; JAX would use the first one only."""
     gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
     tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0]
     if tasks != "1" or not gpus.isdigit() or "JAX_LOCAL_DEVICE_IDS" in os.environ:
@@ -84,26 +165,63 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def gather(name: str, value: Any) -> list[Any]:
+    """The ``value`` of every process, JSON values, in the order of their numbers.
+
+    Args:
+        name: what the value is; the same in all processes, which must call this in the same order.
+        value: the value of this process.
+
+    Raises:
+        TrainingError: a process is lost, does something else, or has not come within ten times ``timeout_s``.
+        ConfigError: JAX has several processes that this module did not connect.
+    """
+    if _peers is not None:
+        return _peers.gather(name, value, _PATIENCE * _peers.timeout)
+    if jax.process_count() > 1:
+        raise ConfigError(
+            "Connect the processes by gw_jax.train.distributed.initialize, not by jax.distributed.initialize."
+        )
+    return [value]
+
+
+def wait_for_everyone(name: str) -> None:
+    """Returns when every process has come here. Raises as :func:`gather` does."""
+    gather(name, None)
+
+
+def broadcast_from_main(name: str, value: T) -> T:
+    """The ``value`` of process 0, a JSON value, in every process. Raises as :func:`gather` does."""
+    return gather(name, value)[0]
+
+
+def any_process(name: str, flag: bool) -> bool:
+    """Whether ``flag`` is true in any process. Raises as :func:`gather` does."""
+    return any(gather(name, bool(flag)))
+
+
+def run_on_main(name: str, function: Callable[[], T]) -> T:
+    """Calls ``function`` in process 0 only; all processes return its result, a JSON value, or raise its UserError."""
+    answer: dict[str, Any] = {}
+    if is_main():
+        try:
+            answer = {"value": function()}
+        except UserError as error:
+            answer = {"error": [type(error).__name__, str(error)]}
+    answer = broadcast_from_main(name, answer)
+    if "error" in answer:
+        kind, text = answer["error"]
+        raise _ERRORS.get(kind, UserError)(text)
+    return answer["value"]
+
+
 def check_same_everywhere(facts: dict[str, Any]) -> None:
-    """Compares ``facts`` (JSON values: the configuration, versions) with those of the first host.
+    """Compares ``facts`` (JSON values: the configuration, versions) with those of process 0.
 
     Raises:
         ConfigError: on every host, if any differs; the message names hosts and facts.
     """
-    if jax.process_count() == 1:
-        return
-    from jax.experimental import multihost_utils
-
-    text = json.dumps({"host": platform.node(), **facts}, sort_keys=True).encode()
-    if len(text) > _MESSAGE_BYTES:
-        raise ConfigError(
-            f"The configuration takes {len(text)} bytes; at most {_MESSAGE_BYTES} can be compared among hosts."
-        )
-    message = np.zeros(_MESSAGE_BYTES, np.uint8)
-    message[: len(text)] = np.frombuffer(text, np.uint8)
-    everyone = [
-        json.loads(bytes(row).rstrip(b"\0").decode()) for row in np.asarray(multihost_utils.process_allgather(message))
-    ]
+    everyone = gather("configuration", {"host": platform.node(), **facts})
     first = everyone[0]
     differences = [
         f"{name} is {first.get(name)!r} in process 0 ({first['host']}) and {other.get(name)!r} in process {index} "
@@ -120,18 +238,43 @@ def check_same_everywhere(facts: dict[str, Any]) -> None:
         )
 
 
-def from_main(number: int) -> int:
-    """``number`` of the first process, in every process."""
-    if jax.process_count() == 1:
-        return number
-    from jax.experimental import multihost_utils
+@contextlib.contextmanager
+def telling_failures() -> Iterator[None]:
+    """Tells the other processes at once of an exception, which may take long to leave code that waits for them.
 
-    return int(multihost_utils.broadcast_one_to_all(np.asarray(number)))
+    What other processes cause (a collective operation that breaks off) becomes a TrainingError that names the lost process.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _peers is None:
+            raise
+        if not isinstance(error, UserError) and (failure := _peers.wait_for_failure()) is not None:
+            raise TrainingError(advice(failure)) from error
+        _peers.fail(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+        raise
 
 
-def wait_for_everyone(name: str) -> None:
-    """Returns when every process has come here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+def finish() -> None:
+    """Ends the connections when all processes are done. A process that ends without it is lost to the others."""
+    global _peers
+    if _peers is not None:
+        # Process 0 may still write and plot.
+        _peers.gather("end of the run", None, _PATIENCE * _peers.timeout)
+        _peers.close()
+        _peers = None
 
-        multihost_utils.sync_global_devices(name)
+
+def leave(code: int, reason: str) -> NoReturn:
+    """Ends this process, whose run has failed, with exit code ``code``; the others are told the ``reason``.
+
+    Not through Python's own end, where JAX waits for the other processes and then aborts.
+    """
+    if _peers is not None:
+        _peers.fail(reason)
+        _peers.close()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -1,6 +1,5 @@
-"""A training run from its first step, or from its last checkpoint, to the curves."""
+"""The training loop of any task, from its first step or its last checkpoint to the curves."""
 
-import dataclasses
 import math
 import pathlib
 import signal
@@ -9,183 +8,177 @@ from typing import Any
 
 import jax
 
-from gw_jax.data.pipeline import TrainBatches
 from gw_jax.errors import CheckpointError, TrainingError
-from gw_jax.train.checkpoint import BEST_METRIC, Checkpoints, Progress, has_checkpoint
-from gw_jax.train.config import TrainConfig, validate
-from gw_jax.train.distributed import check_same_everywhere, is_main, wait_for_everyone
-from gw_jax.train.evaluate import Outcome, evaluate, evaluate_imported, evaluate_run, export_run, open_eval_batches
-from gw_jax.train.fields import flatten
-from gw_jax.train.hardware import CHIPS
-from gw_jax.train.initial import initial_state
-from gw_jax.train.interrupt import MAX_STEPS_AHEAD, StopAgreement, StopRequest
-from gw_jax.train.metrics import MetricsWriter, Stopwatch, Terminal, read_metrics
+from gw_jax.train.checkpoint import Checkpoints, Progress, saved_steps
+from gw_jax.train.chips import CHIPS
+from gw_jax.train.distributed import is_main, run_on_main, telling_failures
+from gw_jax.train.evaluation import evaluate
+from gw_jax.train.experiment import Experiment
+from gw_jax.train.hooks import Hooks
+from gw_jax.train.metrics import MetricsWriter
+from gw_jax.train.modes import RunResult
 from gw_jax.train.plot import plot_curves
 from gw_jax.train.profiler import Profiler
-from gw_jax.train.setup import Experiment, image_transform, set_up
-from gw_jax.train.workdir import check_room, check_same_run, claim_workdir, versions
+from gw_jax.train.stop import MAX_STEPS_AHEAD, STOP_FIELD, StopConsensus, StopRequest
+from gw_jax.train.terminal import Terminal
+from gw_jax.train.throughput import Throughput
+from gw_jax.train.totals import Totals
+from gw_jax.train.workdir import check_room_to_save
 
-# What a training step reports, in the order in which checkpoints store it.
-STEP_METRICS = ("loss", "top1", "grad_norm")
 
+class Trainer:
+    """One training run and what it carries from step to step.
 
-def run(config: TrainConfig, workdir: str | pathlib.Path) -> Outcome:
-    """Trains, evaluates or exports, as ``config.mode`` says, in ``workdir``.
-
-    Training goes on from the newest checkpoint of ``workdir``, if there is one, and then ends with the same numbers as a
-    run that was never stopped. On several hosts, ``workdir`` is a directory that all of them share.
-
-    Raises:
-        UserError: anything that the user can mend; the message says how. Nothing that was saved is lost.
+    Attributes:
+        experiment: what it trains.
+        workdir: its work directory.
+        step: steps taken.
+        state: the state after them, on the devices.
+        checkpoints: those of the work directory.
     """
-    validate(config)
-    workdir = pathlib.Path(workdir).expanduser()
-    check_same_everywhere({**flatten(config), **versions(), "workdir": str(workdir)})
-    known = check_same_run(workdir, config)
-    wait_for_everyone("work directory looked at")
-    with StopRequest() as stop:
-        if config.mode == "evaluate" and config.init_from is not None and not known:
-            return evaluate_imported(set_up(config), workdir, stop)
-        if config.mode != "train":
-            if not known:
-                raise CheckpointError(
-                    f"{workdir} holds no run to {config.mode}. Train first, or give the --workdir of a run."
-                )
-            if config.mode == "evaluate":
-                return evaluate_run(set_up(config), workdir, stop)
-            return export_run(set_up(config), workdir)
-        experiment = set_up(config)
-        if not has_checkpoint(workdir):
-            # Before the directory is claimed: what cannot start must not occupy it.
-            experiment = dataclasses.replace(experiment, state=initial_state(experiment))
-        wait_for_everyone("ready")
-        if is_main():
-            claim_workdir(workdir, config)
-        wait_for_everyone("work directory claimed")
-        check_room(workdir, experiment.state)
-        return _Trainer(experiment, workdir, stop).train()
 
-
-class _Trainer:
-    """The loop and what it carries from step to step."""
-
-    def __init__(self, experiment: Experiment, workdir: pathlib.Path, stop: StopRequest):
-        config = experiment.config
-        self.experiment, self.workdir, self.stop, self.config = experiment, workdir, stop, config
-        self.agreement = StopAgreement(stop)
-        self.checkpoints = Checkpoints(workdir, config.checkpoint)
-        self.batches = TrainBatches(
-            experiment.dataset.train,
-            batch_size=config.data.batch_size,
-            num_epochs=config.num_epochs,
-            seed=config.seed,
-            transform=image_transform(config.data),
-            channels=experiment.dataset.spec.image_shape[-1],
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            num_threads=config.data.num_threads,
-            num_workers=config.data.num_workers,
-            max_broken=config.data.max_broken,
-        )
-        self.eval_batches = open_eval_batches(experiment)
-        self.state = experiment.state
-        self.evaluated = True
-        # Of the steps since the last line of metrics.jsonl: on the host (restored), and still on the devices.
-        self.pending: list[list[float]] = []
-        self.in_flight: list[Any] = []
-        self.metrics: dict[str, float] | None = None
-        if self.checkpoints.last_step() is not None:
+    def __init__(self, experiment: Experiment, workdir: pathlib.Path, stop: StopRequest, hooks: Hooks):
+        config, task = experiment.config, experiment.task
+        self.experiment, self.workdir, self._stop, self._hooks = experiment, workdir, stop, hooks
+        self._consensus = StopConsensus(stop)
+        self.checkpoints = Checkpoints(workdir, config.checkpoint, task.best_metric)
+        processes = jax.process_index(), jax.process_count()
+        self._batches = task.train_batches(experiment.length.num_epochs, *processes)
+        self._eval_batches = task.eval_batches(*processes)
+        self.state, self._evaluated, self._evaluation = experiment.state, True, None
+        self._totals = Totals()
+        self._saved_at: int | None = None
+        # Metrics of steps that may still be running, on the devices.
+        self._in_flight: list[Any] = []
+        if saved_steps(workdir):
             self.step, self.state, progress = self.checkpoints.restore_newest(experiment.state)
-            self.batches.set_state(progress.data)
-            self.pending, self.evaluated = progress.pending, progress.evaluated
+            self._check_length()
+            self._batches.set_state(progress.data)
+            self._totals = Totals(progress.pending, progress.epoch_totals)
+            self._evaluated, self._evaluation, self._saved_at = progress.evaluated, progress.evaluation, self.step
         else:
             self.step = int(self.state.step)
-            self.batches.skip_to(self.step)
-        self.writer = MetricsWriter(workdir, step=self.step, evaluated=self.evaluated, tensorboard=config.log.tensorboard)
-        self.terminal = Terminal(
-            total=experiment.total_steps,
+            self._batches.skip_to(self.step)
+        self._writer = MetricsWriter(
+            workdir,
             step=self.step,
-            steps_per_epoch=experiment.steps_per_epoch,
-            progress_bar=config.log.progress_bar,
+            evaluated=self._evaluated,
+            tensorboard=config.log.tensorboard,
+            evaluation=self._evaluation_line(),
         )
-        self.profiler = Profiler(workdir, config.log)
-        self.stopwatch = Stopwatch()
-        self.compiled_step: Any = None
-        self.peak_steps_per_second: float | None = None
+        self._terminal = Terminal(
+            total=experiment.length.total_steps,
+            step=self.step,
+            steps_per_epoch=experiment.length.steps_per_epoch,
+            progress_bar=config.log.progress_bar,
+            shown=task.terminal_metrics,
+        )
+        self._profiler = Profiler(workdir, config.log)
+        self._throughput = Throughput(task.example_name)
+        self._compiled: dict[Any, tuple[Any, float | None]] = {}
 
-    def train(self) -> Outcome:
-        """Runs to the end, or to a wish to stop."""
-        saved_at = self._announce()
+    def train(self) -> RunResult:
+        """Trains to the end, or to a stop request."""
+        length = self.experiment.length
+        self._announce()
         try:
-            if not self.evaluated and not self.agreement.reached:
-                self._evaluate_and_save()
-            while self.step < self.experiment.total_steps and not self.agreement.reached:
-                self._take_step()
-                ends_epoch = self.step % self.experiment.steps_per_epoch == 0
-                if ends_epoch or self.step % self.config.log.every_steps == 0:
-                    self._log()
-                every = self.config.checkpoint.every_steps
-                if self.experiment.eval_is_due(self.step):
-                    self.evaluated = False
-                    if self._evaluate_and_save():
-                        saved_at = self.step
-                elif every is not None and self.step % every == 0:
-                    self._save()
-                    saved_at = self.step
-            if self.agreement.reached:
-                return self._end_early(saved_at)
-            self.checkpoints.wait()
+            with telling_failures():
+                if not self._evaluated and not self._consensus.should_stop:
+                    self._evaluate_and_save()
+                while self.step < length.total_steps and not self._consensus.should_stop:
+                    self._take_step()
+                    if self._logs():
+                        self._log()
+                    if length.evaluates(self.step):
+                        self._evaluated = False
+                        self._evaluate_and_save()
+                    elif length.saves(self.step):
+                        self._save()
+                if self._consensus.should_stop:
+                    return self._end_early()
+                self.checkpoints.wait()
         finally:
-            self.profiler.close()
-            self.batches.close()
-            self.eval_batches.close()
-            self.terminal.close()
-            self.writer.close()
+            self._profiler.close()
+            self._batches.close()
+            self._eval_batches.close()
+            self._terminal.close()
+            self._writer.close()
             self.checkpoints.close()
         return self._finish()
 
-    def _announce(self) -> int:
-        """Says where the run starts; returns the step that is saved already."""
+    def _logs(self) -> bool:
+        """Whether a training line is due."""
+        length, every = self.experiment.length, self.experiment.config.log.every_steps
+        return self.step % every == 0 or length.ends_epoch(self.step) or self.step == length.total_steps
+
+    def _announce(self) -> None:
+        """Says where the run starts."""
         devices = self.experiment.mesh.devices.flat
         hosts = f" of {jax.process_count()} hosts" if jax.process_count() > 1 else ""
         where = f"{self.experiment.mesh.size} {devices[0].device_kind} device(s){hosts}"
+        total = self.experiment.length.total_steps
         if self.step:
-            self.terminal.say(
-                f"Going on from step {self.step} of {self.experiment.total_steps} in {self.workdir}, on {where}."
-            )
+            self._terminal.say(f"Resuming from step {self.step} of {total} in {self.workdir}, on {where}.")
         else:
-            self.terminal.say(f"Training for {self.experiment.total_steps} steps in {self.workdir}, on {where}.")
-        return self.step
+            self._terminal.say(f"Training for {total} steps in {self.workdir}, on {where}.")
+
+    def _check_length(self) -> None:
+        if self.step > self.experiment.length.total_steps:
+            raise CheckpointError(
+                f"The checkpoint {self.checkpoints.path(self.step)} is of step {self.step}, and the run has "
+                f"{self.experiment.length.total_steps} steps. It belongs to another run; move it out of the work directory."
+            )
+
+    def _evaluation_line(self) -> dict[str, Any] | None:
+        """The line of ``metrics.jsonl`` of the evaluation at this step, which the checkpoint holds, too."""
+        if self._evaluation is None or self._evaluation["step"] != self.step:
+            return None
+        return {"step": self.step, "epoch": self.experiment.length.epoch(self.step), **self._evaluation["metrics"]}
 
     def _take_step(self) -> None:
+        self._hooks.before_step(self)
+        self._throughput.start()
         began = time.perf_counter()
-        batch = next(self.batches)
+        batch = next(self._batches)
         waited = time.perf_counter() - began
-        batch = self.experiment.put(self.agreement.ask(batch))
-        if self.compiled_step is None:
-            self._compile(batch)
-        self.profiler.before(self.step)
+        batch = self.experiment.shard_batch(self._consensus.attach(batch, failed=self._batches.failure is not None))
+        train_step = self._compiled_step(batch)
+        self._profiler.before(self.step)
+        self._throughput.start()
         # Whatever moves between host and devices here moves on purpose.
         with jax.transfer_guard("disallow"):
-            self.state, metrics = self.compiled_step(self.state, batch)
+            self.state, metrics = train_step(self.state, batch)
         self.step += 1
-        self.in_flight.append(metrics)
-        self.terminal.advance()
-        if len(self.in_flight) > MAX_STEPS_AHEAD:
-            self.agreement.hear(jax.block_until_ready(self.in_flight[-1 - MAX_STEPS_AHEAD]))
-        self.profiler.after(self.step, metrics)
-        self.stopwatch.count(self.config.data.batch_size, waited)
-        self.stopwatch.start()
+        self._in_flight.append(metrics)
+        self._terminal.advance()
+        if len(self._in_flight) > MAX_STEPS_AHEAD:
+            self._consensus.observe(jax.block_until_ready(self._in_flight[-1 - MAX_STEPS_AHEAD]))
+        self._consensus.raise_failure(self._batches.failure)
+        self._profiler.after(self.step, metrics)
+        self._throughput.count(self.experiment.task.batch_size, waited)
+        self._hooks.after_step(self)
 
-    def _compile(self, batch: Any) -> None:
-        """Compiles the step for the shapes of ``batch``, and counts its operations where the devices' peak is known."""
-        lowered = self.experiment.train_step.lower(self.state, batch)
-        self.compiled_step = lowered.compile()
-        chip = CHIPS.get(self.experiment.mesh.devices.flat[0].device_kind)
-        if chip is not None:
-            # Of the whole batch, before the compiler splits it up.
+    def _compiled_step(self, batch: Any) -> Any:
+        """The step for the shapes of ``batch``, compiled when they are seen first."""
+        leaves, structure = jax.tree.flatten(batch)
+        shapes = (structure, *((leaf.shape, leaf.dtype) for leaf in leaves))
+        if shapes not in self._compiled:
+            # Compilation is no time of training.
+            jax.block_until_ready(self._in_flight)
+            self._throughput.pause()
+            lowered = self.experiment.train_step.lower(self.state, batch)
+            # Operations of the whole batch, before the compiler splits it up.
             flops = (lowered.cost_analysis() or {}).get("flops")
-            self.peak_steps_per_second = self.experiment.mesh.size * chip.flops / flops if flops else None
+            self._compiled[shapes] = lowered.compile(), flops
+        return self._compiled[shapes][0]
+
+    def _peak_steps_per_second(self) -> float | None:
+        """Steps per second at the devices' peak, where that and the operations of a step are known."""
+        chip = CHIPS.get(self.experiment.mesh.devices.flat[0].device_kind)
+        flops = [flops for _, flops in self._compiled.values()]
+        if chip is None or len(flops) != 1 or not flops[0]:
+            return None
+        return self.experiment.mesh.size * chip.flops / flops[0]
 
     def _collect(self) -> None:
         """Waits for all steps taken and moves their metrics to the host.
@@ -193,85 +186,93 @@ class _Trainer:
         Raises:
             TrainingError: the loss or the gradient of one of them is not finite.
         """
-        first = self.step - len(self.in_flight) + 1
-        arrived = jax.device_get(self.in_flight)
-        self.in_flight = []
-        for metrics in arrived:
-            self.agreement.hear(metrics)
-        values = [[float(metrics[name]) for name in STEP_METRICS] for metrics in arrived]
-        for step, numbers in enumerate(values, start=first):
-            if not all(map(math.isfinite, numbers)):
-                self._raise_not_finite(step, dict(zip(STEP_METRICS, numbers, strict=True)))
-        self.pending += values
+        first = self.step - len(self._in_flight) + 1
+        arrived = jax.device_get(self._in_flight)
+        self._in_flight = []
+        for step, metrics in enumerate(arrived, start=first):
+            self._consensus.observe(metrics)
+            values = {name: (float(pair[0]), float(pair[1])) for name, pair in metrics.items() if name != STOP_FIELD}
+            if not all(math.isfinite(number) for pair in values.values() for number in pair):
+                self._raise_not_finite(step, values)
+            self._totals.add(values)
 
-    def _raise_not_finite(self, step: int, numbers: dict[str, float]) -> None:
+    def _raise_not_finite(self, step: int, values: dict[str, tuple[float, float]]) -> None:
         self.checkpoints.wait()
         last = self.checkpoints.last_step()
         good = (
             "Nothing was saved before." if last is None else f"The last good checkpoint is {self.checkpoints.path(last)}."
         )
+        shown = {name: total / count if count else total for name, (total, count) in values.items()}
+        others = [name for name, value in shown.items() if not math.isfinite(value) and name not in ("loss", "grad_norm")]
+        more = f" ({', '.join(others)} too)" if others else ""
         raise TrainingError(
-            f"At step {step} the loss is {numbers['loss']} and the norm of its gradient {numbers['grad_norm']}; both must "
-            f"be finite. Training stopped, and this state was not saved. {good} Lower config.optimizer.learning_rate "
+            f"At step {step} the loss is {shown['loss']} and the norm of its gradient {shown['grad_norm']}{more}; both "
+            f"must be finite. Training stopped, and this state was not saved. {good} Lower config.optimizer.learning_rate "
             f"({float(self.experiment.schedule(step - 1)):.3g} at that step) or lengthen config.schedule.warmup_epochs, in "
             "another --workdir."
         )
 
     def _log(self) -> None:
-        """Writes the training line of the steps since the last one."""
+        """Writes a training line: the means since the last one, or, at the end of an epoch, those of the epoch."""
         self._collect()
-        means = {
-            f"train/{name}": math.fsum(numbers) / len(numbers)
-            for name, numbers in zip(STEP_METRICS, zip(*self.pending, strict=True), strict=True)
-        }
-        self.pending = []
-        values = {**means, "train/learning_rate": float(self.experiment.schedule(self.step - 1))}
-        measured = self.stopwatch.read(self.peak_steps_per_second)
+        means = self._totals.read(of_epoch=self.experiment.length.ends_epoch(self.step))
+        values = {f"train/{name}": value for name, value in means.items()}
+        values["train/learning_rate"] = float(self.experiment.schedule(self.step - 1))
+        measured = self._throughput.read(self._peak_steps_per_second())
         values |= {f"train/{name}": value for name, value in measured.items()}
         self._write(values)
 
     def _write(self, values: dict[str, float]) -> None:
-        epoch = round(self.step / self.experiment.steps_per_epoch, 4)
-        self.writer.write(self.step, int(epoch) if epoch == int(epoch) else epoch, values)
-        self.terminal.show(self.step, values)
+        self._writer.write(self.step, self.experiment.length.epoch(self.step), values)
+        self._terminal.show(self.step, values)
+        self._hooks.after_log(self, values)
 
-    def _evaluate_and_save(self) -> bool:
-        """Evaluates, writes the line and saves; false if a wish to stop came first."""
-        self.stopwatch.pause()
+    def _evaluate_and_save(self) -> None:
+        """Evaluates, writes the line and saves; does neither if a stop request came first."""
         # The devices' memory is for the evaluation now.
-        jax.block_until_ready(self.in_flight)
-        metrics = evaluate(self.experiment, self.state, self.eval_batches, self.stop)
+        jax.block_until_ready(self._in_flight)
+        self._throughput.pause()
+        self._hooks.before_evaluation(self)
+        metrics = evaluate(self.experiment, self.state, self._eval_batches, self._consensus)
         if metrics is None:
-            return False
-        self.metrics = metrics
-        self.evaluated = True
+            return
+        self._evaluated, self._evaluation = True, {"step": self.step, "metrics": metrics}
         self._write(metrics)
         self._save(metrics)
-        return True
 
-    def _save(self, metrics: dict[str, float] | None = None) -> pathlib.Path:
-        self.stopwatch.pause()
+    def _save(self, metrics: dict[str, float] | None = None) -> None:
+        jax.block_until_ready(self._in_flight)
+        self._throughput.pause()
         self._collect()
-        progress = Progress(data=self.batches.get_state(), pending=self.pending, evaluated=self.evaluated)
-        best = None if metrics is None else {BEST_METRIC: metrics[BEST_METRIC]}
-        return self.checkpoints.save(self.state, progress, best)
-
-    def _end_early(self, saved_at: int) -> Outcome:
-        # The wish may have come from another host.
-        wish = self.stop.signal or signal.SIGTERM
-        path = self.checkpoints.path(self.step) if saved_at == self.step else self._save()
-        self.checkpoints.wait()
-        self.terminal.say(
-            f"Stopped by {wish.name} after step {self.step}; saved in {path}. The same command goes on from there."
+        self._hooks.before_save(self)
+        run_on_main("room to save", lambda: check_room_to_save(self.workdir, self.state))
+        progress = Progress(
+            data=self._batches.get_state(),
+            pending=self._totals.pending,
+            epoch_totals=self._totals.epoch,
+            evaluated=self._evaluated,
+            evaluation=self._evaluation,
         )
-        return Outcome(self.metrics, wish)
+        self.checkpoints.save(self.state, progress, metrics)
+        self._saved_at = self.step
 
-    def _finish(self) -> Outcome:
-        if not is_main():
-            return Outcome(self.metrics)
-        evaluations = [line for line in read_metrics(self.workdir) if "eval/count" in line]
-        last = {name: value for name, value in evaluations[-1].items() if name.startswith("eval/")}
-        if self.config.log.plot:
-            print(f"Curves: {plot_curves(self.workdir)}")
-        print(f"Done after step {self.step}: " + "  ".join(f"{name} {value:.4f}" for name, value in last.items()))
-        return Outcome(last)
+    def _end_early(self) -> RunResult:
+        # The signal may have come to another host.
+        number = self._stop.signal or signal.SIGTERM
+        if self._saved_at != self.step:
+            self._save()
+        self.checkpoints.wait()
+        self._terminal.say(
+            f"Stopped by {number.name} after step {self.step}; saved in {self.checkpoints.path(self.step)}. The same "
+            "command resumes there."
+        )
+        return RunResult(self._evaluation and self._evaluation["metrics"], number)
+
+    def _finish(self) -> RunResult:
+        metrics = self._evaluation["metrics"] if self._evaluation else {}
+        if is_main():
+            if self.experiment.config.log.plot:
+                print(f"Curves: {plot_curves(self.workdir, self.experiment.task.curves)}")
+            numbers = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            print(f"Done after step {self.step}: {numbers}")
+        return RunResult(metrics)

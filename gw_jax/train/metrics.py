@@ -1,180 +1,211 @@
-"""Where the numbers of a run go: ``metrics.jsonl`` always, TensorBoard files and the terminal where wanted."""
+"""The metrics of a run on disk: one JSON object per line of ``metrics.jsonl``, and TensorBoard files."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import pathlib
+import re
+import shutil
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
-from gw_jax.errors import raise_missing_package
+from gw_jax.errors import TrainingError, raise_missing_package
 from gw_jax.files import write_atomically
 from gw_jax.train.distributed import is_main
 
 METRICS_FILE = "metrics.jsonl"
-# What depends on the clock; all other numbers of a run are the same however often it is stopped and started again.
-CLOCK_METRICS = ("train/images_per_sec", "train/step_ms", "train/data_wait", "train/mfu")
+# A copy of a file of which lines could not be read, from before those lines were removed.
+DAMAGED_FILE = "metrics-damaged.jsonl"
+_STEP = re.compile(rb'\{"step": (\d+),')
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``; a last line that a crash cut off is left out."""
-    path = workdir / METRICS_FILE
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
+    """All lines of ``metrics.jsonl`` that can be read, those after a damaged line, too; none if there is no file.
+
+    A warning on standard error names the damaged lines. Blank lines are skipped.
+    """
+    lines, damaged = _parse(workdir / METRICS_FILE)
+    if damaged:
+        _warn(workdir / METRICS_FILE, [line.number for line in damaged], "left out")
     return lines
 
 
-class MetricsWriter:
-    """Appends lines to ``metrics.jsonl`` and scalars to TensorBoard files.
+def is_evaluation(line: dict[str, Any]) -> bool:
+    """Whether ``line`` holds the metrics of an evaluation."""
+    return any(name.startswith("eval/") for name in line)
 
-    A run that goes on from step ``step`` first drops what was written after that step (and, unless ``evaluated``,
-    the evaluation at it): the steps are taken again. Only the first of several processes writes.
+
+@dataclasses.dataclass(frozen=True)
+class _Damaged:
+    """A line that cannot be read: its number, from 1; how many readable lines precede it; its step, if that is legible."""
+
+    number: int
+    num_before: int
+    step: int | None
+
+
+def _parse(path: pathlib.Path) -> tuple[list[dict[str, Any]], list[_Damaged]]:
+    """The lines that can be read, and those that cannot."""
+    lines: list[dict[str, Any]] = []
+    damaged = []
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return [], []
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be read: {error}.") from error
+    for number, text in enumerate(content.split(b"\n"), start=1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if isinstance(line, dict) and type(line.get("step")) is int:
+            lines.append(line)
+        else:
+            legible = _STEP.match(text)
+            damaged.append(_Damaged(number, len(lines), int(legible[1]) if legible else None))
+    return lines, damaged
+
+
+def _warn(path: pathlib.Path, numbers: list[int], what: str) -> None:
+    several = len(numbers) > 1
+    shown = ", ".join(map(str, numbers[:10])) + (" ..." if len(numbers) > 10 else "")
+    print(
+        f"warning: Line{'s' if several else ''} {shown} of {path} cannot be read and {'are' if several else 'is'} {what}.",
+        file=sys.stderr,
+    )
+
+
+class MetricsWriter:
+    """Appends lines to ``metrics.jsonl`` and scalars to TensorBoard files. Only process 0 writes.
+
+    A run that resumes from step ``step`` repeats the steps after it, so their lines are removed first, and, unless
+    ``evaluated``, the evaluation at ``step``. All other lines stay. Damaged lines are removed, too. Unless known to
+    belong to repeated steps, a warning gives their numbers, and ``metrics-damaged.jsonl`` keeps the file as it was.
+
+    Args:
+        workdir: the directory of both.
+        step: the step from which the run continues.
+        evaluated: whether the evaluation that is due at ``step``, if any, has been done.
+        tensorboard: whether to write TensorBoard files.
+        evaluation: the line of the evaluation at ``step``, ``{"step": ..., "epoch": ..., "eval/loss": ...}``, from the
+            checkpoint. It is added if it is missing in the file.
+
+    Raises:
+        TrainingError: the files cannot be read or written.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, step: int, evaluated: bool, tensorboard: bool):
-        self._file = self._tensorboard = None
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        step: int,
+        evaluated: bool,
+        tensorboard: bool,
+        evaluation: dict[str, Any] | None = None,
+    ):
+        self._path = workdir / METRICS_FILE
+        self._file: Any = None
+        self._tensorboard: _TensorBoard | None = None
         if not is_main():
             return
-        kept = [
-            line
-            for line in read_metrics(workdir)
-            if line["step"] < step or (line["step"] == step > 0 and (evaluated or "eval/count" not in line))
-        ]
-        write_atomically(workdir / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = (workdir / METRICS_FILE).open("a")
-        if tensorboard:
-            try:
-                import tensorboardX
-            except ImportError as error:
-                raise_missing_package(error, "config.log.tensorboard")
-            self._tensorboard = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        lines, damaged = _parse(self._path)
+        kept = [line for line in lines if _is_before(line, step, evaluated)]
+        lost = [line.number for line in damaged if not _is_repeated(line, lines, step, evaluated)]
+        with self._named_failures():
+            if lost:
+                shutil.copyfile(self._path, workdir / DAMAGED_FILE)
+                _warn(self._path, lost, f"removed; {DAMAGED_FILE} is a copy of the file")
+            if evaluation is not None and not any(line["step"] == step and is_evaluation(line) for line in kept):
+                kept.append(evaluation)
+            write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+            self._file = self._path.open("a")
+            if tensorboard:
+                self._tensorboard = _TensorBoard(workdir / "tensorboard", step)
 
     def write(self, step: int, epoch: float, values: dict[str, float]) -> None:
-        """Writes one line, on disk when this returns."""
+        """Writes one line, which is on disk when this returns.
+
+        Raises:
+            TrainingError: it cannot be written, or the file was removed.
+        """
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, "epoch": epoch, **values}, allow_nan=False) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        if self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
+        with self._named_failures():
+            self._file.write(json.dumps({"step": step, "epoch": epoch, **values}, allow_nan=False) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            if os.fstat(self._file.fileno()).st_nlink == 0:
+                raise FileNotFoundError("it was removed while the run wrote it")
+            if self._tensorboard is not None:
+                self._tensorboard.write(step, values)
 
     def close(self) -> None:
-        """Closes all files."""
-        if self._file is not None:
-            self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        """Closes all files. Every line is on disk before, so nothing can be lost here."""
+        for file in (self._file, self._tensorboard):
+            with contextlib.suppress(OSError):
+                if file is not None:
+                    file.close()
+
+    @contextlib.contextmanager
+    def _named_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(
+                f"The metrics of the run cannot be written to {self._path}: {error.strerror or error}. What was saved in "
+                "checkpoints stays. Make room or restore the directory; the same command then resumes from the last "
+                "checkpoint."
+            ) from error
 
 
-class Stopwatch:
-    """Where the time of training goes, without compilation, evaluation and saving."""
-
-    def __init__(self) -> None:
-        self._running_since: float | None = None
-        self._seconds, self._waited = 0.0, 0.0
-        self._images, self._steps = 0, 0
-
-    def start(self) -> None:
-        """Starts, or goes on after :meth:`pause`; call it when no step is under way."""
-        if self._running_since is None:
-            self._running_since = time.perf_counter()
-
-    def pause(self) -> None:
-        """Stops counting time until :meth:`start`."""
-        if self._running_since is not None:
-            self._seconds += time.perf_counter() - self._running_since
-            self._running_since = None
-
-    def count(self, images: int, waited: float) -> None:
-        """Counts a step over ``images``, ``waited`` seconds of which went by until its batch was there."""
-        if self._running_since is not None:
-            self._images, self._steps, self._waited = self._images + images, self._steps + 1, self._waited + waited
-
-    def read(self, peak_steps_per_second: float | None) -> dict[str, float]:
-        """What was counted since the last call; empty if nothing was. Call it when all steps have ended.
-
-        Keys: ``images_per_sec``, ``step_ms``, ``data_wait`` (share of the time spent waiting for batches) and, where
-        ``peak_steps_per_second`` is known, ``mfu`` (model FLOPs utilisation: steps a second as a share of it).
-        """
-        running = self._running_since is not None
-        self.pause()
-        values = {}
-        if self._steps and self._seconds:
-            values = {
-                "images_per_sec": self._images / self._seconds,
-                "step_ms": 1e3 * self._seconds / self._steps,
-                "data_wait": min(self._waited / self._seconds, 1.0),
-            }
-            if peak_steps_per_second is not None:
-                values["mfu"] = self._steps / self._seconds / peak_steps_per_second
-        self._seconds, self._waited, self._images, self._steps = 0.0, 0.0, 0, 0
-        if running:
-            self.start()
-        return values
+def _is_before(line: dict[str, Any], step: int, evaluated: bool) -> bool:
+    """Whether a run that resumes from ``step`` does not write ``line`` again."""
+    return line["step"] < step or (line["step"] == step > 0 and (evaluated or not is_evaluation(line)))
 
 
-class Terminal:
-    """A progress bar on a terminal; elsewhere a line an epoch on standard error."""
+def _is_repeated(damaged: _Damaged, lines: list[dict[str, Any]], step: int, evaluated: bool) -> bool:
+    """Whether the resumed run is known to write the damaged line again."""
+    before = lines[: damaged.num_before]
+    if damaged.step is not None and damaged.step > step:
+        return True
+    if any(not _is_before(line, step, evaluated) for line in before):
+        return True
+    # Behind the last line that the run needs, nothing else of it follows.
+    at_step = [line for line in before if line["step"] == step]
+    return any(is_evaluation(line) for line in at_step) or (bool(at_step) and not evaluated)
 
-    def __init__(self, *, total: int, step: int, steps_per_epoch: int, progress_bar: bool):
-        self._total, self._steps_per_epoch = total, steps_per_epoch
-        self._started, self._first_step = time.perf_counter(), step
-        self._bar = None
-        self._quiet = not is_main()
-        if progress_bar and sys.stderr.isatty() and not self._quiet:
-            from tqdm import tqdm
 
-            # Terminals in containers often say that they have 0 rows and columns; tqdm would print nothing there.
-            size = {"dynamic_ncols": True} if _has_size() else {"ncols": 100, "nrows": 20}
-            self._bar = tqdm(total=total, initial=step, unit="step", **size)
+class _TensorBoard:
+    """Scalars in a TensorBoard file, written at once.
 
-    def advance(self) -> None:
-        """Counts one step."""
-        if self._bar is not None:
-            self._bar.update()
+    Not tensorboardX's SummaryWriter: it writes in a thread behind a queue, and where the disk is full that thread dies and
+    the run waits for the queue for ever.
+    """
 
-    def show(self, step: int, values: dict[str, float]) -> None:
-        """Shows what was written last."""
-        if self._bar is not None:
-            known = {"loss": "train/loss", "top1": "train/top1", "eval_top1": "eval/top1"}
-            shown = {short: f"{values[name]:.4f}" for short, name in known.items() if name in values}
-            if "train/images_per_sec" in values:
-                shown["images/s"] = f"{values['train/images_per_sec']:.0f}"
-            self._bar.set_postfix(shown)
-            return
-        if step % self._steps_per_epoch == 0:
-            seconds_a_step = (time.perf_counter() - self._started) / max(step - self._first_step, 1)
-            left = f"{seconds_a_step * (self._total - step):.0f} s left" if step < self._total else "done"
-            numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-            self.say(f"epoch {step // self._steps_per_epoch}/{self._total // self._steps_per_epoch}  {numbers}  {left}")
+    def __init__(self, directory: pathlib.Path, step: int):
+        try:
+            from tensorboardX import event_file_writer, proto, summary
+        except ImportError as error:
+            raise_missing_package(error, "config.log.tensorboard")
+        self._event, self._scalar = proto.event_pb2.Event, summary.scalar
+        directory.mkdir(parents=True, exist_ok=True)
+        self._writer = event_file_writer.EventsWriter(str(directory / "events"), f".{os.getpid()}")
+        # TensorBoard drops what earlier starts of the run wrote from here on.
+        session = proto.event_pb2.SessionLog(status=proto.event_pb2.SessionLog.START)
+        self._writer.write_event(self._event(wall_time=time.time(), step=step + 1, session_log=session))
+        self._writer.flush()
 
-    def say(self, message: str) -> None:
-        """Prints a line without breaking the bar."""
-        if self._quiet:
-            return
-        if self._bar is not None:
-            self._bar.write(message, file=sys.stderr)
-        else:
-            print(message, file=sys.stderr, flush=True)
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            event = self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value))
+            self._writer.write_event(event)
+        self._writer.flush()
 
     def close(self) -> None:
-        """Leaves the bar as it is."""
-        if self._bar is not None:
-            self._bar.close()
-
-
-def _has_size() -> bool:
-    """Whether the terminal behind standard error knows how large it is."""
-    try:
-        size = os.get_terminal_size(sys.stderr.fileno())
-    except (OSError, ValueError):
-        return False
-    return size.columns > 0 and size.lines > 0
+        self._writer.close()

@@ -1,67 +1,90 @@
-"""Learning-rate schedules and the optimiser, from their configurations."""
+"""The length of a run in steps, and its learning-rate schedule."""
 
-import re
-from typing import Any
+import dataclasses
 
-import jax
 import optax
 
-from gw_jax.train.config import OptimizerConfig, ScheduleConfig
+from gw_jax.train.config import ScheduleConfig, TrainConfig
 
 
-def make_schedule(config: ScheduleConfig, learning_rate: float, steps_per_epoch: int, num_epochs: int) -> optax.Schedule:
+@dataclasses.dataclass(frozen=True)
+class Length:
+    """The length of a run, and the steps at which it evaluates and saves.
+
+    Attributes:
+        steps_per_epoch: training steps per epoch.
+        total_steps: of the run.
+        num_epochs: epochs that have begun when it ends.
+    """
+
+    steps_per_epoch: int
+    total_steps: int
+    num_epochs: int
+    _config: TrainConfig
+
+    @classmethod
+    def of(cls, config: TrainConfig, steps_per_epoch: int) -> "Length":
+        """The length that ``config`` describes."""
+        total = config.num_epochs * steps_per_epoch if config.num_steps is None else config.num_steps
+        return cls(steps_per_epoch, total, -(-total // steps_per_epoch), config)
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether an epoch ends with ``step``."""
+        return step > 0 and step % self.steps_per_epoch == 0
+
+    def epoch(self, step: int) -> float:
+        """The number of epochs done after ``step`` steps; an int where it is whole."""
+        epoch = round(step / self.steps_per_epoch, 4)
+        return int(epoch) if epoch == int(epoch) else epoch
+
+    def evaluates(self, step: int) -> bool:
+        """Whether an evaluation is due after ``step`` steps."""
+        if step == 0:
+            return False
+        if step == self.total_steps:
+            return True
+        if self._config.eval_every_steps is not None:
+            return step % self._config.eval_every_steps == 0
+        return step % (self.steps_per_epoch * self._config.eval_every_epochs) == 0
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is due after ``step`` steps, without an evaluation."""
+        every = self._config.checkpoint
+        in_steps = every.every_steps is not None and step % every.every_steps == 0
+        in_epochs = every.every_epochs is not None and step % (self.steps_per_epoch * every.every_epochs) == 0
+        return step > 0 and (in_steps or in_epochs)
+
+
+def make_schedule(config: ScheduleConfig, learning_rate: float, steps_per_epoch: int, total_steps: int) -> optax.Schedule:
     """The learning rate as a function of the number of steps taken.
 
-    With ``e = step / steps_per_epoch``: "constant" is ``learning_rate``; "step" is ``learning_rate * gamma^floor(e /
-    step_epochs)``; with ``t = (e - w) / (num_epochs - w)``, "cosine" is ``learning_rate * (1 + cos(pi t)) / 2`` and
-    "polynomial" is ``learning_rate * (1 - t)^power``. The first ``w = warmup_epochs`` epochs go up linearly from zero to
-    the peak instead.
+    With ``w`` steps of warm-up and ``t = (step - w) / (total_steps - w)``, "constant" is ``learning_rate``, "step" is
+    ``learning_rate * gamma^k`` after ``k`` milestones, "cosine" is ``learning_rate * (1 + cos(pi t)) / 2`` and "polynomial"
+    is ``learning_rate * (1 - t)^power``. The first ``w`` steps rise linearly from ``warmup_from * learning_rate`` instead.
     """
-    total = num_epochs * steps_per_epoch
-    warmup = round(config.warmup_epochs * steps_per_epoch)
+    warmup = round(config.warmup_epochs * steps_per_epoch) if config.warmup_steps is None else config.warmup_steps
+    peak = learning_rate
     if config.name == "constant":
         after = optax.constant_schedule(learning_rate)
     elif config.name == "step":
-        count = int(num_epochs / config.step_epochs)
-        boundaries = [round(k * config.step_epochs * steps_per_epoch) for k in range(1, count + 1)]
-        # Boundaries are counted from the start of the run, join_schedules counts from the end of the warm-up.
-        learning_rate *= config.gamma ** sum(boundary <= warmup for boundary in boundaries)
+        boundaries = _milestones(config, steps_per_epoch, total_steps)
+        # Milestones are counted from the start of the run, join_schedules counts from the end of the warm-up.
+        peak *= config.gamma ** sum(boundary <= warmup for boundary in boundaries)
         later = {boundary - warmup: config.gamma for boundary in boundaries if boundary > warmup}
-        after = optax.piecewise_constant_schedule(learning_rate, later)
+        after = optax.piecewise_constant_schedule(peak, later)
     elif config.name == "polynomial":
-        after = optax.polynomial_schedule(learning_rate, 0.0, config.power, max(total - warmup, 1))
+        after = optax.polynomial_schedule(learning_rate, 0.0, config.power, max(total_steps - warmup, 1))
     else:
-        after = optax.cosine_decay_schedule(learning_rate, max(total - warmup, 1))
+        after = optax.cosine_decay_schedule(learning_rate, max(total_steps - warmup, 1))
     if warmup == 0:
         return after
-    return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), after], [warmup])
+    return optax.join_schedules([optax.linear_schedule(config.warmup_from * peak, peak, warmup), after], [warmup])
 
 
-def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """SGD with momentum, or LARS. L2 weight decay is added to the gradient before the momentum, as in PyTorch."""
-
-    def mask(params: Any) -> Any:
-        return decay_mask(params, config.no_decay)
-
-    momentum = config.momentum or None
-    if config.name == "lars":
-        return optax.chain(
-            optax.add_decayed_weights(config.weight_decay, mask=mask),
-            optax.masked(optax.scale_by_trust_ratio(trust_coefficient=config.trust_coefficient), mask),
-            optax.sgd(schedule, momentum=momentum, nesterov=config.nesterov),
-        )
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=mask),
-        optax.sgd(schedule, momentum=momentum, nesterov=config.nesterov),
-    )
-
-
-def decay_mask(params: Any, no_decay: tuple[str, ...]) -> Any:
-    """True for every parameter that is decayed: no pattern of ``no_decay`` matches its path, "stage1/0/norm1/scale"."""
-    patterns = [re.compile(pattern) for pattern in no_decay]
-
-    def decays(path: tuple[Any, ...], _: Any) -> bool:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return not any(pattern.search(name) for pattern in patterns)
-
-    return jax.tree_util.tree_map_with_path(decays, params)
+def _milestones(config: ScheduleConfig, steps_per_epoch: int, total_steps: int) -> list[int]:
+    if config.milestone_steps:
+        return list(config.milestone_steps)
+    if config.milestones:
+        return [round(epoch * steps_per_epoch) for epoch in config.milestones]
+    count = int(total_steps / steps_per_epoch / config.step_epochs)
+    return [round(k * config.step_epochs * steps_per_epoch) for k in range(1, count + 1)]

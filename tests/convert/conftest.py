@@ -1,12 +1,7 @@
-import importlib.util
-import pathlib
-
 import jax
 import pytest
 
-_spec = importlib.util.spec_from_file_location("reference", pathlib.Path(__file__).with_name("reference.py"))
-_reference = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_reference)
+import tests.helpers.reference
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +21,7 @@ def quick(quick_compilation):
 @pytest.fixture(scope="session")
 def reference():
     """The module that makes the golden networks' files."""
-    return _reference
+    return tests.helpers.reference
 
 
 @pytest.fixture(scope="session")

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gw_jax.convert import load_torch, reading, to_torch_state, write_torch_file
-from gw_jax.convert.layout import by_path, entries
-from gw_jax.convert.pretrained import fill_model
+from gw_jax.convert import load, load_torch, to_torch_state, write_torch_file
+from gw_jax.convert.entries import entries
 from gw_jax.data import DatasetSpec
+from gw_jax.models.pretrained import fill_model
 from gw_jax.train import DataConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from gw_jax.train.schedule import make_optimizer, make_schedule
 from gw_jax.train.state import TrainState, make_mesh, replicated, split_batch, split_model
 from gw_jax.train.step import make_train_step
+from gw_jax.tree import by_path
 
 WITH_LOGITS = ["r50_gw", "x50_gw", "r50_bn", "r50_itnsigma_df", "x50_gn"]
 ALL = ["r18_gw", *WITH_LOGITS, "r101_gw", "x101_gw"]
@@ -34,7 +35,7 @@ def golden(reference, case):
 
 def model_of(reference, case, param_dtype):
     file = reference.in_memory(reference.golden_state(case))
-    imported = reading.interpret(file, case, reading.Request(**reference.arguments(case), param_dtype=param_dtype))
+    imported = load.interpret(file, case, load.Request(**reference.arguments(case), param_dtype=param_dtype))
     return fill_model(imported.model, imported.arrays)
 
 
@@ -74,7 +75,7 @@ def test_training(float64, reference):
     step = make_train_step(graphdef, optimizer, config, spec, mesh)
     labels = jnp.asarray([1, 23, 456, 789], jnp.int32)
     batch = jax.device_put({"image": images(1, 4), "label": labels}, split_batch(mesh))
-    table = entries(model)
+    table = list(entries(model))
     trained = [entry for entry in table if entry.trained]
     start = {entry.path: np.asarray(leaf) for entry, leaf in zip(trained, in_order(params, trained), strict=True)}
     losses = []

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import gw_jax
-from gw_jax.convert import reading, to_torch_state
-from gw_jax.convert.layout import entries
-from gw_jax.convert.pretrained import abstract_model, fill_model
+from gw_jax.convert import load, to_torch_state
+from gw_jax.convert.entries import entries
 from gw_jax.errors import CheckpointError, ConfigError
+from gw_jax.models.pretrained import abstract_model, fill_model
 from gw_jax.models.reference_names import REFERENCE_MNIST, REFERENCE_RESNETS
 
 # The options of the published models, on narrow networks.
@@ -30,7 +30,7 @@ NORM_CFG = {
 
 
 def interpret(reference, state, training=None, **arguments):
-    return reading.interpret(reference.in_memory(state, training), "file.pth", reading.Request(**arguments))
+    return load.interpret(reference.in_memory(state, training), "file.pth", load.Request(**arguments))
 
 
 def state_of(reference, name, **arguments):
@@ -113,11 +113,14 @@ def test_mnist_networks(reference, arch, norm):
 
 def test_a_network_without_norms_takes_no_notice_of_them(reference):
     """The reference's LeNet ignores --norm, so its training dict may name any."""
-    cfg = Namespace(norm="DBN", norm_cfg={"num_channels": 2})
-    report = interpret(reference, state_of(reference, "lenet", num_classes=10), {"cfg": cfg}, norm="GN").report
+    cfg = {"norm": "DBN", "norm_cfg": {"num_channels": 2}}
+    state = state_of(reference, "lenet", num_classes=10)
+    imported = interpret(reference, state, {"cfg": cfg, "epoch": 0}, norm="GN")
+    report = imported.report
     assert "norm" not in report.model_config
     assert not report.guesses
     assert report.notices == ["the optimizer holds no momentum; training starts with none"]
+    assert to_torch_state(fill_model(imported.model, imported.arrays)).keys() == state.keys()
 
 
 def test_the_order_of_flattened_pixels(reference):
@@ -132,7 +135,7 @@ def test_the_order_of_flattened_pixels(reference):
 
 
 def test_the_autoencoder_has_no_checkpoints():
-    model = gw_jax.create_model("autoencoder", rngs=gw_jax.nn.initial.NoKeys())
+    model = gw_jax.create_model("autoencoder", rngs=gw_jax.nn.initializers.NoKeys())
     with pytest.raises(ValueError, match="never ran"):
         entries(model)
 
@@ -149,16 +152,9 @@ def test_what_the_file_does_not_tell_is_guessed_aloud(reference):
     assert not interpret(reference, state, norm_cfg={"T": 5, "num_groups": 64}).report.guesses[1:]
 
 
-class Namespace:
-    """Like argparse.Namespace: attributes and nothing else."""
-
-    def __init__(self, **attributes):
-        self.__dict__.update(attributes)
-
-
 def test_the_training_dict_tells_what_keys_do_not(reference):
     state = state_of(reference, **small("resnet18", "ItNSigma", last_norm=True))
-    cfg = Namespace(norm="ItNSigma", norm_cfg={"T": 3, "num_channels": 6}, arch_cfg={"last": True, "dropout": 0.25})
+    cfg = {"norm": "ItNSigma", "norm_cfg": {"T": 3, "num_channels": 6}, "arch_cfg": {"last": True, "dropout": 0.25}}
     imported = interpret(reference, state, {"cfg": cfg, "epoch": 41, "optimizer": {}})
     assert imported.model_config["norm"] == "iternorm_sigma"
     assert imported.model_config["norm_options"] == {"num_iterations": 3, "channels_per_group": 6}
@@ -167,12 +163,60 @@ def test_the_training_dict_tells_what_keys_do_not(reference):
     assert not imported.report.guesses
 
 
+def test_the_default_norm_can_be_insisted_on(reference):
+    state = state_of(reference, **small("resnet18", "BN", whiten="none"))
+    with pytest.raises(CheckpointError, match="norm='IGWItN' was asked for, but the norms of the file are of another kind"):
+        interpret(reference, state, norm="IGWItN")
+    cfg = {"norm": "IGWSVD", "norm_cfg": {"num_groups": 8}}
+    state = state_of(reference, **small("resnet18"))
+    told, asked = (interpret(reference, state, {"cfg": cfg}, norm=norm) for norm in (None, "IGWItN"))
+    assert told.model_config["norm"] == "gw_zca"
+    assert asked.model_config["norm"] == "gw"
+    assert asked.model_config["norm_options"] == {"num_iterations": 5, "num_groups": 64}
+    assert "the training dict's cfg says norm='IGWSVD'; IGWItN was used" in asked.report.notices
+    assert not any(guess.startswith("norm=") for guess in asked.report.guesses)
+
+
+def test_options_that_are_not_given_are_guessed_aloud(reference):
+    report = interpret(reference, state_of(reference, **small("resnet18")), norm_cfg={"T": 3}).report
+    assert report.model_config["norm_options"] == {"num_iterations": 3, "num_groups": 64}
+    assert "norm_cfg num_groups=64 (as in the published models; the file does not tell)" in report.guesses
+
+
+@pytest.mark.parametrize(
+    ("arch_cfg", "message"),
+    [
+        ({"dropout": "lots"}, "arch_cfg dropout='lots'; a number from 0 to less than 1"),
+        ({"dropout": float("nan")}, "arch_cfg dropout=nan"),
+        ({"dropout": True}, "arch_cfg dropout=True"),
+        ({"replace_stride_with_dilation": True}, "replace_stride_with_dilation=True; three booleans"),
+        ({"replace_stride_with_dilation": [1, 0, 0]}, r"replace_stride_with_dilation=\[1, 0, 0\]; three booleans"),
+    ],
+)
+def test_options_of_the_head_that_do_not_fit(reference, arch_cfg, message):
+    state = state_of(reference, **small("resnet18"))
+    for given in ({"arch_cfg": arch_cfg}, {"training": {"cfg": {"arch_cfg": arch_cfg}}}):
+        with pytest.raises(ConfigError, match=message):
+            interpret(reference, state, **given, norm_cfg={"num_groups": 4})
+
+
+def test_a_network_of_more_entries_than_the_file_is_not_built(reference):
+    """One entry claims so many groups that listing their entries would take the memory of the machine."""
+    state = state_of(reference, **small("resnet18", "DBN"))
+    state["bn1.DBN_Groups.0.running_mean"] = np.zeros((1, 1), np.float32)
+    for key in [key for key in state if "DBN_Groups" in key and "Groups.0." not in key]:
+        del state[key]
+    big = np.broadcast_to(np.float32(0), (10**6, 3, 7, 7))
+    with pytest.raises(CheckpointError, match="many more entries than the file has"):
+        interpret(reference, {**state, "conv1.weight": big})
+
+
 def test_a_cfg_that_contradicts_the_keys_is_named(reference):
-    cfg = Namespace(norm="IGWItN", norm_cfg={"T": 5, "num_groups": 64})
+    cfg = {"norm": "IGWItN", "norm_cfg": {"T": 5, "num_groups": 64}}
     state = state_of(reference, **small("resnet18", "GN"))
     imported = interpret(reference, state, {"cfg": cfg}, norm_cfg={"num_groups": 4})
     assert imported.model_config["norm"] == "gn"
-    assert any("cfg says norm=IGWItN" in notice for notice in imported.report.notices)
+    assert any("cfg says norm='IGWItN'; GN was used" in notice for notice in imported.report.notices)
 
 
 def test_torchvision_files_without_counters(reference):
@@ -210,6 +254,7 @@ def test_the_last_norm_of_a_resnext_is_not_applied_unless_told(reference, name, 
     ("arguments", "message"),
     [
         ({"arch": "resnet_whiten_010n50"}, "which is a resnet50, but the file holds a resnet18: basic blocks (2, 2, 2, 2)"),
+        ({"norm": "IGWSVD", "arch": "resnet_whiten_010n50"}, "which is a resnet50, but"),
         ({"arch": "resnet18"}, "has its norm at S1, but the file has it at S1-B2"),
         ({"arch": "resnet_whiten_001n18"}, "The reference calls that 'resnet_whiten_010n18'"),
         ({"norm": "GN"}, "norm='GN' was asked for, but the norms of the file are of another kind (group whitening)"),
@@ -227,15 +272,18 @@ def test_another_network_than_asked_for(reference, arguments, message):
     [
         (
             {"arch": "resnet_whiten_010n5"},
-            "arch='resnet_whiten_010n5' is no name of the reference; .* Did you mean 'resnet_whiten",
+            "arch='resnet_whiten_010n5' is not known; .* Did you mean 'resnet_whiten",
         ),
-        ({"norm": "IGWITN"}, "norm='IGWITN' is no name of the reference; .* Did you mean 'IGWItN'"),
-        ({"arch_cfg": {"classes": 5}}, r"arch_cfg has the keys \['classes'\]"),
+        ({"norm": "IGWITN"}, "norm='IGWITN' is not known; .* Did you mean 'IGWItN'"),
+        (
+            {"arch_cfg": {"classes": 5}},
+            "arch_cfg key='classes' is not known; .* Did you mean 'num_classes'",
+        ),
     ],
 )
 def test_names_that_are_not_known(arguments, message):
     with pytest.raises(ConfigError, match=message):
-        reading.read("file.pth", reading.Request(**arguments))
+        load.read("file.pth", load.Request(**arguments))
 
 
 @pytest.mark.parametrize(
@@ -269,9 +317,27 @@ def test_iterative_normalisation_must_be_named(reference):
 
 
 @pytest.mark.parametrize(
+    ("name", "norm"),
+    [("resnet18", "IGWItN"), ("resnet18", "BN"), ("resnet18", "DBN"), ("mlp", "GN"), ("mlp_norm_linear", "DBN")],
+)
+def test_every_missing_entry_is_named(reference, name, norm):
+    options = {**NORM_CFG.get(norm, {}), "affine": True}
+    state = state_of(reference, **{**small(name, norm), "width": 12, "norm_options": options if norm != "BN" else {}})
+    required = [key for key in state if not key.endswith("num_batches_tracked")]
+    # Of each kind of block one is enough.
+    for key in [key for key in required if key.startswith(("conv1", "bn1", "layer2.0", "fc", "net"))]:
+        without = {other: value for other, value in state.items() if other != key}
+        with pytest.raises(CheckpointError, match=re.escape(key)):
+            interpret(reference, without, norm_cfg=NORM_CFG.get(norm))
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.pop("layer2.0.conv1.weight"), "No network has basic blocks (2, 0, 2, 2)"),
+        (lambda s: [s.pop(key) for key in list(s) if "layer2.1" in key], "resnet18, of which 'layer2.1' is missing"),
+        (lambda s: [s.pop(key) for key in list(s) if "layer2.0" in key], "The block 'layer2.0' is missing, although"),
+        (lambda s: s.update({"layer3.2.conv1.weight": s["fc.weight"]}), "resnet18, of which 'layer3.2' is left over"),
+        (lambda s: s.update({"layer3.100001.conv1.weight": s["fc.weight"]}), "The block 'layer3.2' is missing, although"),
         (lambda s: s.pop("layer2.0.bn1.bias"), "1 missing: layer2.0.bn1.bias"),
         (lambda s: s.pop("fc.weight"), "'fc.weight', which a network with such keys has with 2 axes, is missing"),
         (lambda s: s.update({"layer9.weight": s["fc.bias"]}), "1 that the network does not have: layer9.weight"),
@@ -280,9 +346,12 @@ def test_iterative_normalisation_must_be_named(reference):
             lambda s: s["layer1.0.conv2.weight"].__setitem__(0, np.nan),
             "'layer1.0.conv2.weight' of file.pth holds 72 values",
         ),
-        (lambda s: s.update({"bn1.running_mean": s["fc.bias"]}), "Norms other than BatchNorm stand at 1; no placement has"),
+        (lambda s: s.update({"bn1.running_mean": s["fc.bias"]}), "Norms other than BatchNorm are at 1; no placement has"),
         (lambda s: s.update({"bn1.weight": s["fc.bias"]}), "mixes norms"),
-        (lambda s: s.pop("layer1.1.bn1.weight"), "are of several kinds"),
+        (
+            lambda s: [s.pop(f"layer1.1.bn1.{name}") for name in ("weight", "bias")],
+            "no entries at 'layer1.1.bn1', where layer1.1.bn1.bias, layer1.1.bn1.weight is missing",
+        ),
         (lambda s: [s.pop(key) for key in list(s) if "layer" in key], "No network of the reference has keys like"),
     ],
 )

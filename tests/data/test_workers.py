@@ -5,16 +5,16 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
 
-from gw_jax.data import EvalBatches, TrainBatches
+from gw_jax.data import EvalBatches, TrainBatches, loader
 from gw_jax.data.images import Transform
+from gw_jax.data.loader import BatchReader
 from gw_jax.data.workers import WorkerDiedError
 from gw_jax.errors import DataError
-from tests.data.imagenet import examples
+from tests.helpers.imagenet import examples
 
 CROPS = Transform(size=16, crop=True, eval_resize=20)
 SOURCE = examples(40)
@@ -91,27 +91,27 @@ def test_a_killed_worker_is_replaced_and_no_batch_is_lost_or_doubled(workers, ex
     found += bytes_of(batches, 7)
     (replacement,) = workers()
     assert replacement != killed
-    assert capsys.readouterr().err.count("warning: a reading worker died; the workers are started again.") == 1
+    assert capsys.readouterr().err.count("warning: a reading worker died; the workers are restarted.") == 1
     assert found + bytes_of(batches) == expected
 
 
-def test_workers_that_die_again_and_again_end_the_run(monkeypatch, capsys, expected):
+def test_workers_that_die_again_and_again_end_the_run(monkeypatch, capsys):
     starts = []
+    reader = BatchReader(lambda position: {"image": position}, 8, 10, cyclic=False, num_threads=1, num_workers=1)
 
-    def start(self):
-        # Three lives end at once, the fourth after four batches, and then none reads any more.
-        starts.append(self.position)
+    def dying(start):
+        # Three end at once, the fourth after four batches, and then no worker reads any more.
+        starts.append(reader.position)
         if len(starts) == 4:
-            yield from itertools.islice(train()._reader._start(), 4)
+            yield from range(4)
         raise WorkerDiedError("exit code -9")
 
-    batches = train()
-    monkeypatch.setattr(batches._reader, "_start", lambda: start(batches._reader))
-    assert bytes_of(batches, 4) == expected[:4]
+    monkeypatch.setattr(loader, "WatchedIterator", dying)
+    assert [reader.read() for _ in range(4)] == [0, 1, 2, 3]
     with pytest.raises(DataError, match=r"Reading workers died 4 times in a row .*exit code -9.*config.data.num_workers"):
-        next(batches)
+        reader.read()
     assert starts == [0, 0, 0, 0, 4, 4, 4]
-    assert capsys.readouterr().err.count("the workers are started again") == 6
+    assert capsys.readouterr().err.count("the workers are restarted") == 6
 
 
 def test_evaluation_keeps_its_workers_for_the_next_pass(workers):
@@ -131,19 +131,22 @@ def test_evaluation_keeps_its_workers_for_the_next_pass(workers):
 
 
 def test_threads_read_two_batches_ahead():
-    asked, lock = [], threading.Lock()
+    asked, changed = [], threading.Condition()
 
     class Counting(list):
         def __getitem__(self, index):
-            with lock:
+            with changed:
                 asked.append(index)
+                changed.notify()
             return super().__getitem__(index)
 
-    batches = train(source=Counting(SOURCE), num_epochs=20)
+    batches = train(source=Counting(examples(40)), num_epochs=20)
     for step in range(1, 60):
         next(batches)
-        # And what the threads have begun meanwhile: a task each, here a whole batch.
-        assert len(asked) <= 8 * (step + 5)
+        expected = 8 * (step + 2)
+        with changed:
+            assert changed.wait_for(lambda count=expected: len(asked) >= count, timeout=120)
+        assert len(asked) == expected
     batches.close()
 
 
@@ -161,13 +164,13 @@ if __name__ == "__main__":
     print(*(process.pid for process in multiprocessing.active_children()), flush=True)
     if sys.argv[1] == "wait":
         time.sleep(600)
-    # In the middle, where workers have more at hand, and at the end.
+    # In the middle, where workers have read ahead, and at the end.
     batches.close()
     for batch in batches:
         pass
     del batch
-    # Shared memory is given back by a thread. What it forgets, Python warns of at the end.
-    for _ in range(1000):
+    # A thread releases shared memory. Python warns at exit of what is left.
+    for _ in range(12_000):
         if "/psm_" not in pathlib.Path("/proc/self/maps").read_text():
             break
         time.sleep(0.01)
@@ -188,22 +191,13 @@ def test_closing_leaves_no_shared_memory_behind(tmp_path):
     assert error == ""
 
 
-def is_running(pid):
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
-    return state.strip()[:1] not in ("", "Z")
-
-
 def test_workers_end_with_a_run_that_is_killed(tmp_path):
     run = start_script(tmp_path, "wait")
     worker = int(run.stdout.readline())
-    assert is_running(worker)
     run.kill()
-    run.wait()
-    for _ in range(300):
-        if not is_running(worker):
-            break
-        time.sleep(0.1)
-    else:
+    try:
+        # Its output ends when the last process that could write to it has ended; the worker could.
+        run.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
         os.kill(worker, signal.SIGKILL)
         pytest.fail("The worker outlived its run.")
-    run.communicate()

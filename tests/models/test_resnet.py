@@ -9,7 +9,7 @@ from flax import nnx
 import gw_jax
 from gw_jax.models.reference_names import REFERENCE_RESNETS
 from gw_jax.models.resnet import ARCHITECTURES
-from gw_jax.nn.initial import NoKeys
+from gw_jax.nn.initializers import NoKeys
 
 
 def shapes_of(name, **options):
@@ -180,20 +180,6 @@ def test_a_given_placement_wins_over_the_name(whiten, expected):
     model = shapes_of("resnet_whiten_100n50", whiten=whiten)
     block = model.stage1[0]
     assert tuple(isinstance(norm, gw_jax.GroupWhitening) for norm in (block.norm1, block.norm2)) == expected
-    assert gw_jax.models.arguments_of(model) == {"name": "resnet50", "whiten": whiten or "S1-B1"}
-
-
-def test_a_network_remembers_how_it_was_made():
-    options = {"width": 8, "norm_options": {"num_groups": 4, "implementation": "plain"}, "num_classes": 3}
-    model = shapes_of("resnet18", **options, replace_stride_with_dilation=[False] * 3)
-    assert model.stem_norm.implementation == "plain"
-    arguments = gw_jax.models.arguments_of(model)
-    # How it is computed is no part of a network.
-    assert arguments["norm_options"] == {"num_groups": 4}
-    assert gw_jax.models.arguments_of(shapes_of(**arguments)) == arguments
-    assert isinstance(hash(nnx.graphdef(model)), int)
-    with pytest.raises(ValueError, match="BatchNorm was not made by"):
-        gw_jax.models.arguments_of(gw_jax.BatchNorm(3, rngs=nnx.Rngs(0)))
 
 
 def test_an_architecture_needs_no_name():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from gw_jax import group_whiten
-from gw_jax.ops import target, verified
+from gw_jax.ops.kernels import placement, verified
 
 RESULTS = pathlib.Path(__file__).parents[2] / "benchmarks" / "results"
 H100 = "NVIDIA H100 80GB HBM3"
@@ -19,13 +19,13 @@ H100 = "NVIDIA H100 80GB HBM3"
 def compiled_for(platform, kind, dtype="bfloat16", **options):
     """The program for an input that has a kernel on every device of these tests."""
     x = jax.ShapeDtypeStruct((128, 4, 4, 128), dtype)
-    with target.compiling_for(SimpleNamespace(platform=platform, device_kind=kind)):
+    with placement.compiling_for(SimpleNamespace(platform=platform, device_kind=kind)):
         return str(jax.make_jaxpr(lambda x: group_whiten(x, 64, **options))(x))
 
 
 @pytest.fixture
 def tested_version(monkeypatch):
-    monkeypatch.setattr(jax, "__version_info__", verified.VERIFIED_ON[H100, "gpu_whitening"].jax)
+    monkeypatch.setattr(jax, "__version_info__", verified.VERIFIED_ON[H100, "gpu_triton"].jax)
 
 
 @pytest.mark.usefixtures("tested_version")

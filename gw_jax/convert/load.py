@@ -1,0 +1,232 @@
+"""From a ``.pth`` file to a model: which network it is, its arrays, and a report on how both were found."""
+
+import dataclasses
+import itertools
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from gw_jax.convert.entries import COUNTER, TORCH_SHAPE, Entry, entries
+from gw_jax.convert.file_errors import file_errors
+from gw_jax.convert.fill import fill
+from gw_jax.convert.identify import identify
+from gw_jax.convert.options import architecture_name, check_arguments, head_options, norm_options, reference_name
+from gw_jax.convert.report import Report
+from gw_jax.convert.torch_file import TorchFile, read_torch_file
+from gw_jax.convert.training_state import read_training_state
+from gw_jax.errors import CheckpointError, ConfigError, shown
+from gw_jax.models.pretrained import TrainingState, abstract_model, fill_model
+from gw_jax.models.resnet import ARCHITECTURES
+from gw_jax.nn import BatchWhitening, GroupWhitening, make_norm
+from gw_jax.nn.reference_norms import REFERENCE_NORMS, translate_norm_cfg
+from gw_jax.tree import variables
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a caller says about a file; :func:`load_torch` explains the fields."""
+
+    arch: str | None = None
+    norm: str | None = None
+    norm_cfg: Mapping[str, Any] | None = None
+    arch_cfg: Mapping[str, Any] | None = None
+    apply_last_norm: bool | None = None
+    ema: bool = False
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """A network read from a file.
+
+    Attributes:
+        model: the network, with shapes in place of arrays.
+        model_config: the arguments of :func:`gw_jax.create_model` that make it.
+        arrays: its arrays, by path.
+        report: how it was read.
+        training: the training state, if the file has one.
+    """
+
+    model: nnx.Module
+    model_config: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    report: Report
+    training: TrainingState | None
+
+
+def load_torch(
+    path: str | pathlib.Path,
+    *,
+    arch: str | None = None,
+    norm: str | None = None,
+    norm_cfg: Mapping[str, Any] | None = None,
+    arch_cfg: Mapping[str, Any] | None = None,
+    apply_last_norm: bool | None = None,
+    ema: bool = False,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike = jnp.float32,
+) -> tuple[Any, Report]:
+    """The network of a ``.pth`` file of the reference, or of torchvision's ResNets and ResNeXts.
+
+    Both kinds (``best.pth``, a state dict, and ``checkpoint.pth``, a training dict) are read in both containers (before and
+    since PyTorch 1.6). Keys and shapes determine the architecture, the placement of the norm and the blocks of batch
+    whitening. The rest comes from the arguments, else from the training dict's own ``cfg``, else it is guessed and the
+    guess is in the report.
+
+    Args:
+        path: the file.
+        arch: the reference's name of the network, to insist on it: ``resnet_whiten_010n50``.
+        norm: the reference's name of the norm (``--norm``), to insist on it. None: where the keys fit several, the one in
+            a training dict's ``cfg``, else ``IGWItN`` if it is among them.
+        norm_cfg: its options (``--norm-cfg``), such as ``{"T": 5, "num_groups": 64}``. Those of the published models
+            complete them.
+        arch_cfg: further options of the network (``--arch-cfg``), such as ``{"last": True}``.
+        apply_last_norm: whether ``last_bn`` is part of the computation. None is what the reference did: yes in ResNets,
+            no in ResNeXts, where it is there without being used.
+        ema: whether to read the averaged weights of a training dict that has both.
+        dtype: type of the activations.
+        param_dtype: type of the parameters.
+
+    Returns:
+        The model, in evaluation mode, and the :class:`Report`.
+
+    Raises:
+        CheckpointError: the file cannot be read, or does not fit: every entry must be used and every array filled.
+        ConfigError: an argument is not known, or PyTorch is not installed.
+    """
+    request = Request(
+        arch=arch,
+        norm=norm,
+        norm_cfg=norm_cfg,
+        arch_cfg=arch_cfg,
+        apply_last_norm=apply_last_norm,
+        ema=ema,
+        dtype=dtype,
+        param_dtype=param_dtype,
+    )
+    imported = read(path, request)
+    return fill_model(imported.model, imported.arrays), imported.report
+
+
+def read(path: str | pathlib.Path, request: Request) -> Imported:
+    """As :func:`load_torch`, with the arrays still apart from the model, which is abstract, and with the training state."""
+    check_arguments(request.arch, request.norm, request.arch_cfg)
+    return interpret(read_torch_file(pathlib.Path(path).expanduser(), ema=request.ema), str(path), request)
+
+
+def interpret(file: TorchFile, path: str, request: Request) -> Imported:
+    """Identifies the network in ``file`` and moves its entries to arrays; ``path`` is its name in messages."""
+    with file_errors(path):
+        return _interpret(file, path, request)
+
+
+def _interpret(file: TorchFile, path: str, request: Request) -> Imported:
+    state = dict(file.weights.state)
+    cfg = (file.training or {}).get("cfg")
+    cfg = cfg if isinstance(cfg, dict) else {}
+    found = identify({key: value.shape for key, value in state.items()})
+    name, whiten = architecture_name(request.arch, found)
+    norm = norm_options(request.norm, request.norm_cfg, found, cfg)
+    head = head_options(name, request.arch_cfg, found, request.apply_last_norm, cfg)
+    placement = {"whiten": whiten} if name in ARCHITECTURES else {}
+    model_config = {"name": name, **found.options, **placement, **norm.arguments, **head.arguments}
+    try:
+        model = abstract_model(model_config, request.dtype, request.param_dtype)
+        table = _entries(model, path, 2 * len(state) + 10_000)
+    except ValueError as error:
+        raise ConfigError(f"The network cannot be made with {shown(norm.arguments, 300)}: {error}") from error
+    shapes = variables(model)
+    keys = {entry.key for entry in table}
+    used = [entry.key for entry in table if entry.key in state]
+    ignored = [*file.weights.ignored, *(key for key in state if key.endswith(COUNTER) and key not in keys)]
+    notices = [*file.weights.notices, *norm.notices, *head.notices, *_lost_statistics(state)]
+    arrays = fill(table, state, shapes, path)
+    training = None
+    if file.training is not None:
+        training, more = read_training_state(file.training, table, shapes, path)
+        notices += more
+    report = Report(
+        path=path,
+        sha256=file.sha256,
+        container=file.container,
+        kind=file.kind,
+        architecture=name,
+        reference_name=reference_name(name, whiten),
+        evidence=found.evidence,
+        model_config=model_config,
+        num_parameters=sum(int(np.prod(entry.shape)) for entry in table if entry.trained),
+        keys_used=used,
+        keys_ignored=ignored,
+        guesses=[*norm.guesses, *head.guesses],
+        notices=notices,
+    )
+    return Imported(model, model_config, arrays, report, training)
+
+
+def _entries(model: nnx.Module, path: str, limit: int) -> list[Entry]:
+    """The entries of ``model``; no more than fit the file, which may claim any number of groups."""
+    table = list(itertools.islice(entries(model), limit + 1))
+    if len(table) > limit:
+        raise CheckpointError(f"The shapes in {path} belong to a network with many more entries than the file has.")
+    return table
+
+
+def _lost_statistics(state: Mapping[str, np.ndarray]) -> list[str]:
+    means = [value for key, value in state.items() if re.search(r"DBN(Sigma)?_Groups\.\d+\.running_mean$", key)]
+    if not means or any(mean.any() for mean in means):
+        return []
+    return [
+        "the running means of the batch whitening are all zero: the reference lost them on several GPUs. Continue the "
+        "training, or recompute them, before you evaluate"
+    ]
+
+
+def norm_from_torch(
+    norm: str, num_features: int, norm_cfg: Mapping[str, Any] | None, state: Mapping[str, np.ndarray], **options: Any
+) -> nnx.Module:
+    """The reference's norm as a layer, with the parameters and buffers of ``state``.
+
+    Args:
+        norm: the reference's name, as on its ``--norm``.
+        num_features: channels.
+        norm_cfg: its options, as on its ``--norm-cfg``; the reference's defaults stand for those left out.
+        state: its state dict, names and arrays. Buffers may be left out all together; they have their initial values then.
+        **options: further arguments of the layer: ``dtype``, ``param_dtype`` (the type of the arrays of ``state``, if not
+            given), ``group_size``, ``axis_name``.
+
+    Returns:
+        The layer, in training mode like every new one. :func:`to_torch_state` gives ``state`` back.
+
+    Raises:
+        ValueError: an unknown norm or option.
+        CheckpointError: an entry is missing, left over, misshapen or not finite.
+    """
+    name, translated = translate_norm_cfg(norm, dict(norm_cfg or {}))
+    floating = [value.dtype for value in state.values() if jnp.issubdtype(value.dtype, jnp.floating)]
+    if name != "none":
+        default = jnp.zeros((), floating[0]).dtype if floating else jnp.zeros(()).dtype
+        options.setdefault("param_dtype", default)
+    layer: Any = make_norm(name, num_features, rngs=nnx.Rngs(0), **translated, **options)
+    # The layer accepts any number of axes; the shape of weight and bias in the reference depends on it.
+    weight = state.get("weight")
+    dim = (norm_cfg or {}).get("dim", 4) if weight is None or weight.ndim == 1 else weight.ndim
+    table = list(entries(layer, dim=dim))
+    shapes = variables(layer)
+    if not any(entry.key in state for entry in table if not entry.trained):
+        table = [entry for entry in table if entry.trained]
+        shapes = {entry.path: shapes[entry.path] for entry in table}
+    arrays = fill(table, dict(state), shapes, f"the state of {norm} ({REFERENCE_NORMS[norm]})")
+    for path, value in arrays.items():
+        getattr(layer, path)[...] = jnp.asarray(value)
+    if isinstance(layer, (GroupWhitening, BatchWhitening)):
+        for entry in table:
+            if entry.trained:
+                getattr(layer, entry.path).set_metadata(**{TORCH_SHAPE: entry.shape})
+    return layer

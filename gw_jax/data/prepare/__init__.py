@@ -1,0 +1,1 @@
+"""Preparing data sets, once, before they are trained on."""

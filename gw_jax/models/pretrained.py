@@ -1,0 +1,286 @@
+"""Models in a directory: ``model.safetensors`` with the arrays and ``config.json`` with what makes the network."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from gw_jax._version import __version__
+from gw_jax.errors import CheckpointError, ConfigError, one_line, shown
+from gw_jax.files import new_directory, require_new, write_error
+from gw_jax.models.create_model import create_model
+from gw_jax.models.creation import RECORD, CreationRecord
+from gw_jax.nn.initializers import NoKeys
+from gw_jax.tree import map_by_path, variables
+
+FORMAT = 1
+CONFIG_FILE = "config.json"
+MODEL_FILE = "model.safetensors"
+TRAINING_FILE = "training.safetensors"
+
+
+@dataclasses.dataclass
+class TrainingState:
+    """A training run that is to be continued.
+
+    Attributes:
+        epochs: completed epochs.
+        momentum: SGD's momentum buffers by path of the parameter; empty if there are none.
+        facts: learning rate, best top-1 and the like, for ``config.json``; JSON values.
+    """
+
+    epochs: int
+    momentum: dict[str, np.ndarray]
+    facts: dict[str, Any]
+
+
+def abstract_model(model_config: Mapping[str, Any], dtype: DTypeLike | None, param_dtype: DTypeLike) -> nnx.Module:
+    """The network of ``model_config`` (arguments of :func:`gw_jax.create_model`) with shapes in place of arrays."""
+    return create_model(**model_config, dtype=dtype, param_dtype=param_dtype, rngs=NoKeys())
+
+
+def fill_model(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> Any:
+    """``model``, which may be abstract, with ``arrays`` (by path) as its variables, in evaluation mode."""
+    graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
+
+    def array_of(path: str, leaf: Any) -> jax.Array:
+        return jnp.asarray(arrays[path], leaf.dtype)
+
+    filled = [map_by_path(array_of, nnx.to_pure_dict(state)) for state in states]
+    model = nnx.merge(graphdef, *filled)
+    model.eval()
+    return model
+
+
+def save_pretrained(
+    directory: str | pathlib.Path,
+    model: nnx.Module,
+    model_config: Mapping[str, Any] | None = None,
+    *,
+    source: Mapping[str, Any] | None = None,
+    training: TrainingState | None = None,
+) -> None:
+    """Writes a model so that :func:`load_pretrained` needs nothing else. The directory appears whole or not at all.
+
+    Args:
+        directory: the new directory.
+        model: the network.
+        model_config: the arguments of :func:`gw_jax.create_model` that make it, without ``rngs``, ``dtype`` and
+            ``param_dtype``; JSON values. None for those that the model remembers.
+        source: where it comes from, a human-readable addition to ``config.json``; JSON values.
+        training: the run that it comes from, for ``config.resume_from`` of ``train.py``.
+
+    Raises:
+        CheckpointError: ``directory`` exists, or cannot be written.
+        ConfigError: the model does not remember how it was made, or was changed since; a value is no JSON value.
+    """
+    arrays = {path: np.asarray(leaf) for path, leaf in variables(model).items()}
+    config = remembered_config(model) if model_config is None else model_config
+    write_directory(directory, arrays, config, source=source, training=training)
+
+
+def remembered_config(model: nnx.Module) -> dict[str, Any]:
+    """The arguments of :func:`gw_jax.create_model` that made ``model``.
+
+    Raises:
+        ConfigError: it does not remember them, or it is no longer the network that they make.
+    """
+    record = getattr(model, RECORD, None)
+    if not isinstance(record, CreationRecord):
+        raise ConfigError(
+            f"This {type(model).__name__} does not remember how it was made, as networks of gw_jax.create_model and "
+            "gw_jax.load_pretrained do. Pass the arguments of create_model as model_config."
+        )
+    expected = abstract_model(record.arguments, record.dtype, record.param_dtype or jnp.float32)
+    if _graph(model) != _graph(expected) or _shapes(variables(model)) != _shapes(variables(expected)):
+        raise ConfigError(
+            f"The network was changed after create_model({shown(record.arguments, 300)}), so they do not make it again. "
+            "If a whole new network with its arrays is meant, pass its arguments as model_config."
+        )
+    return record.arguments
+
+
+def _graph(model: nnx.Module) -> nnx.GraphDef:
+    """The static part of ``model`` in evaluation mode."""
+    copy = nnx.merge(*nnx.split(model))
+    copy.eval()
+    return nnx.split(copy)[0]
+
+
+def _shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+
+
+def write_directory(
+    directory: str | pathlib.Path,
+    arrays: Mapping[str, np.ndarray],
+    model_config: Mapping[str, Any],
+    *,
+    source: Mapping[str, Any] | None,
+    training: TrainingState | None,
+) -> None:
+    """As :func:`save_pretrained`, with the variables of the model by path."""
+    from safetensors.numpy import save_file
+
+    content: dict[str, Any] = {"format": FORMAT, "gw_jax": __version__, "model": portable(model_config)}
+    if source is not None:
+        content["source"] = dict(source)
+    if training is not None:
+        content["training"] = {"epochs": training.epochs, **training.facts}
+    try:
+        text = json.dumps(content, indent=2) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"The description of the model cannot be written to {CONFIG_FILE}: {error}.") from error
+    directory = pathlib.Path(directory).expanduser()
+    require_new(directory)
+    try:
+        with new_directory(directory) as temporary:
+            save_file(dict(arrays), temporary / MODEL_FILE)
+            if training is not None and training.momentum:
+                save_file(training.momentum, temporary / TRAINING_FILE)
+            (temporary / CONFIG_FILE).write_text(text)
+    except Exception as error:  # safetensors reports a full disk by an exception of its own.
+        raise write_error(directory, error) from error
+
+
+def portable(model_config: Mapping[str, Any]) -> dict[str, Any]:
+    """``model_config`` without the choice of a kernel, which belongs to a machine and not to a model."""
+    config = dict(model_config)
+    if isinstance(config.get("norm_options"), Mapping):
+        config["norm_options"] = {key: value for key, value in config["norm_options"].items() if key != "implementation"}
+    return config
+
+
+def read_config(directory: str | pathlib.Path) -> dict[str, Any]:
+    """The ``config.json`` of a model's directory.
+
+    Raises:
+        CheckpointError: there is none, or it is not one of this project's.
+    """
+    directory = pathlib.Path(directory).expanduser()
+    path = directory / CONFIG_FILE
+    try:
+        if not path.is_file():
+            raise CheckpointError(
+                f"{one_line(str(directory))} holds no model: there is no {CONFIG_FILE}. 'python -m gw_jax.convert IN.pth "
+                "OUT_DIR' makes such a directory, and so does gw_jax.save_pretrained."
+            )
+        config = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {one_line(str(error), 200)}. Make the directory again.") from error
+    _check_config(path, config)
+    config["model"] = portable(config["model"])
+    _check_depth(path, config["model"])
+    return config
+
+
+def _check_config(path: pathlib.Path, config: Any) -> None:
+    found = config.get("format") if isinstance(config, dict) else config
+    if isinstance(config, dict) and found == FORMAT:
+        model, training = config.get("model"), config.get("training")
+        epochs = training.get("epochs") if isinstance(training, dict) else 0
+        wrong = None
+        if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+            wrong = "'model' must be the arguments of create_model with a 'name'"
+        elif not isinstance(model.get("norm_options") or {}, dict):
+            wrong = "'norm_options' of 'model' must be an object"
+        elif training is not None and (not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 0):
+            wrong = "'training' must have the number of completed 'epochs'"
+        if wrong is None:
+            return
+        raise CheckpointError(f"{path} is damaged: {wrong}. Make the directory again.")
+    hint = ""
+    if isinstance(config, dict) and "config" in config:
+        hint = " It is the work directory of a run; export it with --config.mode=export."
+    raise CheckpointError(f"{path} is not the description of a model in format {FORMAT} (found {shown(found)}).{hint}")
+
+
+def _check_depth(path: pathlib.Path, model_config: Mapping[str, Any]) -> None:
+    """Raises CheckpointError for more layers than arrays: making that network could take hours."""
+    depth = model_config.get("depth")
+    if depth is None or not (path.parent / MODEL_FILE).is_file():
+        return
+    count = len(_open_arrays(path.parent / MODEL_FILE).keys())
+    if not isinstance(depth, int) or not 0 < depth <= count:
+        raise CheckpointError(
+            f"{path} describes a network of depth {shown(depth)}, but {MODEL_FILE} holds {count} arrays. "
+            "Make the directory again."
+        )
+
+
+def _open_arrays(path: pathlib.Path) -> Any:
+    from safetensors import safe_open
+
+    try:
+        return safe_open(path, "numpy")
+    except Exception as error:  # What is raised depends on the version of safetensors.
+        raise CheckpointError(
+            f"{path} cannot be read: {one_line(str(error), 200)}. Make the directory {path.parent} again."
+        ) from error
+
+
+def read_arrays(directory: str | pathlib.Path, name: str, shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of the file ``name``, which must be those of ``shapes``.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or an array is missing, left over, misshapen or not of floating
+            point where it should be.
+    """
+    path = pathlib.Path(directory).expanduser() / name
+    file = _open_arrays(path)
+    found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    expected = _shapes(shapes)
+    wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
+    if wrong:
+        raise CheckpointError(
+            f"The arrays of {path} are not those of the network in {CONFIG_FILE}: {', '.join(map(_name, wrong[:5]))} are "
+            f"missing, left over or of another shape ({len(wrong)} in all). Make the directory again."
+        )
+    arrays = {}
+    for key in found:
+        try:
+            arrays[key] = file.get_tensor(key)
+        except Exception as error:  # Such as a type that NumPy does not have.
+            raise CheckpointError(
+                f"The array {_name(key)} of {path} cannot be read: {one_line(str(error), 200)}."
+            ) from error
+        if jnp.issubdtype(arrays[key].dtype, jnp.floating) != jnp.issubdtype(shapes[key].dtype, jnp.floating):
+            raise CheckpointError(
+                f"The array {_name(key)} of {path} is of type {arrays[key].dtype}, which does not fit "
+                f"{np.dtype(shapes[key].dtype)}. Make the directory again."
+            )
+    return arrays
+
+
+def _name(key: str) -> str:
+    return one_line(key, 120)
+
+
+def load_pretrained(
+    directory: str | pathlib.Path, *, dtype: DTypeLike | None = None, param_dtype: DTypeLike = jnp.float32
+) -> Any:
+    """The model that :func:`save_pretrained` or ``python -m gw_jax.convert`` wrote, in evaluation mode.
+
+    Args:
+        directory: the model's directory.
+        dtype: type of the activations, such as ``jnp.bfloat16``.
+        param_dtype: type of the parameters.
+
+    Raises:
+        CheckpointError: the directory or a file of it is missing, damaged or inconsistent.
+    """
+    config = read_config(directory)
+    try:
+        model = abstract_model(config["model"], dtype, param_dtype)
+    except Exception as error:  # The file decides which of create_model's errors comes.
+        raise CheckpointError(
+            f"The network of {pathlib.Path(directory) / CONFIG_FILE} cannot be made: {one_line(str(error))}"
+        ) from error
+    return fill_model(model, read_arrays(directory, MODEL_FILE, variables(model)))

@@ -1,0 +1,47 @@
+"""One exact evaluation: every example of the split counted once, on any number of devices and hosts."""
+
+import collections
+import math
+from typing import Any
+
+import jax
+
+from gw_jax.errors import TrainingError
+from gw_jax.train.experiment import Experiment
+from gw_jax.train.state import TrainState
+from gw_jax.train.stop import MAX_STEPS_AHEAD, StopConsensus
+from gw_jax.train.task import EvalBatches
+
+
+def evaluate(
+    experiment: Experiment, state: TrainState, batches: EvalBatches, consensus: StopConsensus
+) -> dict[str, float] | None:
+    """The metrics of ``state`` over the evaluation split, or None if the run was stopped on the way.
+
+    All processes must use the ``consensus`` of the whole run, or some would continue where others have stopped.
+
+    Raises:
+        DataError: nothing could be evaluated.
+        TrainingError: a metric is not finite.
+    """
+    params, batch_stats = state.eval_weights
+    evaluator = experiment.task.evaluator()
+    in_flight: collections.deque[Any] = collections.deque()
+    for batch in batches:
+        sent = experiment.shard_batch(consensus.attach(batch, failed=batches.failure is not None))
+        returned = experiment.eval_step(params, batch_stats, sent)
+        evaluator.add(returned["outputs"])
+        in_flight.append(returned)
+        # At most a few batches at a time on the devices.
+        if len(in_flight) > MAX_STEPS_AHEAD:
+            consensus.observe(jax.block_until_ready(in_flight.popleft()))
+        if consensus.should_stop:
+            return None
+    for returned in in_flight:
+        consensus.observe(returned)
+    consensus.raise_failure(batches.failure)
+    metrics = evaluator.result()
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise TrainingError(f"{name} at step {int(state.step)} is {value}: the network diverged.")
+    return metrics

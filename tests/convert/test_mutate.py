@@ -1,0 +1,23 @@
+"""Damaged files at random; ``python -m tests.convert.mutate`` converts thousands."""
+
+import pytest
+
+from tests.convert.mutate import FAULTS, run
+
+
+def assert_no_fault(count, seed):
+    lines = []
+    figures = run(count, seed, show=lines.append)
+    assert not any(figures[fault] for fault in FAULTS), "\n".join(lines)
+    assert figures["files"] == count
+    assert figures["refused"] > count // 3
+    assert figures["converted"] > count // 20
+
+
+def test_some_damaged_files(torch):
+    assert_no_fault(60, seed=1)
+
+
+@pytest.mark.slow
+def test_many_damaged_files(torch):
+    assert_no_fault(1000, seed=2)
