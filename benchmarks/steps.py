@@ -14,7 +14,7 @@ from gw_jax.train.setup import check_devices
 
 from gw_jax.data.specs import SPECS
 from gw_jax.errors import ConfigError
-from gw_jax.ops.target import compiling_for
+from gw_jax.ops.kernels.placement import compiling_for
 from gw_jax.train.config import TrainConfig, validate
 from gw_jax.train.schedule import make_optimizer, make_schedule
 from gw_jax.train.state import make_mesh, make_model, model_arguments, place_state, split_batch, state_maker
