@@ -70,7 +70,7 @@ def group_whiten(
             iterations on ``[n, h, w, c]``, which have no forward mode. "auto" chooses the fastest
             that fits the device and the input. On several devices it takes kernels only where it knows how the batch is
             sharded: in ``jax.shard_map``, on meshes with explicit axes, and within
-            :func:`gw_jax.ops.kernels.placement.samples_split`, as in the trainer.
+            :func:`gw_jax.ops.kernels.placement.batch_sharded_over`, as in the trainer.
 
     Returns:
         An array of the shape of ``x``. On a mesh with explicit axes it has the sharding of ``x``; where that shards other
