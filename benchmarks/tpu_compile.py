@@ -21,15 +21,16 @@ import time
 from typing import Any
 
 from benchmarks import tpu  # Before JAX: it sets what JAX reads when it starts.
+from gw_jax.classification import ClassificationConfig
 from gw_jax.errors import ConfigError, UserError
 from gw_jax.train.chips import CHIPS, Chip
-from gw_jax.train.config import TrainConfig
-from train import parse_flags
+from gw_jax.train.command_line import parse
+from train import DEFAULT_CONFIG
 
 STATE_OVERHEAD = 0.95  # The share of a chip's memory that programs get; the runtime keeps the rest.
 
 
-def measure(config: TrainConfig, devices: list[Any], steps: tuple[str, ...]) -> dict[str, tpu.Program]:
+def measure(config: ClassificationConfig, devices: list[Any], steps: tuple[str, ...]) -> dict[str, tpu.Program]:
     """Compiles ``steps`` of ``config``."""
     lowered = tpu.lower_steps(config, devices)
     programs = {}
@@ -45,7 +46,7 @@ def bound(program: tpu.Program, images: float, chip: Chip) -> float:
     return images / max(program.flops / chip.flops, program.bytes / chip.bandwidth)
 
 
-def largest_batch(config: TrainConfig, devices: list[Any], chip: Chip) -> tuple[int, tpu.Program]:
+def largest_batch(config: ClassificationConfig, devices: list[Any], chip: Chip) -> tuple[int, tpu.Program]:
     """The largest batch (a multiple of 8 a chip) whose training step fits into ``chip.memory``, and its program.
 
     Raises:
@@ -88,7 +89,7 @@ def _gcd(a: int, b: int) -> int:
 
 
 def report(
-    topology: str, config: TrainConfig, batch: int, programs: dict[str, tpu.Program], devices: list[Any]
+    topology: str, config: ClassificationConfig, batch: int, programs: dict[str, tpu.Program], devices: list[Any]
 ) -> dict[str, Any]:
     """What is printed about one batch, as JSON values."""
     chip = CHIPS[devices[0].device_kind]
@@ -128,6 +129,14 @@ def print_report(result: dict[str, Any]) -> None:
         )
 
 
+def read_config(arguments: list[str]) -> ClassificationConfig:
+    """The configuration of the command line of ``train.py``."""
+    config = parse(["tpu_compile", *arguments], DEFAULT_CONFIG).config
+    if not isinstance(config, ClassificationConfig):
+        raise ConfigError(f"Only image classification can be compiled here, and the config is a {type(config).__name__}.")
+    return config
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Compiles and reports. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -139,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     given, rest = parser.parse_known_args(arguments)
     try:
-        config, _ = parse_flags(["tpu_compile", *rest])
+        config = read_config(rest)
         if config.dtype == "auto":
             config.dtype = "bfloat16"
         if given.implementation:

@@ -25,12 +25,12 @@ import jax.numpy as jnp  # isort: skip
 from flax import nnx  # isort: skip
 from jax.sharding import NamedSharding, PartitionSpec  # isort: skip
 
+from gw_jax.classification import ClassificationConfig, DataConfig, ModelConfig, NormConfig
 from gw_jax.errors import ConfigError
 from gw_jax.models.resnet import ARCHITECTURES
 from gw_jax.nn import make_norm
 from gw_jax.ops.kernels.placement import compiling_for
-from gw_jax.train import DataConfig, ModelConfig, NormConfig, TrainConfig
-from gw_jax.train.state import make_mesh
+from gw_jax.train.mesh import make_mesh
 
 SHAPES = [(112, 112, 64), (56, 56, 64), (28, 28, 128), (14, 14, 256), (7, 7, 512)]
 NAMES = {"resnext50": "resnext50_32x4d"}  # Short ones; others are those of create_model.
@@ -65,7 +65,7 @@ def compile_layer(norm: str, shape: tuple[int, ...], device: Any, options: dict[
 
 def compile_network(name: str, norm: str, batch: int, device: Any, options: dict[str, Any]) -> tpu.Program:
     """The training step of a network with ``norm``."""
-    config = TrainConfig(
+    config = ClassificationConfig(
         dtype="bfloat16",
         data=DataConfig(name="imagenet2012", image_size=224, batch_size=batch, eval_batch_size=batch),
         model=ModelConfig(name=NAMES.get(name, name), norm=norm, norm_options=NormConfig(**options)),

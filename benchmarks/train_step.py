@@ -28,7 +28,7 @@ import numpy as np
 
 from benchmarks.steps import describe, make_steps
 from benchmarks.timing import interleaved_medians
-from gw_jax.train import DataConfig, ModelConfig, NormConfig, TrainConfig
+from gw_jax.classification import ClassificationConfig, DataConfig, ModelConfig, NormConfig
 from gw_jax.train.chips import CHIPS
 
 NORM_OPTIONS: dict[str, dict[str, Any]] = {"gw": {"num_groups": 64}, "gn": {"num_groups": 32}, "bn": {}}
@@ -40,7 +40,7 @@ class Run:
     def __init__(self, model: str, norm: str, batch: int, image_size: int, dtype: str):
         norm, _, implementation = norm.partition(":")
         options = NORM_OPTIONS[norm] | ({"implementation": implementation} if implementation else {})
-        config = TrainConfig(
+        config = ClassificationConfig(
             dtype=dtype,
             data=DataConfig(name="imagenet2012", image_size=image_size, batch_size=batch, eval_batch_size=batch),
             model=ModelConfig(name=model, norm=norm, norm_options=NormConfig(**options)),

@@ -13,7 +13,7 @@ pytest.importorskip("libtpu", reason="the compiler for TPUs is not installed (ex
 from benchmarks import tpu
 from gw_jax import group_whiten
 from gw_jax.ops.kernels.placement import batch_sharded_over, compiling_for
-from gw_jax.train.state import DATA_AXIS, make_mesh
+from gw_jax.train.mesh import DATA_AXIS, make_mesh
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute")
 

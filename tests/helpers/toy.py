@@ -42,7 +42,12 @@ class ToyBatches:
         epoch, batch = divmod(self.position, NUM_TRAIN // self.config.batch_size)
         order = np.random.default_rng([self.config.seed, epoch]).permutation(NUM_TRAIN)
         self.position += 1
-        return examples(np.split(order, NUM_TRAIN // self.config.batch_size)[batch][shard(self.config.batch_size, self.rank, self.size)], 0)
+        return examples(
+            np.split(order, NUM_TRAIN // self.config.batch_size)[batch][
+                shard(self.config.batch_size, self.rank, self.size)
+            ],
+            0,
+        )
 
     def get_state(self):
         return {"next_index": self.position}
