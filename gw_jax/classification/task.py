@@ -52,7 +52,11 @@ class ClassificationTask:
         data = config.data
         self.config = config
         self.dataset = dataset or open_dataset(
-            data.name, data.data_dir, evaluation=data.eval_name, allow_partial=data.allow_partial
+            data.name,
+            data.data_dir,
+            evaluation=data.eval_name,
+            allow_partial=data.allow_partial,
+            training=config.mode == "train",
         )
         self.spec = self.dataset.spec
         self.batch_size = data.batch_size
