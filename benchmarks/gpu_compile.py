@@ -79,7 +79,7 @@ def compile_kernels(
     from jax.experimental import topologies
 
     from gw_jax import group_whiten
-    from gw_jax.ops.target import compiling_for
+    from gw_jax.ops.kernels.placement import compiling_for
 
     device = topologies.get_topology_desc("", platform="cuda", target_config=H200, topology="1x1x1").devices[0]
     sharding = jax.sharding.SingleDeviceSharding(device)

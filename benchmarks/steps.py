@@ -9,15 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from gw_jax.train.setup import check_devices
 
+from gw_jax.classification import ClassificationConfig, ClassificationTask
+from gw_jax.data.datasets import Dataset
 from gw_jax.data.specs import SPECS
 from gw_jax.errors import ConfigError
-from gw_jax.ops.target import compiling_for
-from gw_jax.train.config import TrainConfig, validate
-from gw_jax.train.schedule import make_optimizer, make_schedule
-from gw_jax.train.state import make_mesh, make_model, model_arguments, place_state, split_batch, state_maker
+from gw_jax.ops.kernels.placement import compiling_for
+from gw_jax.train.config import validate
+from gw_jax.train.mesh import batch_sharding, make_mesh, state_shardings
+from gw_jax.train.optimizer import make_optimizer
+from gw_jax.train.schedule import Length, make_schedule
+from gw_jax.train.state import state_initializer
 from gw_jax.train.step import make_eval_step, make_train_step
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -94,8 +96,8 @@ class Steps:
 
     Attributes:
         lower: gives the lowered step, by "train" and "eval".
-        arguments: the shapes, types and places of a step's arguments, likewise.
-        initialise: gives the state at the start, on the first device.
+        arguments: the shapes, types and shardings of a step's arguments, likewise.
+        initialise: gives the initial state, on the first device.
     """
 
     lower: dict[str, Callable[[], Any]]
@@ -103,12 +105,12 @@ class Steps:
     initialise: Callable[[], Any]
 
 
-def lower_steps(config: TrainConfig, slice_devices: list[Any]) -> dict[str, Any]:
+def lower_steps(config: ClassificationConfig, slice_devices: list[Any]) -> dict[str, Any]:
     """Lowers the steps of :func:`make_steps`, by "train" and "eval"."""
     return make_steps(config, slice_devices).lower
 
 
-def make_steps(config: TrainConfig, slice_devices: list[Any]) -> Steps:
+def make_steps(config: ClassificationConfig, slice_devices: list[Any]) -> Steps:
     """The real training and evaluation steps of ``config`` for ``slice_devices``; no array is made.
 
     Raises:
@@ -121,50 +123,40 @@ def make_steps(config: TrainConfig, slice_devices: list[Any]) -> Steps:
             f"batch; choose one of {', '.join(SPECS)}, with an image_size for ImageNet."
         )
     spec, mesh = SPECS[config.data.name], make_mesh(slice_devices)
-    check_devices(config, mesh.size)
-    steps_per_epoch = max(spec.num_train // config.data.batch_size, 1)
-    schedule = make_schedule(config.schedule, config.optimizer.learning_rate, steps_per_epoch, config.num_epochs)
+    task = ClassificationTask(config, Dataset(spec, (), ()))
+    task.check(mesh.size, training=True)
+    length = Length.of(config, max(task.steps_per_epoch, 1))
+    schedule = make_schedule(config.schedule, config.optimizer.learning_rate, length.steps_per_epoch, length.total_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
-    size = config.data.image_size or spec.image_shape[0]
-    arguments = model_arguments(
-        config.model,
-        num_classes=spec.num_classes,
-        in_channels=spec.image_shape[-1],
-        image_size=size,
-        batch_size=config.data.batch_size // config.accumulate_steps,
-    )
-
-    def make(rngs: nnx.Rngs) -> nnx.Module:
-        return make_model(arguments, dtype=config.dtype, rngs=rngs)
-
-    graphdef, initialise, shapes = state_maker(make, config.seed, optimizer, with_ema=config.ema_decay > 0)
+    graphdef, initialise, shapes = state_initializer(task.make_model, config.seed, optimizer, with_ema=config.ema_decay > 0)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
-        place_state(mesh, shapes),
+        state_shardings(mesh, shapes),
     )
+    size = config.data.image_size or spec.image_shape[0]
 
     def batch(number: int, **more: Any) -> dict[str, Any]:
         fields = {"image": ((size, size, spec.image_shape[-1]), jnp.uint8), "label": ((), jnp.int32), **more}
         return {
-            name: jax.ShapeDtypeStruct((number, *shape), dtype, sharding=split_batch(mesh))
+            name: jax.ShapeDtypeStruct((number, *shape), dtype, sharding=batch_sharding(mesh))
             for name, (shape, dtype) in fields.items()
         }
 
-    train_step = make_train_step(graphdef, optimizer, config, spec, mesh)
-    eval_step = make_eval_step(graphdef, config, spec, mesh)
-    params, batch_stats = state.evaluated
-
-    arguments_of = {
+    steps = {
+        "train": make_train_step(task, graphdef, optimizer, config, mesh),
+        "eval": make_eval_step(task, graphdef, mesh),
+    }
+    arguments = {
         "train": (state, batch(config.data.batch_size)),
-        "eval": (params, batch_stats, batch(config.data.eval_batch_size, mask=((), jnp.bool_))),
+        "eval": (*state.eval_weights, batch(config.data.eval_batch_size, mask=((), jnp.bool_))),
     }
 
-    def lower(name: str, step: Any) -> Callable[[], Any]:
+    def lower(name: str) -> Callable[[], Any]:
         def lowered() -> Any:
             with compiling_for(slice_devices[0]):
-                return step.lower(*arguments_of[name])
+                return steps[name].lower(*arguments[name])
 
         return lowered
 
-    return Steps({"train": lower("train", train_step), "eval": lower("eval", eval_step)}, arguments_of, initialise)
+    return Steps({name: lower(name) for name in steps}, arguments, initialise)

@@ -42,14 +42,15 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def synchronise(device: str) -> None:
+def synchronise(started: object = None) -> None:
     """Waits for what was started on a GPU."""
-    if device == "cuda":
+    del started
+    if device() == "cuda":
         torch.cuda.synchronize()
 
 
 def layer_steps(shape: tuple[int, ...], dtype: str, *, compiled: bool) -> dict[str, Any]:
-    """Functions that run the layer once, "forward" and "forward+backward", on an input ``[n, h, w, c]`` of JAX's order.
+    """Functions that start the layer once, "forward" and "forward+backward", on an input ``[n, h, w, c]`` of JAX's order.
 
     The input is channels first and contiguous, the layout in which PyTorch's batched products need no copy.
     """
@@ -64,13 +65,11 @@ def layer_steps(shape: tuple[int, ...], dtype: str, *, compiled: bool) -> dict[s
     def forward() -> None:
         with torch.no_grad():
             run(x)
-        synchronise(place)
 
     def both() -> None:
         x.grad = None
         layer.zero_grad(set_to_none=True)
         run(x).backward(cotangent)
-        synchronise(place)
 
     return {"forward": forward, "forward+backward": both}
 
@@ -128,6 +127,6 @@ def training_step(norm: str, batch: int, image_size: int, dtype: str) -> Callabl
             loss = torch.nn.functional.cross_entropy(network(images), labels)
         loss.backward()
         optimizer.step()
-        synchronise(place)
+        synchronise()
 
     return step

@@ -1,12 +1,15 @@
 """What a run will need on a TPU slice, found out by compiling its real steps on a machine without a TPU.
 
     python -m benchmarks.tpu_compile --topology=v5e:16x16 --config=configs/imagenet_resnet50_gw.py [--batch=4096,8192]
-                                     [--largest_batch] [--config.FIELD=VALUE ...] [--json]
+                                     [--largest_batch] [--implementation=prefer_kernel] [--config.FIELD=VALUE ...]
+                                     [--json]
 
 For the training and the evaluation step it reports, a chip: memory, bytes moved, operations, collectives by kind with their
 bytes, and the bound on images a second that the chip's published peak sets (whatever is slower, arithmetic or memory; no
 run reaches it). ``--largest_batch`` finds the largest batch that fits: it compiles two batches, extends the line through
 their memory, and compiles the batch where it meets the chip's. A ResNet-50 step takes two minutes to compile.
+``--implementation=prefer_kernel`` counts with the kernels of Group Whitening, which "auto" does not choose since no TPU has
+run them.
 """
 
 import argparse
@@ -18,15 +21,16 @@ import time
 from typing import Any
 
 from benchmarks import tpu  # Before JAX: it sets what JAX reads when it starts.
+from gw_jax.classification import ClassificationConfig
 from gw_jax.errors import ConfigError, UserError
 from gw_jax.train.chips import CHIPS, Chip
-from gw_jax.train.config import TrainConfig
-from train import parse_flags
+from gw_jax.train.command_line import parse
+from train import DEFAULT_CONFIG
 
 STATE_OVERHEAD = 0.95  # The share of a chip's memory that programs get; the runtime keeps the rest.
 
 
-def measure(config: TrainConfig, devices: list[Any], steps: tuple[str, ...]) -> dict[str, tpu.Program]:
+def measure(config: ClassificationConfig, devices: list[Any], steps: tuple[str, ...]) -> dict[str, tpu.Program]:
     """Compiles ``steps`` of ``config``."""
     lowered = tpu.lower_steps(config, devices)
     programs = {}
@@ -42,7 +46,7 @@ def bound(program: tpu.Program, images: float, chip: Chip) -> float:
     return images / max(program.flops / chip.flops, program.bytes / chip.bandwidth)
 
 
-def largest_batch(config: TrainConfig, devices: list[Any], chip: Chip) -> tuple[int, tpu.Program]:
+def largest_batch(config: ClassificationConfig, devices: list[Any], chip: Chip) -> tuple[int, tpu.Program]:
     """The largest batch (a multiple of 8 a chip) whose training step fits into ``chip.memory``, and its program.
 
     Raises:
@@ -85,7 +89,7 @@ def _gcd(a: int, b: int) -> int:
 
 
 def report(
-    topology: str, config: TrainConfig, batch: int, programs: dict[str, tpu.Program], devices: list[Any]
+    topology: str, config: ClassificationConfig, batch: int, programs: dict[str, tpu.Program], devices: list[Any]
 ) -> dict[str, Any]:
     """What is printed about one batch, as JSON values."""
     chip = CHIPS[devices[0].device_kind]
@@ -125,19 +129,30 @@ def print_report(result: dict[str, Any]) -> None:
         )
 
 
+def read_config(arguments: list[str]) -> ClassificationConfig:
+    """The configuration of the command line of ``train.py``."""
+    config = parse(["tpu_compile", *arguments], DEFAULT_CONFIG).config
+    if not isinstance(config, ClassificationConfig):
+        raise ConfigError(f"Only image classification can be compiled here, and the config is a {type(config).__name__}.")
+    return config
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Compiles and reports. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topology", required=True, help="a TPU slice: v5e:16x16, v4:4x4x4")
     parser.add_argument("--batch", help="global batch sizes, such as 4096,8192; default: the config's")
     parser.add_argument("--largest_batch", action="store_true", help="find the largest batch that fits")
+    parser.add_argument("--implementation", help="of Group Whitening, in place of the config's")
     parser.add_argument("--steps", default="train,eval", help="train, eval or both (default)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     given, rest = parser.parse_known_args(arguments)
     try:
-        config, _ = parse_flags(["tpu_compile", *rest])
+        config = read_config(rest)
         if config.dtype == "auto":
             config.dtype = "bfloat16"
+        if given.implementation:
+            config.model.norm_options.implementation = given.implementation
         devices = tpu.devices(given.topology)
         if devices[0].device_kind not in CHIPS:
             raise ConfigError(f"The figures of {devices[0].device_kind!r} are not in gw_jax/train/chips.py; add them.")

@@ -1,9 +1,10 @@
 """The training step on the device at hand, on fake data: images a second with each norm, memory, compile time.
 
     python -m benchmarks.train_step [--json] [--small] [--model=resnet50] [--norms=gw,bn] [--batch=N] [--image_size=224]
-                                    [--dtype=auto] [--steps=20] [--torch]
+                                    [--dtype=auto] [--steps=20] [--torch] [--jobs=1]
 
 The step is the trainer's own, with the batch on the device already: nothing waits for data. Steps of the norms take turns.
+``--norms=gw,gw:plain,bn``: after the colon stands a forced implementation of Group Whitening.
 Medians; compilation is apart. ``ratio_bn``: a norm's time over BatchNorm's. MFU is given where the device's peak is known;
 peak memory is the compiler's figure for the whole step: state, batch and what it keeps in between. With ``--torch`` an
 eager PyTorch ResNet-50 with the same norms takes its turns, too (``benchmarks/torch_peer.py``: channels last, autocast for
@@ -11,6 +12,7 @@ bfloat16, on the same device); ``ratio_torch``: this project's time over its.
 """
 
 import argparse
+import concurrent.futures
 import importlib.metadata
 import json
 import os
@@ -26,7 +28,7 @@ import numpy as np
 
 from benchmarks.steps import describe, make_steps
 from benchmarks.timing import interleaved_medians
-from gw_jax.train import DataConfig, ModelConfig, NormConfig, TrainConfig
+from gw_jax.classification import ClassificationConfig, DataConfig, ModelConfig, NormConfig
 from gw_jax.train.chips import CHIPS
 
 NORM_OPTIONS: dict[str, dict[str, Any]] = {"gw": {"num_groups": 64}, "gn": {"num_groups": 32}, "bn": {}}
@@ -36,15 +38,20 @@ class Run:
     """A compiled step with its state and a batch of noise."""
 
     def __init__(self, model: str, norm: str, batch: int, image_size: int, dtype: str):
-        config = TrainConfig(
+        norm, _, implementation = norm.partition(":")
+        options = NORM_OPTIONS[norm] | ({"implementation": implementation} if implementation else {})
+        config = ClassificationConfig(
             dtype=dtype,
             data=DataConfig(name="imagenet2012", image_size=image_size, batch_size=batch, eval_batch_size=batch),
-            model=ModelConfig(name=model, norm=norm, norm_options=NormConfig(**NORM_OPTIONS[norm])),
+            model=ModelConfig(name=model, norm=norm, norm_options=NormConfig(**options)),
         )
         steps = make_steps(config, jax.devices())
         shapes, batch_shapes = steps.arguments["train"]
         began = time.perf_counter()
-        self.compiled = steps.lower["train"]().compile()
+        lowered = steps.lower["train"]()
+        # Before the compiler hands convolutions to cuDNN, which it does not count.
+        self.flops = (lowered.cost_analysis() or {}).get("flops", 0) / jax.device_count()
+        self.compiled = lowered.compile()
         self.program = describe(self.compiled, time.perf_counter() - began)
         self.state = jax.device_put(steps.initialise(), jax.tree.map(lambda leaf: leaf.sharding, shapes))
         rng = np.random.default_rng(0)
@@ -70,13 +77,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dtype", help="default: float32 on a CPU, bfloat16 elsewhere")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--torch", action="store_true", help="beside PyTorch, which has to be installed; ResNet-50 only")
+    parser.add_argument("--jobs", type=int, default=1, help="steps that are compiled at a time")
     args = parser.parse_args(arguments)
     norms = args.norms.split(",")
-    if unknown := set(norms) - set(NORM_OPTIONS):
+    if unknown := {norm.partition(":")[0] for norm in norms} - set(NORM_OPTIONS):
         parser.error(
             f"--norms={args.norms}: {', '.join(sorted(unknown))} is not known; choose of {', '.join(NORM_OPTIONS)}"
         )
-    if args.torch and (args.model != "resnet50" or not set(norms) <= {"gw", "bn"}):
+    if args.torch and (args.model != "resnet50" or not {norm.partition(":")[0] for norm in norms} <= {"gw", "bn"}):
         parser.error("--torch compares ResNet-50 with gw and bn only")
     if args.torch and jax.device_count() > 1:
         parser.error(f"--torch compares one device with one device; there are {jax.device_count()} (hide all but one)")
@@ -84,14 +92,17 @@ def main(arguments: list[str] | None = None) -> None:
     batch = args.batch or (2 * count if args.small else 8 if on_cpu else 256 * count)
     dtype = args.dtype or ("float32" if on_cpu else "bfloat16")
     size, steps = (32, 2) if args.small else (args.image_size, args.steps)
-    runs = {norm: Run(args.model, norm, batch, size, dtype) for norm in norms}
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        runs = dict(zip(norms, pool.map(lambda norm: Run(args.model, norm, batch, size, dtype), norms), strict=True))
     peers = {}
     if args.torch:
         from benchmarks import torch_peer
 
         if torch_peer.device() != ("cpu" if on_cpu else "cuda"):
             parser.error(f"--torch: JAX runs on {jax.default_backend()!r}, PyTorch on {torch_peer.device()!r}")
-        peers = {f"torch {norm}": torch_peer.training_step(norm, batch, size, dtype) for norm in norms}
+        peers = {
+            f"torch {norm}": torch_peer.training_step(norm, batch, size, dtype) for norm in norms if norm in ("gw", "bn")
+        }
     medians, _ = interleaved_medians({**runs, **peers}, steps)
     chip = CHIPS.get(jax.devices()[0].device_kind)
     cases = []
@@ -101,13 +112,13 @@ def main(arguments: list[str] | None = None) -> None:
             "norm": norm,
             "ms": medians[norm],
             "images_per_sec": batch / seconds,
-            "mfu": None if chip is None else run.program.flops / seconds / chip.flops,
+            "mfu": None if chip is None or not run.flops else run.flops / seconds / chip.flops,
             "peak_memory": run.program.peak,
             "bytes": run.program.bytes,
             "compile_seconds": run.program.seconds,
             "ratio_bn": medians[norm] / medians["bn"] if "bn" in medians else None,
             "torch_eager_ms": medians.get(f"torch {norm}"),
-            "ratio_torch": medians[norm] / medians[f"torch {norm}"] if args.torch else None,
+            "ratio_torch": medians[norm] / medians[f"torch {norm}"] if f"torch {norm}" in medians else None,
         }
         cases.append(case)
         ratio = "" if case["ratio_bn"] is None else f"{case['ratio_bn']:.2f} of BatchNorm's time, "

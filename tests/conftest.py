@@ -17,7 +17,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import jax
 
-jax.config.update("jax_platforms", "cpu")
+# JAX_PLATFORMS=cuda runs the tests that need one device on a GPU.
+if "JAX_PLATFORMS" not in os.environ:
+    jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
 import pytest  # noqa: E402

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from gw_jax.ops.numerics import accumulation_dtype
+from gw_jax.ops.checks import accumulation_dtype
 
 
 def random_shift(images: jax.Array, key: jax.Array, max_shift: int) -> jax.Array:

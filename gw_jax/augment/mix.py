@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from gw_jax.ops.numerics import accumulation_dtype, require_floating
+from gw_jax.ops.checks import accumulation_dtype, require_floating
 
 # Zhong et al. 2020: share of the image's area, height / width, and attempts (torchvision's number) to fit a rectangle.
 ERASED_AREA = (0.02, 1 / 3)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from flax import linen
 from jax.typing import DTypeLike
 
-from gw_jax.ops.group_whitening import Implementation, Method, group_whiten, groups_of
+from gw_jax.ops.group_whitening import group_whiten
+from gw_jax.ops.options import Implementation, Method, groups_of
 
 
 class GroupWhitening(linen.Module):

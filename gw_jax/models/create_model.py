@@ -11,9 +11,11 @@ from jax.typing import DTypeLike
 from gw_jax.models.creation import remember_arguments
 from gw_jax.models.mnist import MLP, AutoEncoder, LeNet
 from gw_jax.models.reference_names import REFERENCE_MNIST, REFERENCE_RESNETS
-from gw_jax.models.resnet import ARCHITECTURES, PLACEMENTS, ResNet, Stem
+from gw_jax.models.resnet import ARCHITECTURES, PLACEMENTS, Architecture, ResNet, Stem
+from gw_jax.ops.checks import require_integer
 
-_COMMON = ("name", "num_classes", "dtype", "param_dtype", "rngs", "in_channels")
+_TYPES = ("dtype", "param_dtype", "rngs")
+_COMMON = ("name", "num_classes", "in_channels", *_TYPES)
 # The arguments of the networks that are not residual, beside those that all have.
 MNIST_NETWORKS: dict[str, tuple[str, ...]] = {
     "mlp": ("image_size", "depth", "width", "norm", "norm_options"),
@@ -32,22 +34,17 @@ def list_models() -> list[str]:
     return [*ARCHITECTURES, *MNIST_NETWORKS, *ALIASES, *REFERENCE_MNIST]
 
 
-def resolve_name(name: str, whiten: str) -> tuple[str, str]:
-    """This project's name of the network called ``name``, and the placement that goes with it.
+def resolve_name(name: str, whiten: str | None) -> tuple[str, str | None]:
+    """This project's name of the network called ``name``, and the placement: ``whiten``, else the one in the name.
 
     Raises:
-        ValueError: an unknown name, or the reference's name of a network with another placement than ``whiten``.
+        ValueError: an unknown name.
     """
     if name in REFERENCE_MNIST:
         return REFERENCE_MNIST[name], whiten
     if name in ALIASES:
         ours, placement = ALIASES[name]
-        if whiten not in ("S1-B2", placement):
-            raise ValueError(
-                f"{name!r} is the reference's name for {ours!r} with whiten={placement!r}, and whiten={whiten!r} was "
-                f"given. For that one ask for {ours!r}."
-            )
-        return ours, placement
+        return ours, placement if whiten is None else whiten
     if name not in ARCHITECTURES and name not in MNIST_NETWORKS:
         raise _unknown("network", name, list_models(), "gw_jax.list_models() lists all names.")
     return name, whiten
@@ -55,12 +52,12 @@ def resolve_name(name: str, whiten: str) -> tuple[str, str]:
 
 @remember_arguments
 def create_model(
-    name: str,
+    name: str | Architecture,
     *,
     num_classes: int = 1000,
     norm: str = "gw",
     norm_options: dict[str, Any] | None = None,
-    whiten: str = "S1-B2",
+    whiten: str | None = None,
     batch_norm_options: dict[str, Any] | None = None,
     stem: Stem = "imagenet",
     width: int | None = None,
@@ -82,12 +79,15 @@ def create_model(
         name: resnet18, resnet34, resnet50, resnet101, resnet152, resnext50_32x4d, resnext101_32x8d, resnext101_64x4d,
             wide_resnet50_2, wide_resnet101_2; mlp, mlp_norm_linear, lenet, autoencoder. The reference's names that say
             more (``resnet_whiten_010n50``, ``resnext_forGN50_32x4d``, ...) decide ``whiten``, too. A name that both have
-            is this project's: ``resnet50`` has the norm where ``whiten`` says, not in the stem only.
+            is this project's: ``resnet50`` has the norm where ``whiten`` says, not in the stem only. An
+            :class:`gw_jax.models.resnet.Architecture` makes a residual network that has no name.
         num_classes: length of the logits.
         norm: the norm that takes the places of ``whiten``; a name that :func:`gw_jax.make_norm` knows.
         norm_options: its keyword arguments, such as ``{"num_groups": 64}``.
         whiten: where ``norm`` replaces BatchNorm in a residual network: "S1" is the stem, "B1", "B2", "B3" the norms of
-            each block. One of S1-B2 (the paper's choice), S1, S1-B1, S1-B3, S1-B12, all (shortcuts too), none.
+            each block. One of S1-B2 (the paper's choice), S1, S1-B1, S1-B3, S1-B12, all (shortcuts too), none. None for
+            the placement in the reference's name, if ``name`` is one, else for "S1-B2". A placement that is given wins
+            over the one in the name.
         batch_norm_options: keyword arguments of the :class:`gw_jax.BatchNorm` everywhere else.
         stem: "imagenet" (7x7 convolution and max-pool, both of stride 2) or, for images of some 32 pixels, "small" (3x3
             convolution of stride 1).
@@ -105,7 +105,7 @@ def create_model(
         dropout: probability with which a value before the last layer is dropped in training, which then needs
             ``model(images, dropout_key=key)``.
         dtype: type of the activations, such as ``jnp.bfloat16``; None for that of images and parameters together.
-            The logits are of ``param_dtype``.
+            The logits are of ``param_dtype``, at least float32.
         param_dtype: type of the parameters.
         rngs: the generators that initialise the parameters.
 
@@ -117,8 +117,10 @@ def create_model(
     initialisation: Group Whitening (CVPR 2021), section 5.1, and the reference's ``ImageNet/models`` and ``Mnist``.
     """
     given = dict(locals())
-    name, whiten = resolve_name(name, whiten)
+    if not isinstance(name, Architecture):
+        name, whiten = resolve_name(name, whiten)
     _refuse_other_networks_arguments(name, given)
+    whiten = "S1-B2" if whiten is None else whiten
     for what, value, known in (("placement (whiten)", whiten, PLACEMENTS), ("stem", stem, ("imagenet", "small"))):
         if value not in known:
             raise _unknown(what, value, list(known))
@@ -126,32 +128,19 @@ def create_model(
         ("num_classes", num_classes), ("width", width), ("depth", depth), ("in_channels", in_channels),
         ("image_size", image_size),
     ):  # fmt: skip
-        if number is not None and number < 1:
-            raise ValueError(f"{what}={number}; it must be 1 or more.")
+        if number is not None:
+            require_integer(what, number, 1)
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout}; it is a probability, 0 to below 1.")
     types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
     if name in MNIST_NETWORKS:
-        in_channels = in_channels or 1
-        pixels = image_size * image_size * in_channels
-        if name == "autoencoder":
-            return AutoEncoder(pixels, **types)
-        if name == "lenet":
-            return LeNet(image_size, in_channels=in_channels, num_classes=num_classes, **types)
-        return MLP(
-            (image_size, image_size, in_channels),
-            depth=depth or 4,
-            width=width or 100,
-            num_classes=num_classes,
-            norm=norm,
-            norm_options=norm_options or {},
-            linear_after_norm=name == "mlp_norm_linear",
-            **types,
-        )
+        return _mnist_network(name, given, types)
     if len(replace_stride_with_dilation) != 3:
         raise ValueError(
-            f"replace_stride_with_dilation={replace_stride_with_dilation}; give three booleans, for the stages 2, 3 and 4."
+            f"replace_stride_with_dilation={replace_stride_with_dilation}; give three booleans, for stages 2, 3 and 4."
         )
     return ResNet(
-        ARCHITECTURES[name],
+        name if isinstance(name, Architecture) else ARCHITECTURES[name],
         num_classes=num_classes,
         norm=norm,
         norm_options=norm_options or {},
@@ -169,7 +158,25 @@ def create_model(
     )
 
 
-def _refuse_other_networks_arguments(name: str, given: dict[str, Any]) -> None:
+def _mnist_network(name: str, given: dict[str, Any], types: dict[str, Any]) -> Any:
+    image_size, in_channels, num_classes = given["image_size"], given["in_channels"] or 1, given["num_classes"]
+    if name == "autoencoder":
+        return AutoEncoder(image_size * image_size * in_channels, **types)
+    if name == "lenet":
+        return LeNet(image_size, in_channels=in_channels, num_classes=num_classes, **types)
+    return MLP(
+        (image_size, image_size, in_channels),
+        depth=given["depth"] or 4,
+        width=given["width"] or 100,
+        num_classes=num_classes,
+        norm=given["norm"],
+        norm_options=given["norm_options"] or {},
+        linear_after_norm=name == "mlp_norm_linear",
+        **types,
+    )
+
+
+def _refuse_other_networks_arguments(name: str | Architecture, given: dict[str, Any]) -> None:
     """Raises ValueError if an argument that ``name`` has no use for was set to something else than its default."""
     defaults = {key: p.default for key, p in inspect.signature(create_model).parameters.items()}
     if name in MNIST_NETWORKS:

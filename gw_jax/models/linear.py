@@ -5,7 +5,7 @@ import math
 from flax import nnx
 from jax.typing import DTypeLike
 
-from gw_jax.nn.initial import uniform
+from gw_jax.nn.initializers import uniform
 
 
 def linear(

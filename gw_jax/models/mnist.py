@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from gw_jax.models.linear import conv, linear
 from gw_jax.nn import make_norm, norm_options
 from gw_jax.nn.reference_norms import REFERENCE_NORMS
+from gw_jax.ops.checks import accumulation_dtype
 
 CODE_SIZES = (128, 64, 12, 3)
 
@@ -53,17 +54,17 @@ class MLP(nnx.Module):
         self.norms = nnx.List([make_norm(norm, width, **options, rngs=rngs) for _ in sizes])
         after = [linear(width, width, **types, rngs=rngs) for _ in sizes if linear_after_norm]
         self.linears_after_norm = nnx.List(after) if after else None
-        self.head = linear(width, num_classes, param_dtype=param_dtype, rngs=rngs)
+        self.head = linear(width, num_classes, dtype=accumulation_dtype(param_dtype), param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Maps images ``[n, h, w, c]`` or vectors ``[n, h w c]`` to logits ``[n, num_classes]``."""
+        """Maps images ``[n, h, w, c]`` or vectors ``[n, h w c]`` to logits ``[n, num_classes]``, at least float32."""
         x = _flatten(images if self.dtype is None else images.astype(self.dtype))
         for index, (layer, norm) in enumerate(zip(self.linears, self.norms, strict=True)):
             x = norm(layer(x))
             if self.linears_after_norm is not None:
                 x = self.linears_after_norm[index](x)
             x = nnx.relu(x)
-        return self.head(x.astype(self.head.param_dtype))
+        return self.head(x.astype(self.head.dtype))
 
 
 class LeNet(nnx.Module):
@@ -91,15 +92,15 @@ class LeNet(nnx.Module):
         self.conv2 = conv(6, 16, 5, padding=0, **types)
         self.linear1 = linear(16 * edge * edge, 120, **types)
         self.linear2 = linear(120, 84, **types)
-        self.head = linear(84, num_classes, param_dtype=param_dtype, rngs=rngs)
+        self.head = linear(84, num_classes, dtype=accumulation_dtype(param_dtype), param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Maps images ``[n, h, w, c]`` to logits ``[n, num_classes]``."""
+        """Maps images ``[n, h, w, c]`` to logits ``[n, num_classes]``, at least float32."""
         x = images if self.dtype is None else images.astype(self.dtype)
         for layer in (self.conv1, self.conv2):
             x = nnx.max_pool(nnx.relu(layer(x)), (2, 2), strides=(2, 2))
         x = nnx.relu(self.linear2(nnx.relu(self.linear1(_flatten(x)))))
-        return self.head(x.astype(self.head.param_dtype))
+        return self.head(x.astype(self.head.dtype))
 
 
 class AutoEncoder(nnx.Module):

@@ -17,7 +17,7 @@ from gw_jax.errors import CheckpointError, ConfigError, one_line, shown
 from gw_jax.files import new_directory, require_new, write_error
 from gw_jax.models.create_model import create_model
 from gw_jax.models.creation import RECORD, CreationRecord
-from gw_jax.nn.initial import NoKeys
+from gw_jax.nn.initializers import NoKeys
 from gw_jax.tree import map_by_path, variables
 
 FORMAT = 1

@@ -17,7 +17,8 @@ from jax.typing import DTypeLike
 
 from gw_jax.models.linear import linear
 from gw_jax.nn import Dropout, make_norm
-from gw_jax.nn.initial import make_or_copy, normal
+from gw_jax.nn.initializers import make_or_copy, normal
+from gw_jax.ops.checks import accumulation_dtype
 
 Stem = Literal["imagenet", "small"]
 
@@ -261,11 +262,12 @@ class ResNet(nnx.Module):
                     _start_at_zero(blocks[-1])
             stages.append(nnx.List(blocks))
         self.stage1, self.stage2, self.stage3, self.stage4 = stages
-        # Like the last layer, in the parameters' precision.
-        options = {**norm_options, "dtype": param_dtype, "param_dtype": param_dtype}
+        # Like the last layer, in the parameters' precision, at least float32.
+        head_dtype = accumulation_dtype(param_dtype)
+        options = {**norm_options, "dtype": head_dtype, "param_dtype": param_dtype}
         self.last_norm = make_norm(norm, in_features, rngs=rngs, **options) if last_norm else None
         self.dropout = Dropout(dropout)
-        self.head = linear(in_features, num_classes, param_dtype=param_dtype, rngs=rngs)
+        self.head = linear(in_features, num_classes, dtype=head_dtype, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, images: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """Maps normalised images ``[n, h, w, in_channels]`` to logits ``[n, num_classes]``, at least float32.
@@ -284,5 +286,5 @@ class ResNet(nnx.Module):
             for block in stage:
                 x = block(x)
         # Pooling and the last layers stay in the parameters' precision: they cost nothing and decide the logits.
-        x = x.astype(self.head.param_dtype).mean((1, 2))
+        x = x.astype(self.head.dtype).mean((1, 2))
         return x if self.last_norm is None or not self.apply_last_norm else self.last_norm(x)

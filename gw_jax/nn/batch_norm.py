@@ -9,16 +9,17 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gw_jax.nn.calling import finish, output_dtype, prepare
-from gw_jax.nn.initial import constant
-from gw_jax.nn.shared import (
+from gw_jax.nn.initializers import constant
+from gw_jax.nn.running_statistics import (
     check_statistics_options,
     initial_rows,
     running_average,
     split_batch_in_groups,
     update_running_average,
 )
-from gw_jax.ops.numerics import accumulation_dtype, psum_if_named
+from gw_jax.ops.checks import accumulation_dtype, require_epsilon, require_integer
 from gw_jax.ops.sharding import replicate
+from gw_jax.ops.statistics import psum_if_named
 
 
 class BatchNorm(nnx.Module):
@@ -78,9 +79,8 @@ class BatchNorm(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_statistics_options(momentum, group_size, statistics_sets)
-        if epsilon < 0:
-            raise ValueError(f"epsilon={epsilon}; it must be >= 0.")
-        self.num_features = num_features
+        require_epsilon(epsilon)
+        self.num_features = require_integer("num_features", num_features, 1)
         self.momentum = momentum
         self.epsilon = epsilon
         self.group_size = group_size

@@ -10,8 +10,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gw_jax.nn.calling import finish, output_dtype, prepare
-from gw_jax.nn.initial import constant, identities
-from gw_jax.nn.shared import (
+from gw_jax.nn.initializers import constant, identities
+from gw_jax.nn.running_statistics import (
     check_statistics_options,
     initial_rows,
     running_average,
@@ -29,8 +29,8 @@ from gw_jax.ops.batch_whitening import (
     whitening_matrix,
     with_identity_padding,
 )
-from gw_jax.ops.group_whitening import Method, check_whitening_options
-from gw_jax.ops.numerics import accumulation_dtype
+from gw_jax.ops.checks import accumulation_dtype, require_integer
+from gw_jax.ops.options import Method, check_whitening_options
 
 Running = Literal["whitening", "covariance"]
 
@@ -114,9 +114,8 @@ class BatchWhitening(nnx.Module):
         check_statistics_options(momentum, group_size, statistics_sets)
         if channels_per_group is None:
             channels_per_group = DEFAULT_CHANNELS_PER_GROUP[method]
-        if channels_per_group < 1:
-            raise ValueError(f"channels_per_group={channels_per_group}; give 1 or more channels.")
-        self.num_features = num_features
+        require_integer("channels_per_group", channels_per_group, 1)
+        self.num_features = require_integer("num_features", num_features, 1)
         self.channels_per_group = min(channels_per_group, num_features)
         self.num_groups = -(-num_features // self.channels_per_group)
         self.method: Method = method

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from gw_jax.ops.numerics import require_floating, require_mask_shape
+from gw_jax.ops.checks import as_floating, require_mask_shape
 from gw_jax.ops.sharding import replicate, reshard_like, shard_batch_only
 
 
@@ -27,7 +27,7 @@ def prepare(layer: Norm, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Arra
         TypeError: ``x`` is not floating point.
         ValueError: ``x`` or ``mask`` has another shape than ``layer`` was made for.
     """
-    require_floating(x, type(layer).__name__)
+    x = as_floating(x, type(layer).__name__)
     require_num_features(layer, x, layer.num_features)
     require_mask_shape(x, mask)
     return shard_batch_only(x, mask)

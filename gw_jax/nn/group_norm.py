@@ -6,8 +6,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gw_jax.nn.calling import finish, output_dtype, prepare
-from gw_jax.nn.initial import constant
-from gw_jax.ops.numerics import accumulation_dtype
+from gw_jax.nn.initializers import constant
+from gw_jax.ops.checks import accumulation_dtype, require_epsilon, require_integer
 from gw_jax.ops.statistics import centre_groups
 
 
@@ -49,13 +49,13 @@ class GroupNorm(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if num_groups < 1 or num_features % num_groups:
+        require_integer("num_features", num_features, 1)
+        if num_features % require_integer("num_groups", num_groups, 1):
             raise ValueError(
                 f"{num_features} channels cannot be cut into num_groups={num_groups} groups of equal size; "
                 "GroupNorm takes a num_groups that divides the channels."
             )
-        if epsilon < 0:
-            raise ValueError(f"epsilon={epsilon}; it must be >= 0.")
+        require_epsilon(epsilon)
         self.num_features = num_features
         self.num_groups = num_groups
         self.epsilon = epsilon

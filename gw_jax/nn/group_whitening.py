@@ -6,15 +6,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gw_jax.nn.calling import require_num_features
-from gw_jax.nn.initial import constant
-from gw_jax.ops.group_whitening import (
-    Implementation,
-    Method,
-    check_whitening_options,
-    group_whiten,
-    groups_of,
-    resolve_num_groups,
-)
+from gw_jax.nn.initializers import constant
+from gw_jax.ops.group_whitening import group_whiten
+from gw_jax.ops.options import Implementation, Method, check_whitening_options, groups_of, resolve_num_groups
 
 
 class GroupWhitening(nnx.Module):

@@ -6,8 +6,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gw_jax.nn.calling import finish, prepare
-from gw_jax.nn.initial import constant
-from gw_jax.ops.numerics import accumulation_dtype
+from gw_jax.nn.initializers import constant
+from gw_jax.ops.checks import accumulation_dtype, require_epsilon, require_integer
 
 
 class LayerNorm(nnx.Module):
@@ -47,9 +47,8 @@ class LayerNorm(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if epsilon < 0:
-            raise ValueError(f"epsilon={epsilon}; it must be >= 0.")
-        self.num_features = num_features
+        require_epsilon(epsilon)
+        self.num_features = require_integer("num_features", num_features, 1)
         self.epsilon = epsilon
         self.dtype = dtype
         self.scale = nnx.Param(constant(rngs, 1, (num_features,), param_dtype)) if use_scale else None

@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gw_jax.ops.group_whitening import Method
 from gw_jax.ops.inverse_sqrt import HIGHEST, inverse_sqrt_newton, inverse_sqrt_zca
-from gw_jax.ops.numerics import psum_if_named
-from gw_jax.ops.statistics import SPATIAL_LETTERS, sum_of_products
+from gw_jax.ops.options import Method
+from gw_jax.ops.statistics import SPATIAL_LETTERS, gram, psum_if_named
 
 # The reference's IterNorm and DBN, added to the diagonal of the covariance.
 DEFAULT_BATCH_EPSILON: dict[str, float] = {"newton": 1e-5, "zca": 1e-3}
@@ -71,7 +70,7 @@ def centre_batch(
 
 def batch_covariance(centred: jax.Array, count: jax.Array, axis_name: Hashable | None = None) -> jax.Array:
     """The biased covariance ``[s, k, d, d]`` of what :func:`centre_batch` returned."""
-    products = psum_if_named(sum_of_products(centred, "channels"), axis_name)
+    products = psum_if_named(gram(centred, "channels"), axis_name)
     return products / jnp.maximum(count, 1).reshape(-1, 1, 1, 1)
 
 

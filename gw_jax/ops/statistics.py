@@ -3,6 +3,7 @@
 import functools
 import math
 import string
+from collections.abc import Hashable
 from typing import Literal
 
 import jax
@@ -13,8 +14,8 @@ from gw_jax.ops.sharding import sharding_of_sums
 
 SPATIAL_LETTERS = "hw" + "".join(letter for letter in string.ascii_letters if letter not in "nhwgck")
 
-Between = Literal["groups", "channels"]
-_SUBSCRIPTS: dict[Between, tuple[str, str, str]] = {"groups": ("gc", "kc", "gk"), "channels": ("gc", "gk", "gck")}
+Rows = Literal["groups", "channels"]
+_SUBSCRIPTS: dict[Rows, tuple[str, str, str]] = {"groups": ("gc", "kc", "gk"), "channels": ("gc", "gk", "gck")}
 
 
 def centre_groups(grouped: jax.Array, keep: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -30,8 +31,8 @@ def centre_groups(grouped: jax.Array, keep: jax.Array | None) -> tuple[jax.Array
     """
     positions = tuple(range(1, grouped.ndim - 2))
     observed = (*positions, grouped.ndim - 1)
-    # The mean is taken of the distance to one of the values, which costs nothing once fused. A constant group is
-    # then exactly zero afterwards, instead of rounding noise that whitening would blow up to unit variance.
+    # The mean is that of the distances to one of the values, which costs nothing once fused. A constant group is
+    # then exactly zero afterwards, instead of rounding noise that whitening would amplify to unit variance.
     if keep is None:
         shift = grouped
         for axis in observed:
@@ -61,48 +62,51 @@ def _first_kept(keep: jax.Array, positions: tuple[int, ...]) -> jax.Array:
     return keep & (order == order.min(positions, keepdims=True))
 
 
+def psum_if_named(summed: jax.Array, axis_name: Hashable | None) -> jax.Array:
+    """The sum over the members of a mapped axis, or ``summed`` itself where there is none."""
+    return summed if axis_name is None else jax.lax.psum(summed, axis_name)
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def sum_of_products(centred: jax.Array, between: Between = "groups") -> jax.Array:
-    """``X X^T`` for every sample, summed over all other axes.
+def gram(centred: jax.Array, over: Rows = "groups") -> jax.Array:
+    """The Gram matrix ``X X^T`` of every sample, summed over all other axes.
 
-    Between "groups", ``[n, *spatial, g, c/g]`` gives ``[n, g, g]``: the rows of ``X`` are the groups, and positions and
-    channels are summed over. Between "channels", it gives ``[n, g, c/g, c/g]``: every group has its own ``X``, whose rows
-    are its channels.
+    The rows of ``X`` are the groups with ``over="groups"``, which maps ``[n, *spatial, g, c/g]`` to ``[n, g, g]``. With
+    ``over="channels"`` every group has an ``X`` of its own, whose rows are its channels: ``[n, g, c/g, c/g]``.
 
-    XLA's CPU compiler adds one product after the other. On images, where a large background gives thousands of equal
+    XLA's CPU compiler adds products sequentially. On images, where a large background gives thousands of equal
     products, the rounding errors all have one sign: on MNIST digits (784 positions) the sum was wrong by 5e-6, the
-    whitened value by 1e-4. There, rows are summed first and their sums then. Accelerators add in blocks already.
+    whitened value by 1e-4. There, every row of the image is summed first, and then their sums, which leaves 8e-6.
+    Accelerators add in blocks already.
     """
     return jax.lax.platform_dependent(
-        centred, cpu=functools.partial(_sum_rows_first, between), default=functools.partial(_sum_at_once, between)
+        centred, cpu=functools.partial(_sum_rows_first, over), default=functools.partial(_sum_at_once, over)
     )
 
 
-def _sum_at_once(between: Between, x: jax.Array) -> jax.Array:
-    return _products(between, x, x)
+def _sum_at_once(over: Rows, x: jax.Array) -> jax.Array:
+    return _products(over, x, x)
 
 
-def _sum_rows_first(between: Between, x: jax.Array) -> jax.Array:
+def _sum_rows_first(over: Rows, x: jax.Array) -> jax.Array:
     if x.ndim == 3:
-        return _products(between, x, x)
-    left, right, result = _SUBSCRIPTS[between]
+        return _products(over, x, x)
+    left, right, result = _SUBSCRIPTS[over]
     axes = SPATIAL_LETTERS[: x.ndim - 3]
     products = f"n{axes}{left},n{axes}{right}->n{axes[0]}{result}"
     return jnp.einsum(products, x, x, precision=HIGHEST).sum(1)
 
 
-def _products(between: Between, x: jax.Array, y: jax.Array) -> jax.Array:
-    left, right, result = _SUBSCRIPTS[between]
+def _products(over: Rows, x: jax.Array, y: jax.Array) -> jax.Array:
+    left, right, result = _SUBSCRIPTS[over]
     axes = SPATIAL_LETTERS[: x.ndim - 3]
     products = f"n{axes}{left},n{axes}{right}->n{result}"
     return jnp.einsum(products, x, y, precision=HIGHEST, out_sharding=sharding_of_sums(x))
 
 
-@sum_of_products.defjvp
-def _sum_of_products_jvp(
-    between: Between, primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
+@gram.defjvp
+def _gram_jvp(over: Rows, primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     (x,), (tangent,) = primals, tangents
-    # Its transpose is one product, (G + G^T) X, that sums over the few groups or channels only.
-    half = _products(between, tangent, x)
-    return sum_of_products(x, between), half + jnp.matrix_transpose(half)
+    # The transpose is a single product, (G + G^T) X, which sums over the few groups or channels only.
+    half = _products(over, tangent, x)
+    return gram(x, over), half + jnp.matrix_transpose(half)

@@ -8,7 +8,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from gw_jax.ops.target import samples_split
+from gw_jax.ops.kernels.placement import batch_sharded_over
 from gw_jax.train.config import TrainConfig
 from gw_jax.train.mesh import DATA_AXIS, replicated, state_shardings
 from gw_jax.train.optimizer import matching
@@ -101,7 +101,7 @@ def make_train_step(
         grads, metrics = jax.tree.map(lambda a: a / parts, total)
         return grads, batch_stats, metrics
 
-    @samples_split(mesh, DATA_AXIS)
+    @batch_sharded_over(mesh, DATA_AXIS)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         batch = dict(batch)
         stop = batch.pop(STOP_FIELD, None)
@@ -130,7 +130,7 @@ def make_eval_step(task: Task, graphdef: nnx.GraphDef, mesh: Mesh) -> EvalStep:
     Beside the outputs, ``stop`` is the largest of the batch's, if it has that field.
     """
 
-    @samples_split(mesh, DATA_AXIS)
+    @batch_sharded_over(mesh, DATA_AXIS)
     def eval_step(params: Any, batch_stats: Any, batch: Batch) -> dict[str, Any]:
         batch = dict(batch)
         stop = batch.pop(STOP_FIELD, None)

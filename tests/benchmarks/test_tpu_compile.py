@@ -7,8 +7,8 @@ import math
 import jax
 import pytest
 
-from gw_jax.train import DataConfig, ModelConfig, NormConfig, TrainConfig
-from gw_jax.train.state import make_mesh
+from gw_jax.classification import ClassificationConfig, DataConfig, ModelConfig, NormConfig
+from gw_jax.train.mesh import make_mesh
 
 pytest.importorskip("libtpu", reason="the compiler for TPUs is not installed (extra: plan)")
 
@@ -19,7 +19,7 @@ BATCH = 64
 
 def make_config(group_size):
     """Hidden layers with BatchNorm: what devices exchange is as in a deep network, and it compiles in seconds."""
-    return TrainConfig(
+    return ClassificationConfig(
         dtype="bfloat16",
         data=DataConfig(name="mnist", batch_size=BATCH, eval_batch_size=BATCH),
         model=ModelConfig(name="mlp", norm="bn", norm_options=NormConfig(group_size=group_size)),
@@ -90,7 +90,7 @@ def test_the_collectives_of_a_program_are_read_from_its_text():
 )
 def test_mistakes_are_named(arguments, message, capsys, monkeypatch):
     config = make_config(16)
-    monkeypatch.setattr(tpu_compile, "parse_flags", lambda rest: (dataclasses.replace(config), "unused"))
+    monkeypatch.setattr(tpu_compile, "read_config", lambda rest: dataclasses.replace(config))
     if "--imagenet" in arguments:
         config.data.name = "imagenet2012"
     assert tpu_compile.main(arguments) == 1
@@ -98,7 +98,7 @@ def test_mistakes_are_named(arguments, message, capsys, monkeypatch):
 
 
 def test_the_command_prints_what_it_found(capsys, monkeypatch):
-    monkeypatch.setattr(tpu_compile, "parse_flags", lambda rest: (make_config(16), "unused"))
+    monkeypatch.setattr(tpu_compile, "read_config", lambda rest: make_config(16))
     assert tpu_compile.main(["--topology=v5e:2x2", "--steps=eval", "--json"]) == 0
     *lines, last = capsys.readouterr().out.strip().splitlines()
     assert lines[0] == "v5e:2x2: 4 chips (TPU v5 lite), batch 64"

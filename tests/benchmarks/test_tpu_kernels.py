@@ -12,8 +12,8 @@ pytest.importorskip("libtpu", reason="the compiler for TPUs is not installed (ex
 
 from benchmarks import tpu
 from gw_jax import group_whiten
-from gw_jax.ops.target import compiling_for, samples_split
-from gw_jax.train.state import DATA_AXIS, make_mesh
+from gw_jax.ops.kernels.placement import batch_sharded_over, compiling_for
+from gw_jax.train.mesh import DATA_AXIS, make_mesh
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute")
 
@@ -49,9 +49,9 @@ def test_two_chips_run_kernels_without_exchanging_anything(shape, kernels):
         return y, pullback(cotangent)[0]
 
     def whiten(x, scale):
-        return group_whiten(x, 64, scale=scale)
+        return group_whiten(x, 64, scale=scale, implementation="prefer_kernel")
 
-    with compiling_for(devices[0]), samples_split(mesh, DATA_AXIS):
+    with compiling_for(devices[0]), batch_sharded_over(mesh, DATA_AXIS):
         lowered = jax.jit(step).lower(x, scale, x)
     text = lowered.compile().as_text()
     assert text.count('custom_call_target="tpu_custom_call"') == kernels
@@ -76,10 +76,10 @@ def test_a_relu_after_a_kernel_goes_into_the_next_convolution():
     def conv(x, kernel):
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
+    whiten = functools.partial(group_whiten, num_groups=64, implementation="kernel")
+
     def step(x, first, second, cotangent):
-        y, pullback = jax.vjp(
-            lambda *values: conv(jax.nn.relu(group_whiten(conv(*values[:2]), 64)), values[2]), x, first, second
-        )
+        y, pullback = jax.vjp(lambda *values: conv(jax.nn.relu(whiten(conv(*values[:2]))), values[2]), x, first, second)
         return y, pullback(cotangent)
 
     with compiling_for(device):

@@ -9,7 +9,7 @@ from flax import nnx
 import gw_jax
 from gw_jax.models.reference_names import REFERENCE_RESNETS
 from gw_jax.models.resnet import ARCHITECTURES
-from gw_jax.nn.initial import NoKeys
+from gw_jax.nn.initializers import NoKeys
 
 
 def shapes_of(name, **options):
@@ -151,8 +151,8 @@ def test_initialisation():
         ({"norm": "batchnorm"}, "No normalisation is called 'batchnorm'"),
         ({"norm_options": {"num_groups": 48}}, "64 channels cannot be cut into num_groups=48"),
         ({"num_classes": 0}, "num_classes=0"),
+        ({"num_classes": 10.0}, "num_classes=10.0 is a float"),
         ({"name": "resnext50_32x4d", "width": 8}, "width=8 leaves no channels for the 32 groups .* give at least 16"),
-        ({"name": "resnet_whiten_010n18", "whiten": "all"}, "the reference's name for 'resnet18' with whiten='S1-B2'"),
         ({"replace_stride_with_dilation": (False, False, True)}, "needs bottleneck blocks"),
         ({"name": "resnet50", "replace_stride_with_dilation": (True,)}, "give three booleans"),
         ({"zero_init_residual": True, "whiten": "all", "norm": "none"}, "zero_init_residual .* has none"),
@@ -169,6 +169,36 @@ def test_names_of_the_reference(name):
     ours, whiten = REFERENCE_RESNETS[name]
     alias = shapes_of(name, norm="gn") if name not in ARCHITECTURES else shapes_of(name, norm="gn", whiten=whiten)
     assert nnx.graphdef(alias) == nnx.graphdef(shapes_of(ours, norm="gn", whiten=whiten))
+
+
+@pytest.mark.parametrize(
+    ("whiten", "expected"),
+    [(None, (True, False)), ("S1-B1", (True, False)), ("S1-B2", (False, True)), ("none", (False,) * 2)],
+)
+def test_a_given_placement_wins_over_the_name(whiten, expected):
+    # A bottleneck tells S1-B1 from S1-B2.
+    model = shapes_of("resnet_whiten_100n50", whiten=whiten)
+    block = model.stage1[0]
+    assert tuple(isinstance(norm, gw_jax.GroupWhitening) for norm in (block.norm1, block.norm2)) == expected
+
+
+def test_an_architecture_needs_no_name():
+    small = gw_jax.models.Architecture(bottleneck=False, stage_sizes=(1, 1, 1, 1))
+    model = shapes_of(small, width=8, num_classes=3, norm="bn")
+    assert [len(stage) for stage in (model.stage1, model.stage2, model.stage3, model.stage4)] == [1, 1, 1, 1]
+    assert logits_shape(model, (1, 32, 32, 3)).shape == (1, 3)
+    with pytest.raises(ValueError, match="has no use for depth"):
+        shapes_of(small, depth=3)
+
+
+@pytest.mark.parametrize("param_dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize("name", ["resnet18", "mlp", "lenet"])
+def test_logits_are_at_least_float32(name, param_dtype):
+    options = {"width": 8, "last_norm": True} if name == "resnet18" else {}
+    norm = {} if name == "lenet" else {"norm": "bn"}
+    model = shapes_of(name, num_classes=3, param_dtype=param_dtype, **norm, **options)
+    images = (2, 32, 32, 3) if name == "resnet18" else (2, 28, 28, 1)
+    assert logits_shape(model, images).dtype == jnp.float32
 
 
 def test_shapes_only_are_those_of_the_network():

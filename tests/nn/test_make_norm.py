@@ -4,7 +4,7 @@ import pytest
 from flax import nnx
 
 import gw_jax
-from gw_jax.nn import Identity, make_norm
+from gw_jax.nn import NORM_NAMES, Identity, make_norm
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,11 @@ def test_the_identity_takes_anything():
         ("dbn", {"epsilon": 0.0}, "epsilon=0.0 with method='zca'"),
         ("dbn", {"group_size": 0}, "group_size=0"),
         ("ln", {"epsilon": -1.0}, "epsilon=-1"),
+        ("gw", {"num_groups": 8.0}, "num_groups=8.0 is a float; it must be an integer"),
+        ("gn", {"num_groups": True}, "num_groups=True is a bool; it must be an integer"),
+        ("gw", {"num_iterations": 5.0}, "num_iterations=5.0 is a float"),
+        ("iternorm", {"channels_per_group": 8.0}, "channels_per_group=8.0 is a float"),
+        ("bn", {"group_size": 2.0}, "group_size=2.0 is a float"),
         (
             "IGWItN",
             {"num_iterations": 5},
@@ -108,3 +113,17 @@ def test_groups_are_clamped_with_a_warning():
 def test_the_names_and_options_of_the_reference(reference, options, ours, expected):
     layer, twin = make_norm(reference, 32, rngs=nnx.Rngs(0), **options), make_norm(ours, 32, rngs=nnx.Rngs(0), **expected)
     assert nnx.graphdef(layer) == nnx.graphdef(twin)
+
+
+@pytest.mark.parametrize("epsilon", [float("nan"), float("inf"), -1e-5])
+@pytest.mark.parametrize("name", [name for name in NORM_NAMES if name != "none"])
+def test_an_epsilon_must_be_finite(name, epsilon):
+    with pytest.raises(ValueError, match=f"epsilon={epsilon}.* must be finite and >=? 0"):
+        make_norm(name, 64, epsilon=epsilon, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("num_features", [0, 64.0])
+@pytest.mark.parametrize("name", [name for name in NORM_NAMES if name != "none"])
+def test_features_are_a_positive_integer(name, num_features):
+    with pytest.raises(ValueError, match=f"num_features={num_features}"):
+        make_norm(name, num_features, rngs=nnx.Rngs(0))

@@ -1,4 +1,5 @@
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -340,3 +341,38 @@ def test_bad_options_are_named(options, error, message):
 def test_bad_inputs_are_named(x, error, message):
     with pytest.raises(error, match=message):
         group_whiten(jnp.asarray(x), 4)
+
+
+def test_fewer_observations_than_groups_are_said_once():
+    x = jnp.asarray(images((2, 2, 1, 22)))
+    with pytest.warns(UserWarning, match="2 observations for each of 22 groups, .* not white"):
+        group_whiten(x, 22)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        group_whiten(x, 22)
+
+
+def test_a_float64_array_is_computed_in_float32_with_one_warning():
+    x = images((2, 8, 8, 16), dtype=np.float64)
+    with pytest.warns(UserWarning, match=r"float64 .* Pass x.astype\(numpy.float32\)") as seen:
+        y = group_whiten(x, 4)
+    assert len(seen) == 1
+    assert y.dtype == jnp.float32
+    with jax.enable_x64(True), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert group_whiten(x, 4).dtype == jnp.float64
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_groups": 8.0}, "num_groups=8.0 is a float; it must be an integer"),
+        ({"num_groups": True}, "num_groups=True is a bool"),
+        ({"num_iterations": 2.5}, "num_iterations=2.5 is a float"),
+        ({"epsilon": float("nan")}, "epsilon=nan with method='newton'; epsilon must be finite and >= 0"),
+        ({"epsilon": float("inf"), "method": "zca"}, "epsilon=inf with method='zca'; epsilon must be finite and > 0"),
+    ],
+)
+def test_options_of_the_wrong_type_or_range_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        group_whiten(jnp.zeros((2, 4, 4, 16)), **{"num_groups": 4, **options})

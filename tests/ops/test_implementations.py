@@ -11,11 +11,12 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 
 from gw_jax import group_whiten
-from gw_jax.ops import newton, target
-from gw_jax.ops.inverse_sqrt import inverse_sqrt_newton
-from gw_jax.ops.kernels import kernel_whiten, plan_for
+from gw_jax.ops import inverse_sqrt
+from gw_jax.ops.group_whitening import kernel_definition
+from gw_jax.ops.inverse_sqrt import inverse_sqrt_newton, inverse_sqrt_newton_vjp
+from gw_jax.ops.kernels import choose_kernel, kernel_whiten, placement
 
-TPU, GPU = target.Target("tpu", "TPU v5 lite"), target.Target("gpu", "NVIDIA H200")
+TPU, GPU = placement.DeviceKind("tpu", "TPU v5 lite"), placement.DeviceKind("gpu", "NVIDIA H200")
 # Shape, groups, and positions of a tile where it is not what would be chosen. For TPUs, whole samples with 1, 2 and 4
 # channels a group; tiles of samples in the lanes with 2 positions side by side, 1, and 4; tiles of samples in the sublanes
 # with 64, 128 and 256 channels. For GPUs, several tiles, whole and in part.
@@ -59,13 +60,14 @@ def case(name):
 
 
 def kernel(x, scale, bias, *, num_groups, device, num_iterations=5, epsilon=0.0, interpret=True, change=None):
-    plan = plan_for(x.shape, x.dtype, num_groups, num_iterations, epsilon, device, target.batch_sharding(x))
-    assert plan is not None
-    return kernel_whiten(x, dataclasses.replace(plan, interpret=interpret, **(change or {})), scale, bias)
+    spec = choose_kernel(x.shape, x.dtype, num_groups, num_iterations, epsilon, device, placement.batch_sharding(x))
+    assert spec is not None
+    spec = dataclasses.replace(spec, interpret=interpret, **(change or {}))
+    return kernel_whiten(x, spec, scale, bias, kernel_definition)
 
 
 def compiling_for(device):
-    return target.compiling_for(SimpleNamespace(platform=device.platform, device_kind=device.kind))
+    return placement.compiling_for(SimpleNamespace(platform=device.platform, device_kind=device.kind))
 
 
 def values_and_gradients(function, x, scale, bias):
@@ -244,7 +246,7 @@ def operations(jaxpr):
 
 def test_a_relu_is_asked_for_and_taken_into_the_gpu_kernels():
     def step(x):
-        return jax.value_and_grad(lambda x: group_whiten(x, 16, relu=True).sum())(x)
+        return jax.value_and_grad(lambda x: group_whiten(x, 16, relu=True, implementation="kernel").sum())(x)
 
     with compiling_for(GPU):
         _, kernels = operations(jax.make_jaxpr(step)(jnp.ones((64, 4, 4, 16))).jaxpr)
@@ -316,7 +318,7 @@ def test_kernels_are_split_over_devices_without_communication(name):
         return y, pullback(y)[0]
 
     whole = jax.jit(gradients)(x, scale, bias)
-    with target.samples_split(mesh, "data"):
+    with placement.batch_sharded_over(mesh, "data"):
         lowered = jax.jit(gradients, out_shardings=split).lower(jax.device_put(x, split), scale, bias)
     compiled = lowered.compile()
     for kind in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
@@ -329,13 +331,14 @@ def test_kernels_are_split_over_devices_without_communication(name):
     ("device", "shape", "num_groups"),
     [(TPU, (16, 4, 4, 128), 64), (TPU, (16, 8, 8, 64), 64), (GPU, (64, 4, 4, 16), 16)],
 )
-def test_auto_takes_kernels_in_a_shard_map(device, shape, num_groups):
+def test_kernels_are_preferred_in_a_shard_map(device, shape, num_groups):
     mesh, data = Mesh(np.array(jax.devices()[:2]), ("data",)), PartitionSpec("data")
     arguments = make_input(shape)
 
     def gradients(x, scale, bias):
         def loss(x, scale, bias):
-            return (group_whiten(x, num_groups, scale=scale, bias=bias, relu=True) ** 2).sum()
+            options = {"relu": True, "implementation": "prefer_kernel"}
+            return (group_whiten(x, num_groups, scale=scale, bias=bias, **options) ** 2).sum()
 
         return jax.grad(loss, (0, 1, 2))(x, scale, bias)
 
@@ -406,10 +409,10 @@ def test_iterations_in_the_parts_that_tensor_cores_multiply(parts, bound, condit
     vectors, _ = np.linalg.qr(rng.standard_normal((64, 64)))
     covariance, cotangent = (vectors * np.geomspace(1, 1 / condition, 64)) @ vectors.T, rng.standard_normal((64, 64))
     with jax.enable_x64(True):
-        whitening, saved = newton.newton(jnp.asarray(covariance), 5, 0.0, jnp.matmul)
-        truth = whitening, newton.newton_derivative(jnp.asarray(cotangent), saved, jnp.matmul)
-    whitening, saved = newton.newton(jnp.asarray(covariance, jnp.float32), 5, 0.0, product)
-    found = whitening, newton.newton_derivative(jnp.asarray(cotangent, jnp.float32), saved, product)
+        whitening, saved = inverse_sqrt.newton(jnp.asarray(covariance), 5, 0.0, jnp.matmul)
+        truth = whitening, inverse_sqrt.newton_vjp(jnp.asarray(cotangent), saved, jnp.matmul)
+    whitening, saved = inverse_sqrt.newton(jnp.asarray(covariance, jnp.float32), 5, 0.0, product)
+    found = whitening, inverse_sqrt.newton_vjp(jnp.asarray(cotangent, jnp.float32), saved, product)
     assert max(relative_errors(jax.tree.map(np.asarray, found), jax.tree.map(np.asarray, truth))) <= bound
 
 
@@ -417,7 +420,7 @@ def test_iterations_in_the_parts_that_tensor_cores_multiply(parts, bound, condit
 def test_the_short_derivative_is_that_of_the_iterations(float64, num_iterations):
     rows = np.random.default_rng(0).standard_normal((3, 40, 8))
     covariance = jnp.asarray(rows.swapaxes(1, 2) @ rows / 40)
-    found, pullback = jax.vjp(lambda c: newton.inverse_sqrt_with_short_derivative(c, num_iterations, 1e-3), covariance)
+    found, pullback = jax.vjp(lambda c: inverse_sqrt_newton_vjp(c, num_iterations, 1e-3), covariance)
     truth, expected = jax.vjp(lambda c: inverse_sqrt_newton(c, num_iterations, 1e-3), covariance)
     np.testing.assert_allclose(found, truth, rtol=1e-12)
     # A covariance stays symmetric, so that its derivative's symmetric part is what counts.
@@ -425,32 +428,32 @@ def test_the_short_derivative_is_that_of_the_iterations(float64, num_iterations)
     np.testing.assert_allclose(short + short.swapaxes(1, 2), long + long.swapaxes(1, 2), rtol=1e-9, atol=1e-12)
 
 
-def test_what_auto_chooses_follows_the_device_that_is_compiled_for():
+def test_the_kernel_that_is_preferred_follows_the_device_that_is_compiled_for():
     x, mesh = jnp.zeros((16, 4, 4, 128), jnp.bfloat16), Mesh(np.array(jax.devices()[:2]), ("data",))
-    assert target.current().platform == "cpu"
+    assert placement.device_kind().platform == "cpu"
     assert not jaxpr_of(x).count("pallas_call")
     with compiling_for(TPU):
         assert jaxpr_of(x).count("pallas_call") == 1
         assert not jaxpr_of(x[:3]).count("pallas_call")  # They fill no block.
         assert jaxpr_of(jnp.zeros((8, 4, 4, 64))).count("pallas_call") == 2  # In tiles.
-        with target.samples_split(mesh, "data"):
+        with placement.batch_sharded_over(mesh, "data"):
             assert jaxpr_of(x).count("shard_map") == jaxpr_of(x).count("pallas_call") == 1
             assert not jaxpr_of(x[:8]).count("pallas_call")  # A device's share fills none.
     with compiling_for(GPU):
         assert jaxpr_of(jnp.zeros((33, 4, 4, 128), jnp.bfloat16)).count("pallas_call") == 1
         assert not jaxpr_of(x).count("pallas_call")  # Too few samples for all of the card.
         assert not jaxpr_of(jnp.zeros((64, 3, 3, 64))).count("pallas_call")  # Too few rows for a product.
-    with compiling_for(target.Target("tpu", "TPU v4")):
+    with compiling_for(placement.DeviceKind("tpu", "TPU v4")):
         assert jaxpr_of(x).count("pallas_call") == 2
         assert not jaxpr_of(jnp.zeros((8, 4, 4, 256))).count("pallas_call")
     for platform, kind in (("tpu", "TPU v3"), ("gpu", "NVIDIA GeForce RTX 4090")):
-        with compiling_for(target.Target(platform, kind)):
+        with compiling_for(placement.DeviceKind(platform, kind)):
             assert not jaxpr_of(x).count("pallas_call")
-    assert target.current().platform == "cpu"
+    assert placement.device_kind().platform == "cpu"
 
 
 def jaxpr_of(x):
-    return str(jax.make_jaxpr(lambda x: group_whiten(x, 64))(x))
+    return str(jax.make_jaxpr(lambda x: group_whiten(x, 64, implementation="prefer_kernel"))(x))
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import functools
 from types import SimpleNamespace
 
 import chex
@@ -8,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gw_jax import group_whiten
-from gw_jax.ops import target
+from gw_jax.ops.kernels import placement
 
 TPU = SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
 
@@ -51,8 +52,8 @@ def count_kernels(function, x):
 
 def test_a_function_traced_for_a_device_is_traced_again_elsewhere():
     x = images((16, 4, 4, 128))
-    whiten = jax.jit(lambda x: group_whiten(x, 64))
-    with target.compiling_for(TPU):
+    whiten = jax.jit(lambda x: group_whiten(x, 64, implementation="prefer_kernel"))
+    with placement.compiling_for(TPU):
         whiten.lower(x)
         assert count_kernels(whiten, x) == 1
     assert count_kernels(whiten, x) == 0
@@ -60,10 +61,10 @@ def test_a_function_traced_for_a_device_is_traced_again_elsewhere():
 
 def test_a_function_traced_for_a_mesh_is_traced_again_for_another():
     x = images((32, 4, 4, 128))
-    whiten = jax.jit(lambda x: group_whiten(x, 64))
-    with target.compiling_for(TPU):
+    whiten = jax.jit(lambda x: group_whiten(x, 64, implementation="prefer_kernel"))
+    with placement.compiling_for(TPU):
         for devices in (2, 4):
-            with target.samples_split(Mesh(np.array(jax.devices()[:devices]), ("data",)), "data"):
+            with placement.batch_sharded_over(Mesh(np.array(jax.devices()[:devices]), ("data",)), "data"):
                 assert f"'data': {devices}" in str(jax.make_jaxpr(whiten)(x)).replace('"', "'")
         assert "shard_map" not in str(jax.make_jaxpr(whiten)(x))
 
@@ -71,12 +72,13 @@ def test_a_function_traced_for_a_mesh_is_traced_again_for_another():
 def test_kernels_read_the_sharding_from_the_type_on_an_explicit_mesh():
     mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2, devices=jax.devices()[:4])
     x = images((32, 4, 4, 128))
-    with target.compiling_for(TPU), jax.set_mesh(mesh):
+    with placement.compiling_for(TPU), jax.set_mesh(mesh):
         for spec, devices in ((PartitionSpec(("a", "b")), 4), (PartitionSpec("b"), 2), (PartitionSpec(), 1)):
             sharded = jax.device_put(x, NamedSharding(mesh, spec))
-            program = str(jax.make_jaxpr(lambda x: group_whiten(x, 64))(sharded))
+            whiten = functools.partial(group_whiten, num_groups=64, implementation="prefer_kernel")
+            program = str(jax.make_jaxpr(whiten)(sharded))
             assert program.count("pallas_call[") == 1
             assert ("shard_map" in program) == (devices > 1)
             # The definition runs in the kernel's place, on every device for its samples.
-            found = jax.jit(lambda x: group_whiten(x, 64))(sharded)
+            found = jax.jit(whiten)(sharded)
             np.testing.assert_allclose(found, group_whiten(x, 64, implementation="plain"), atol=2e-5)

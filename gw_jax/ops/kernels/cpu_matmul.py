@@ -1,23 +1,29 @@
-"""Group Whitening as a few matrix products a sample, with derivatives written out: the formulation for CPUs.
+"""Group Whitening as a few matrix products per sample, with hand-written derivatives: the formulation for CPUs.
 
-The channels of a group are moved in front of the groups once, ``[n, *spatial, g, d]`` to ``[n, *spatial, d, g]``. Every
-position and channel of a group is then a row of ``g`` numbers, and covariance, application and all derivatives are products
-of such rows, which matrix libraries take as they lie in memory.
+The channels of a group are moved in front of the groups once, ``[n, *spatial, g, d]`` to ``[n, *spatial, d, g]``::
+
+    x      c = 0 1 2 | 3 4 5      two groups (g = 2) of three channels (d = 3)
+    rows   (0 3) (1 4) (2 5)      one row of g numbers for every position and channel of a group
+
+so that covariance, application and all derivatives are products of rows that are contiguous in memory.
 """
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from gw_jax.ops.checks import accumulation_dtype
 from gw_jax.ops.inverse_sqrt import HIGHEST
+from gw_jax.ops.kernels.affine import affine_per_sample
 from gw_jax.ops.linear_map import linear_map
-from gw_jax.ops.numerics import accumulation_dtype
-from gw_jax.ops.plain_whitening import InverseSqrt, affine_per_sample
 from gw_jax.ops.sharding import sharding_of_sums
-from gw_jax.ops.statistics import SPATIAL_LETTERS, sum_of_products
+from gw_jax.ops.statistics import SPATIAL_LETTERS, gram
+
+InverseSqrt = Callable[[jax.Array], jax.Array]
 
 
 def _rows(x: jax.Array, num_groups: int) -> jax.Array:
@@ -40,7 +46,7 @@ def _apply(rows: jax.Array, matrices: jax.Array) -> jax.Array:
 def _centre(rows: jax.Array) -> jax.Array:
     """Subtracts the mean row of every sample, exactly zero where all its rows are equal."""
     observed = tuple(range(1, rows.ndim - 1))
-    # The distance to one of the values is averaged, see centre_groups.
+    # As in centre_groups.
     shift = rows
     for axis in observed:
         shift = jax.lax.slice_in_dim(shift, 0, 1, axis=axis)
@@ -52,8 +58,8 @@ def _cross(left: jax.Array, right: jax.Array) -> jax.Array:
     """``[n, g, g]``: of every sample, the sum over its rows of products of a number of ``left`` and one of ``right``."""
     sharding = sharding_of_sums(left)
     if sharding is None:
-        # With one axis to add up, XLA leaves the transposition to the product. An image that is split over devices along w
-        # is gathered for it.
+        # With one axis to sum over, XLA fuses the transposition into the product. An image that is sharded along w is
+        # gathered for it.
         left, right = (rows.reshape(rows.shape[0], -1, rows.shape[-1]) for rows in (left, right))
     axes = SPATIAL_LETTERS[: left.ndim - 2]
     return jnp.einsum(f"n{axes}g,n{axes}k->ngk", left, right, precision=HIGHEST, out_sharding=sharding)
@@ -94,8 +100,8 @@ def _forward(
 ) -> tuple[jax.Array, Any]:
     centred = _centre(_rows(x.astype(accumulation_dtype(x.dtype)), num_groups))
     count = math.prod(centred.shape[1:-1])
-    # As sums over one channel a group, of one more spatial axis.
-    covariance = sum_of_products(centred[..., None]) / count
+    # The rows as one channel per group, and the channels of a group as one more spatial axis.
+    covariance = gram(centred[..., None]) / count
     whitening, pullback = jax.vjp(inverse_sqrt, covariance)
     white = _apply(centred, whitening)
     per_sample = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1])

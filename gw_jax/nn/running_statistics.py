@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from gw_jax.nn.initial import constant
+from gw_jax.nn.initializers import constant
+from gw_jax.ops.checks import require_integer
 
 
 class _WithRunningStatistics(Protocol):
@@ -22,14 +23,12 @@ def check_statistics_options(momentum: float, group_size: int | None, statistics
     """Raises ValueError unless the options of running statistics are in range."""
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum={momentum}; it is the share of the old statistics that is kept, 0 to 1.")
-    if group_size is not None and group_size < 1:
-        raise ValueError(f"group_size={group_size}; give a number of examples >= 1, or None for the whole batch.")
-    if statistics_sets is not None and (group_size is None or statistics_sets < 1):
-        raise ValueError(
-            f"statistics_sets={statistics_sets} with group_size={group_size}; it is the number of groups in a batch, >= "
-            "1, and "
-            "needs a group_size."
-        )
+    if group_size is not None:
+        require_integer("group_size", group_size, 1)
+    if statistics_sets is not None:
+        require_integer("statistics_sets", statistics_sets, 1)
+        if group_size is None:
+            raise ValueError(f"statistics_sets={statistics_sets}, the number of groups in a batch, needs a group_size.")
 
 
 def split_batch_in_groups(layer: nnx.Module, values: jax.Array, group_size: int | None) -> jax.Array:

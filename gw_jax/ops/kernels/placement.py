@@ -16,7 +16,7 @@ from gw_jax.ops.sharding import explicit_sharding
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class DeviceKind:
     """A kind of device: ``jax.Device.platform`` ("cpu", "tpu", "gpu") and ``jax.Device.device_kind``."""
 
     platform: str
@@ -40,23 +40,23 @@ _compiling_for = jax.make_user_context(None)
 _batch_sharding = jax.make_user_context(None)
 
 
-def current() -> Target:
+def device_kind() -> DeviceKind:
     """The device of :func:`compiling_for`, else JAX's default device."""
     if _compiling_for.value is not None:
         return _compiling_for.value
     device = jax.devices()[0]
-    return Target(device.platform, device.device_kind)
+    return DeviceKind(device.platform, device.device_kind)
 
 
 @contextlib.contextmanager
 def compiling_for(device: jax.Device) -> Iterator[None]:
     """Within it, functions are traced for ``device``, which need not be attached (``jax.experimental.topologies``)."""
-    with _compiling_for(Target(device.platform, device.device_kind)):
+    with _compiling_for(DeviceKind(device.platform, device.device_kind)):
         yield
 
 
 @contextlib.contextmanager
-def samples_split(mesh: Mesh, axis: str) -> Iterator[None]:
+def batch_sharded_over(mesh: Mesh, axis: str) -> Iterator[None]:
     """Within it, functions are traced for batches that are sharded over ``axis`` of ``mesh``.
 
     For meshes with automatic axes, whose types do not say it: XLA shards what it compiles by itself, but no kernel.
@@ -81,7 +81,7 @@ def batch_sharding(x: jax.Array) -> BatchSharding | None:
     return None if found is None or found.num_devices == 1 else found
 
 
-def split_is_known(x: jax.Array) -> bool:
+def batch_sharding_known(x: jax.Array) -> bool:
     """Whether :func:`batch_sharding` is the truth: the type or a context says it, or there is one device only."""
-    said = explicit_sharding(x) is not None or jax.sharding.get_abstract_mesh().manual_axes
-    return bool(said) or _batch_sharding.value is not None or _compiling_for.value is not None or jax.device_count() == 1
+    is_said = explicit_sharding(x) is not None or jax.sharding.get_abstract_mesh().manual_axes
+    return bool(is_said) or _batch_sharding.value is not None or _compiling_for.value is not None or jax.device_count() == 1

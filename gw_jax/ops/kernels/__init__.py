@@ -1,0 +1,243 @@
+"""Kernels of Group Whitening for TPUs and GPUs: which inputs have one, its derivative, its sharding, and ``jax.vmap``.
+
+================  ===============================================================================================
+gpu_triton        GPUs: a program per sample, in tiles (Pallas on Triton)
+tpu_resident      TPUs: eight whole samples on the chip
+tpu_tiled         TPUs: samples in tiles, in one of the two layouts of tpu_layouts
+tpu_math          what both TPU kernels compute on the chip
+cpu_matmul        CPUs: a few matrix products per sample, no kernel
+affine products   scale and bias per sample; products and types of results
+spec placement    the sizes of a kernel; the device kind and the sharding of the batch, which decide
+verified          device kinds on which a kernel was right and faster, where "auto" uses it
+================  ===============================================================================================
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
+
+from gw_jax.ops.inverse_sqrt import supports_vjp
+from gw_jax.ops.kernels import gpu_triton, tpu_resident, tpu_tiled
+from gw_jax.ops.kernels.affine import affine_per_sample
+from gw_jax.ops.kernels.placement import BatchSharding, DeviceKind
+from gw_jax.ops.kernels.spec import SMALL_MEMORY, KernelName, KernelSpec
+from gw_jax.ops.kernels.tpu_layouts import LAYOUTS
+from gw_jax.ops.kernels.tpu_math import LANES
+
+# Bytes of a TPU's VMEM that a kernel may use.
+VMEM = {"TPU v4": 15 << 20, "TPU v5 lite": 110 << 20, "TPU v6 lite": 110 << 20}
+# Bytes per value of a whole sample, at most: three double-buffered blocks, two float32 copies, and what the compiler keeps.
+BYTES_PER_VALUE = {2: 24, 4: 36}
+SUPPORTED = (
+    'There are kernels for TPU v4, v5e and v6e and for H100, H200 and B200 GPUs, for method="newton" with 2 to 14 '
+    "iterations, no mask, bfloat16 or float32, and [n, h, w, c]: on TPUs with n a multiple of 8 and c 64, 128, 256, ... "
+    "1024 (v4: 64 or 128), or n a multiple of 128 and c 2, 4, ... 64, that fits on the chip; on GPUs with 16, 32 or 64 "
+    "groups of 1, 2, 4, ... 64 channels and at least 16 values."
+)
+_DTYPES = ("bfloat16", "float32")
+
+
+class KernelModule(Protocol):
+    """A module of kernels. Arrays are ``[n, h, w, c]``, scale and bias ``[n, c]``."""
+
+    def forward(self, spec: KernelSpec, x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, ...]:
+        """The output, then what :meth:`backward` needs."""
+
+    def backward(
+        self, spec: KernelSpec, x: jax.Array, dy: jax.Array, scale: jax.Array, *saved: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The gradients of input, scale and bias."""
+
+
+_MODULES: dict[KernelName, KernelModule] = {
+    "tpu_resident": tpu_resident,
+    "tpu_lane_tiles": tpu_tiled,
+    "tpu_sublane_tiles": tpu_tiled,
+    "gpu_triton": gpu_triton,
+}
+
+# (spec, x, scale, bias) -> output, in plain JAX.
+Definition = Callable[[KernelSpec, jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def choose_kernel(
+    shape: Sequence[int],
+    dtype: DTypeLike,
+    num_groups: int,
+    num_iterations: int,
+    epsilon: float,
+    device: DeviceKind,
+    sharding: BatchSharding | None = None,
+    *,
+    relu: bool = False,
+) -> KernelSpec | None:
+    """The kernel for an input, or None if there is none.
+
+    Args:
+        shape: of the input on all devices, ``[n, h, w, c]``; other numbers of axes have no kernel.
+        dtype: of the input; bfloat16 and float32 have kernels.
+        num_groups: divides ``c``.
+        num_iterations: Newton-Schulz iterations.
+        epsilon: added to the covariance's diagonal.
+        device: the kind of device that the kernel is compiled for.
+        sharding: how the batch is sharded; a kernel sees the samples of one device.
+        relu: whether ``max(., 0)`` of the output is requested; the result's ``relu`` says whether the kernel does it.
+    """
+    if len(shape) != 4 or not supports_vjp(num_iterations) or jnp.dtype(dtype).name not in _DTYPES:
+        return None
+    n, rest = divmod(shape[0], 1 if sharding is None else sharding.num_devices)
+    h, w, c = shape[1:]
+    if rest:
+        return None
+    spec = functools.partial(KernelSpec, h * w, c, num_groups, num_iterations, epsilon, sharding=sharding)
+    if device.platform == "gpu":
+        fits = gpu_triton.supports(device.kind, h * w, num_groups, c // num_groups)
+        return spec("gpu_triton", relu=relu) if fits else None
+    memory = VMEM.get(device.kind, 0)
+    kernel, tile = _tpu_kernel(n, h * w, c, jnp.dtype(dtype).itemsize, memory)
+    return None if kernel is None else spec(kernel, tile=tile, memory=memory)
+
+
+def fills_the_device(spec: KernelSpec, num_samples: int) -> bool:
+    """Whether a kernel for ``num_samples`` on all devices keeps all of a device busy."""
+    devices = 1 if spec.sharding is None else spec.sharding.num_devices
+    return spec.kernel != "gpu_triton" or num_samples // devices >= gpu_triton.FEWEST_SAMPLES
+
+
+def _tpu_kernel(n: int, positions: int, c: int, width: int, memory: int) -> tuple[KernelName | None, int]:
+    """The TPU kernel for ``n`` samples per device of values of ``width`` bytes, and the positions of its tiles."""
+    # A v4's compiler loads single rows of 128 channels only; matrices between more than 1,024 take minutes to compile.
+    if c > (LANES if memory <= SMALL_MEMORY else 1024):
+        return None, 0
+    # The largest kernel has four matrices between channels.
+    needed = positions * tpu_resident.SAMPLES * c * BYTES_PER_VALUE[width] + 4 * 4 * c * c
+    fits_whole = memory > SMALL_MEMORY and needed <= memory
+    if c % LANES == 0 and n % tpu_resident.SAMPLES == 0 and fits_whole:
+        return "tpu_resident", 0
+    for kernel, layout in LAYOUTS.items():
+        # What the compiler keeps of a sample has to fit beside a tile.
+        usable = 3 * memory // 4
+        if layout.supports(n, c) and (tile := tpu_tiled.tile_positions(kernel, positions, c, width, usable)):
+            return kernel, tile
+    return None, 0
+
+
+def kernel_whiten(
+    x: jax.Array, spec: KernelSpec, scale: jax.Array | None, bias: jax.Array | None, definition: Definition
+) -> jax.Array:
+    """Group Whitening by Newton iteration, see :func:`gw_jax.group_whiten`, and the ReLU after it if ``spec`` says so.
+
+    There is no forward-mode derivative. Where it is lowered for another platform than that of the kernel, the definition
+    runs instead, and is differentiated by JAX.
+
+    Args:
+        x: ``[n, h, w, c]``.
+        spec: what :func:`choose_kernel` returned for ``x``.
+        scale: ``[c]``, or None.
+        bias: ``[c]``, or None.
+        definition: the same function in plain JAX.
+
+    Returns:
+        An array of the shape and type of ``x``.
+    """
+    return _whiten(x, *affine_per_sample(x, scale, bias), spec, definition)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _whiten(x: jax.Array, scale: jax.Array, bias: jax.Array, spec: KernelSpec, definition: Definition) -> jax.Array:
+    return _run("forward", spec, definition, x, scale, bias)[0]
+
+
+def _forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, spec: KernelSpec, definition: Definition
+) -> tuple[jax.Array, Any]:
+    y, *saved = _run("forward", spec, definition, x, scale, bias)
+    # A convolution after the ReLU keeps the same array for its own derivative.
+    return y, (x, scale, *([y] if spec.relu else saved))
+
+
+def _backward(spec: KernelSpec, definition: Definition, residuals: Any, dy: jax.Array) -> tuple[jax.Array, ...]:
+    x, scale, *saved = residuals
+    return tuple(_run("backward", spec, definition, x, dy, scale, *saved))
+
+
+_whiten.defvjp(_forward, _backward)
+
+
+def _run(direction: Literal["forward", "backward"], spec: KernelSpec, definition: Definition, *arrays: jax.Array) -> Any:
+    """A kernel under ``jax.vmap``, on every device for its samples."""
+    run = functools.partial(_kernel_or_definition, direction, spec, definition)
+    return _vmap_as_samples(_shard_mapped(run, spec.sharding))(*arrays)
+
+
+def _vmap_as_samples(run: Callable[..., Any]) -> Callable[..., Any]:
+    """``run``, for which an axis of ``jax.vmap`` is more samples: samples do not depend on each other."""
+    mapped = jax.custom_batching.custom_vmap(run)
+
+    @mapped.def_vmap
+    def _(size: int, batched: Sequence[bool], *arrays: jax.Array) -> Any:
+        def merge(array: jax.Array, is_batched: bool) -> jax.Array:
+            array = array if is_batched else jnp.broadcast_to(array[None], (size, *array.shape))
+            return array.reshape(size * array.shape[1], *array.shape[2:])
+
+        results = _vmap_as_samples(run)(*map(merge, arrays, batched))
+        separate = jax.tree.map(lambda array: array.reshape(size, -1, *array.shape[1:]), results)
+        return separate, jax.tree.map(lambda _: True, results)
+
+    return mapped
+
+
+def _shard_mapped(run: Callable[..., Any], sharding: BatchSharding | None) -> Callable[..., Any]:
+    """``run`` on every device for its samples.
+
+    XLA cannot shard a kernel by itself: it would gather the batch. ``custom_partitioning`` does not work in ahead-of-time
+    compilation.
+    """
+    if sharding is None:
+        return run
+    samples = PartitionSpec(sharding.axes)
+    return jax.shard_map(run, mesh=sharding.mesh, in_specs=samples, out_specs=samples, check_vma=False)
+
+
+def _kernel_or_definition(
+    direction: Literal["forward", "backward"], spec: KernelSpec, definition: Definition, *arrays: jax.Array
+) -> Any:
+    """The kernel where the program is lowered for its platform, else the definition."""
+
+    def kernel(*arrays: jax.Array) -> Any:
+        results = getattr(_MODULES[spec.kernel], direction)(spec, *arrays)
+        # Kernels for TPUs return arrays with one axis for the positions. Without the barrier, XLA would move the following
+        # operation, such as a ReLU, in front of the reshape to images, where it cannot fuse into the next convolution.
+        return results if spec.kernel == "gpu_triton" else jax.lax.optimization_barrier(results)
+
+    if spec.interpret:
+        return kernel(*arrays)
+    plain = functools.partial(_plain_forward if direction == "forward" else _plain_backward, spec, definition)
+    platform = "cuda" if spec.kernel == "gpu_triton" else "tpu"
+    return jax.lax.platform_dependent(*arrays, default=plain, **{platform: kernel})
+
+
+def _plain_forward(
+    spec: KernelSpec, definition: Definition, x: jax.Array, scale: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, ...]:
+    y = definition(spec, x, scale, bias)
+    if _MODULES[spec.kernel] is not tpu_tiled:
+        return (y,)
+    # Of the types of what the kernels save; the plain backward pass does not read it.
+    row = LANES if spec.kernel == "tpu_lane_tiles" else spec.channels
+    saved = ((x.shape[0], row), (x.shape[0], spec.num_groups, spec.num_groups))
+    return (y, *(jnp.zeros_like(x, jnp.float32, shape=shape) for shape in saved))
+
+
+def _plain_backward(
+    spec: KernelSpec, definition: Definition, x: jax.Array, dy: jax.Array, scale: jax.Array, *saved: jax.Array
+) -> tuple[jax.Array, ...]:
+    if spec.relu:
+        dy, spec = jnp.where(saved[0] > 0, dy, 0), dataclasses.replace(spec, relu=False)
+    return jax.vjp(functools.partial(definition, spec), x, scale, jnp.zeros_like(scale))[1](dy)
