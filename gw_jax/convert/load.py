@@ -152,6 +152,8 @@ def _load_state(file: TorchFile, path: str, options: LoadOptions) -> LoadedModel
     if file.training is not None:
         training, more = read_training_state(file.training, table, shapes, path)
         notices += more
+        if options.ema and training.momentum:
+            notices.append("the momentum belongs to the weights of the last step, not to the averaged ones")
     report = Report(
         path=path,
         sha256=file.sha256,

@@ -54,8 +54,10 @@ def find_state_dict(source: str, content: Any, *, ema: bool) -> StateDict:
     """
     if not isinstance(content, dict):
         raise _no_state_dict(source, f"a {type(content).__name__}")
+    averaged = [name for name in EMA_WEIGHTS if _has_tensors(content.get(name))]
     names = [name for name in WEIGHTS if isinstance(content.get(name), dict)]
-    averaged = [name for name in EMA_WEIGHTS if isinstance(content.get(name), dict)]
+    # Options of the network can be in a dict under "model", beside its weights under another name.
+    names = [name for name in names if _has_tensors(content[name])] or names
     notices = []
     if names or averaged:
         chosen = averaged if ema else names
@@ -88,6 +90,10 @@ def find_state_dict(source: str, content: Any, *, ema: bool) -> StateDict:
     _check_keys(source, found)
     stripped = strip_prefixes(found)
     return dataclasses.replace(stripped, name=name, notices=(*notices, *stripped.notices))
+
+
+def _has_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and any(hasattr(item, "detach") for item in value.values())
 
 
 def _no_state_dict(source: str, what: str) -> CheckpointError:

@@ -98,6 +98,11 @@ def remembered_config(model: nnx.Module) -> dict[str, Any]:
             f"This {type(model).__name__} does not remember how it was made, as networks of gw_jax.create_model and "
             "gw_jax.load_pretrained do. Pass the arguments of create_model as model_config."
         )
+    if not isinstance(record.arguments["name"], str):
+        raise ConfigError(
+            f"The network was made from an {type(record.arguments['name']).__name__} and not by name; load_pretrained "
+            "makes networks by name only. See gw_jax.list_models()."
+        )
     expected = abstract_model(record.arguments, record.dtype, record.param_dtype or jnp.float32)
     if _graph(model) != _graph(expected) or _shapes(variables(model)) != _shapes(variables(expected)):
         raise ConfigError(

@@ -1,3 +1,5 @@
+from collections import OrderedDict
+
 import jax
 import pytest
 
@@ -28,3 +30,10 @@ def reference():
 def torch():
     """PyTorch, or a reason to skip."""
     return pytest.importorskip("torch", reason="PyTorch, an optional extra that brings gigabytes, is not installed")
+
+
+@pytest.fixture
+def tensors(reference, torch):
+    """The state dict of an MLP with one hidden layer and group whitening, as tensors."""
+    state = reference.make_state(reference.MLP)
+    return OrderedDict((key, torch.from_numpy(value)) for key, value in state.items())

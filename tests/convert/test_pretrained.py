@@ -14,6 +14,7 @@ import gw_jax
 from gw_jax import files
 from gw_jax.errors import CheckpointError, ConfigError
 from gw_jax.models import pretrained, save_pretrained
+from gw_jax.models.resnet import Architecture
 from gw_jax.tree import variables
 
 CONFIG = {
@@ -86,6 +87,12 @@ def test_a_model_that_was_changed_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"This Linear does not remember .* Pass the arguments of create_model"):
         gw_jax.save_pretrained(tmp_path / "model", nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_network_without_a_name_is_refused(tmp_path):
+    model = zeros(Architecture(False, (1, 1, 1, 1)), width=8, norm_options={"num_groups": 4})
+    with pytest.raises(ConfigError, match="was made from an Architecture and not by name"):
+        gw_jax.save_pretrained(tmp_path / "model", model)
 
 
 def test_the_record_changes_no_comparison_and_no_cache():

@@ -15,17 +15,13 @@ from gw_jax.convert.load import LoadOptions, read
 from gw_jax.convert.torch_file import read_torch_file
 from gw_jax.errors import CheckpointError, ConfigError
 from gw_jax.models.pretrained import load_pretrained
-
-ENTRIES = [
-    ["net.1.weight", [8, 784]], ["net.1.bias", [8]], ["net.2.weight", [1, 8]], ["net.2.bias", [1, 8]],
-    ["net.4.weight", [10, 8]], ["net.4.bias", [10]],
-]  # fmt: skip
+from tests.helpers.reference import MLP
 
 
 @pytest.fixture
 def state(reference):
     """The state dict of an MLP with one hidden layer and group whitening."""
-    return reference.make_state(ENTRIES)
+    return reference.make_state(MLP)
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -66,7 +62,7 @@ def test_what_is_written_is_what_pytorch_would_write(torch, state, tmp_path, con
     again = torch.load(tmp_path / "out.pth", weights_only=True)
     assert type(again) is OrderedDict
     assert [(key, value.dtype, tuple(value.shape)) for key, value in again.items()] == [
-        (key, torch.float32, tuple(shape)) for key, shape in ENTRIES
+        (key, torch.float32, tuple(shape)) for key, shape in MLP
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["out.pth"]
     with pytest.raises(CheckpointError, match="exists already; it was not changed"):

@@ -6,13 +6,22 @@ import pathlib
 import zlib
 from collections import OrderedDict
 
+import jax.numpy as jnp
 import numpy as np
 
+from gw_jax.convert import load
+from gw_jax.convert.entries import entries
 from gw_jax.convert.state_dict import StateDict
 from gw_jax.convert.torch_file import TorchFile
+from gw_jax.models.pretrained import abstract_model
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 NETWORKS = json.loads((GOLDEN / "models" / "state_dicts.json").read_text())
+# A state dict of an MLP with one hidden layer and group whitening.
+MLP = [
+    ["net.1.weight", [8, 784]], ["net.1.bias", [8]], ["net.2.weight", [1, 8]], ["net.2.bias", [1, 8]],
+    ["net.4.weight", [10, 8]], ["net.4.bias", [10]],
+]  # fmt: skip
 
 
 def reproducible_array(key, shape, seed):
@@ -83,3 +92,33 @@ def write_pth(path, state, *, kind="best", container="legacy", prefix="", moment
         }
     torch.save(content, path, _use_new_zipfile_serialization=container == "zip")
     return path
+
+
+# Options with which every norm of the reference works on the widths of the small networks below.
+NORM_CFG = {
+    "IGWItN": {"T": 5, "num_groups": 4},
+    "IGWSVD": {"num_groups": 4},
+    "GN": {"num_groups": 4},
+    "ItN": {"T": 5, "num_channels": 6},
+    "ItNSigma": {"T": 3, "num_channels": 6},
+    "DBN": {"num_channels": 6},
+    "DBNSigma": {"num_channels": 6},
+}
+
+
+def interpret(state, training=None, **arguments):
+    """The network of a state dict, as if it had been read from a file with these arguments."""
+    return load.load_state(in_memory(state, training), "file.pth", load.LoadOptions(**arguments))
+
+
+def state_of(name, **arguments):
+    """A state dict with the entries of the network ``name``."""
+    model = abstract_model({"name": name, **arguments}, None, jnp.float32)
+    return make_state([(entry.key, entry.shape) for entry in entries(model)])
+
+
+def small(name, norm="IGWItN", **arguments):
+    """Arguments of a network of a few thousand parameters."""
+    width = 16 if name == "resnext50_32x4d" else 8
+    common = {"name": name, "num_classes": 5, "width": width, "norm": norm, "norm_options": NORM_CFG.get(norm, {})}
+    return {**common, **arguments}
