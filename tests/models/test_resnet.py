@@ -145,10 +145,10 @@ def test_initialisation():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "resnet5"}, "No network is called 'resnet5'; choose one of resnet18, .* Did you mean 'resnet5"),
-        ({"whiten": "B2"}, r"No placement \(whiten\) is called 'B2'; choose one of none, S1, S1-B1"),
-        ({"stem": "tiny"}, "No stem is called 'tiny'; choose one of imagenet, small"),
-        ({"norm": "batchnorm"}, "No normalisation is called 'batchnorm'"),
+        ({"name": "resnet5"}, "name='resnet5' is not known; choose one of resnet18, .* Did you mean 'resnet5"),
+        ({"whiten": "B2"}, "whiten='B2' is not known; choose one of none, S1, S1-B1"),
+        ({"stem": "tiny"}, "stem='tiny' is not known; choose one of imagenet, small"),
+        ({"norm": "batchnorm"}, "norm='batchnorm' is not known"),
         ({"norm_options": {"num_groups": 48}}, "64 channels cannot be cut into num_groups=48"),
         ({"num_classes": 0}, "num_classes=0"),
         ({"num_classes": 10.0}, "num_classes=10.0 is a float"),
