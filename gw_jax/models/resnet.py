@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from gw_jax.models.linear import linear
 from gw_jax.nn import make_norm
-from gw_jax.nn.initializers import make_or_copy, normal
+from gw_jax.nn.initializers import cached_when_abstract, normal
 from gw_jax.ops.checks import accumulation_dtype
 
 Stem = Literal["imagenet", "small"]
@@ -228,7 +228,7 @@ class ResNet(nnx.Module):
         self.stem_conv = layers.conv(in_channels, width, 7, 2) if stem == "imagenet" else layers.conv(in_channels, width, 3)
         self.stem_norm = layers.make_norm("stem", width)
         block = Bottleneck if architecture.bottleneck else BasicBlock
-        make_block = make_or_copy(rngs, functools.partial(block, layers))
+        make_block = cached_when_abstract(rngs, functools.partial(block, layers))
         in_features, dilation = width, 1
         stages = []
         for stage, size in enumerate(architecture.stage_sizes):

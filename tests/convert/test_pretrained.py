@@ -13,7 +13,7 @@ import gw_jax
 from gw_jax import files
 from gw_jax.errors import CheckpointError, ConfigError
 from gw_jax.models import pretrained, save_pretrained
-from gw_jax.nn.initializers import NoKeys
+from gw_jax.nn.initializers import AbstractRngs
 from gw_jax.tree import variables
 
 CONFIG = {
@@ -33,7 +33,7 @@ def model():
 
 def zeros(name, **arguments):
     """A network whose arrays are zero: no time goes into random values."""
-    abstract = gw_jax.create_model(name, **arguments, rngs=NoKeys())
+    abstract = gw_jax.create_model(name, **arguments, rngs=AbstractRngs())
     return pretrained.fill_model(
         abstract, {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in variables(abstract).items()}
     )

@@ -135,7 +135,7 @@ def test_the_order_of_flattened_pixels(reference):
 
 
 def test_the_autoencoder_has_no_checkpoints():
-    model = gw_jax.create_model("autoencoder", rngs=gw_jax.nn.initializers.NoKeys())
+    model = gw_jax.create_model("autoencoder", rngs=gw_jax.nn.initializers.AbstractRngs())
     with pytest.raises(ValueError, match="never ran"):
         entries(model)
 
