@@ -1,12 +1,15 @@
 """What a run will need on a TPU slice, found out by compiling its real steps on a machine without a TPU.
 
     python -m benchmarks.tpu_compile --topology=v5e:16x16 --config=configs/imagenet_resnet50_gw.py [--batch=4096,8192]
-                                     [--largest_batch] [--config.FIELD=VALUE ...] [--json]
+                                     [--largest_batch] [--implementation=prefer_kernel] [--config.FIELD=VALUE ...]
+                                     [--json]
 
 For the training and the evaluation step it reports, a chip: memory, bytes moved, operations, collectives by kind with their
 bytes, and the bound on images a second that the chip's published peak sets (whatever is slower, arithmetic or memory; no
 run reaches it). ``--largest_batch`` finds the largest batch that fits: it compiles two batches, extends the line through
 their memory, and compiles the batch where it meets the chip's. A ResNet-50 step takes two minutes to compile.
+``--implementation=prefer_kernel`` counts with the kernels of Group Whitening, which "auto" does not choose since no TPU has
+run them.
 """
 
 import argparse
@@ -140,6 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--topology", required=True, help="a TPU slice: v5e:16x16, v4:4x4x4")
     parser.add_argument("--batch", help="global batch sizes, such as 4096,8192; default: the config's")
     parser.add_argument("--largest_batch", action="store_true", help="find the largest batch that fits")
+    parser.add_argument("--implementation", help="of Group Whitening, in place of the config's")
     parser.add_argument("--steps", default="train,eval", help="train, eval or both (default)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     given, rest = parser.parse_known_args(arguments)
@@ -147,6 +151,8 @@ def main(arguments: list[str] | None = None) -> int:
         config = read_config(rest)
         if config.dtype == "auto":
             config.dtype = "bfloat16"
+        if given.implementation:
+            config.model.norm_options.implementation = given.implementation
         devices = tpu.devices(given.topology)
         if devices[0].device_kind not in CHIPS:
             raise ConfigError(f"The figures of {devices[0].device_kind!r} are not in gw_jax/train/chips.py; add them.")

@@ -48,7 +48,10 @@ class Run:
         steps = make_steps(config, jax.devices())
         shapes, batch_shapes = steps.arguments["train"]
         began = time.perf_counter()
-        self.compiled = steps.lower["train"]().compile()
+        lowered = steps.lower["train"]()
+        # Before the compiler hands convolutions to cuDNN, which it does not count.
+        self.flops = (lowered.cost_analysis() or {}).get("flops", 0) / jax.device_count()
+        self.compiled = lowered.compile()
         self.program = describe(self.compiled, time.perf_counter() - began)
         self.state = jax.device_put(steps.initialise(), jax.tree.map(lambda leaf: leaf.sharding, shapes))
         rng = np.random.default_rng(0)
@@ -109,7 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
             "norm": norm,
             "ms": medians[norm],
             "images_per_sec": batch / seconds,
-            "mfu": None if chip is None else run.program.flops / seconds / chip.flops,
+            "mfu": None if chip is None or not run.flops else run.flops / seconds / chip.flops,
             "peak_memory": run.program.peak,
             "bytes": run.program.bytes,
             "compile_seconds": run.program.seconds,

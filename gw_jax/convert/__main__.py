@@ -5,12 +5,13 @@ directory becomes a ``.pth`` file for the reference's ``--load``.
 """
 
 import argparse
+import os
 import pathlib
 import sys
 from typing import Any
 
 from gw_jax.convert.entries import to_torch_state
-from gw_jax.convert.load import Request, read
+from gw_jax.convert.load import LoadOptions, read
 from gw_jax.convert.options import DEFAULT_NORM
 from gw_jax.convert.torch_file import CONTAINERS, Container, write_torch_file
 from gw_jax.errors import ConfigError, UserError, one_line, shown
@@ -76,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         require_new(args.target)
-        if args.source.is_dir():
+        if os.path.isdir(args.source):  # Unlike Path.is_dir, false for a name that is too long.
             _refuse(args, _IMPORT_OPTIONS, "is for reading a .pth file, and the source is a directory")
             lines = _export(args)
         else:
@@ -104,7 +105,7 @@ def _import(args: argparse.Namespace) -> list[str]:
         )
     if args.apply_last_norm not in (None, "True", "False", "true", "false"):
         raise ConfigError(f"--apply_last_norm={args.apply_last_norm}; True or False is allowed.")
-    request = Request(
+    options = LoadOptions(
         arch=args.arch,
         norm=args.norm,
         norm_cfg=None if args.norm_cfg is None else parse_dict(args.norm_cfg),
@@ -112,13 +113,13 @@ def _import(args: argparse.Namespace) -> list[str]:
         apply_last_norm=None if args.apply_last_norm is None else args.apply_last_norm.lower() == "true",
         ema=bool(args.ema),
     )
-    imported = read(args.source, request)
-    source = {key: getattr(imported.report, key) for key in _KEPT}
-    write_directory(args.target, imported.arrays, imported.model_config, source=source, training=imported.training)
-    lines = str(imported.report).splitlines()
-    if imported.training is not None:
-        momentum = "with" if imported.training.momentum else "without"
-        lines.append(f"training      {imported.training.epochs} epochs done, {momentum} momentum buffers")
+    loaded = read(args.source, options)
+    source = {key: getattr(loaded.report, key) for key in _KEPT}
+    write_directory(args.target, loaded.arrays, loaded.model_config, source=source, training=loaded.training)
+    lines = str(loaded.report).splitlines()
+    if loaded.training is not None:
+        momentum = "with" if loaded.training.momentum else "without"
+        lines.append(f"training      {loaded.training.epochs} epochs done, {momentum} momentum buffers")
     return [*lines, f"written       {args.target}: gw_jax.load_pretrained({str(args.target)!r})"]
 
 

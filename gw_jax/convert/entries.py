@@ -126,7 +126,7 @@ def kernel_entry(key: str, path: str, kernel: Array) -> Entry:
 
 
 def vector_entry(key: str, path: str, shape: tuple[int, ...], *, trained: bool = True) -> Entry:
-    """An entry whose values have one order in both."""
+    """An entry with the same order of values in both."""
     return Entry(key, shape, path, lambda v: v, trained)
 
 
@@ -166,9 +166,9 @@ def _scale_and_bias(norm: Any, key: str, path: str, shape: tuple[int, ...]) -> I
             "neither."
         )
     if norm.scale is not None:
-        for theirs, ours in (("weight", "scale"), ("bias", "bias")):
-            found = getattr(norm, ours).get_metadata().get(TORCH_SHAPE, shape)
-            yield vector_entry(f"{key}{theirs}", f"{path}{ours}", found)
+        for torch_name, name in (("weight", "scale"), ("bias", "bias")):
+            found = getattr(norm, name).get_metadata().get(TORCH_SHAPE, shape)
+            yield vector_entry(f"{key}{torch_name}", f"{path}{name}", found)
 
 
 @register(GroupNorm, InstanceNorm, LayerNorm)

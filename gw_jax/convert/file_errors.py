@@ -25,6 +25,10 @@ def file_errors(source: str, entry: object = None) -> Iterator[None]:
     except UserError as error:
         error.args = (one_line(str(error), MESSAGE_LENGTH),)
         raise
+    except OSError as error:
+        raise CheckpointError(
+            f"{one_line(source, 300)} cannot be read: {one_line(error.strerror or str(error), 200)}."
+        ) from error
     except Exception as error:
         where = one_line(source, 300) if entry is None else f"The entry {shown(entry)} of {one_line(source, 300)}"
         reason = one_line(str(error).strip(), 200)

@@ -23,14 +23,14 @@ from gw_jax.convert.training_state import read_training_state
 from gw_jax.errors import CheckpointError, ConfigError, shown
 from gw_jax.models.pretrained import TrainingState, abstract_model, fill_model
 from gw_jax.models.resnet import ARCHITECTURES
-from gw_jax.nn import BatchWhitening, GroupWhitening, make_norm
+from gw_jax.nn import make_norm
 from gw_jax.nn.reference_norms import REFERENCE_NORMS, translate_norm_cfg
 from gw_jax.tree import variables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a caller says about a file; :func:`load_torch` explains the fields."""
+class LoadOptions:
+    """The arguments of :func:`load_torch`, which explains them, without the path."""
 
     arch: str | None = None
     norm: str | None = None
@@ -43,7 +43,7 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
-class Imported:
+class LoadedModel:
     """A network read from a file.
 
     Attributes:
@@ -101,7 +101,7 @@ def load_torch(
         CheckpointError: the file cannot be read, or does not fit: every entry must be used and every array filled.
         ConfigError: an argument is not known, or PyTorch is not installed.
     """
-    request = Request(
+    options = LoadOptions(
         arch=arch,
         norm=norm,
         norm_cfg=norm_cfg,
@@ -111,34 +111,34 @@ def load_torch(
         dtype=dtype,
         param_dtype=param_dtype,
     )
-    imported = read(path, request)
-    return fill_model(imported.model, imported.arrays), imported.report
+    loaded = read(path, options)
+    return fill_model(loaded.model, loaded.arrays), loaded.report
 
 
-def read(path: str | pathlib.Path, request: Request) -> Imported:
+def read(path: str | pathlib.Path, options: LoadOptions) -> LoadedModel:
     """As :func:`load_torch`, with the arrays still apart from the model, which is abstract, and with the training state."""
-    check_arguments(request.arch, request.norm, request.arch_cfg)
-    return interpret(read_torch_file(pathlib.Path(path).expanduser(), ema=request.ema), str(path), request)
+    check_arguments(options.arch, options.norm, options.arch_cfg)
+    return load_state(read_torch_file(pathlib.Path(path).expanduser(), ema=options.ema), str(path), options)
 
 
-def interpret(file: TorchFile, path: str, request: Request) -> Imported:
-    """Identifies the network in ``file`` and moves its entries to arrays; ``path`` is its name in messages."""
+def load_state(file: TorchFile, path: str, options: LoadOptions) -> LoadedModel:
+    """Identifies the network in ``file`` and moves its entries out of it to arrays; ``path`` is its name in messages."""
     with file_errors(path):
-        return _interpret(file, path, request)
+        return _load_state(file, path, options)
 
 
-def _interpret(file: TorchFile, path: str, request: Request) -> Imported:
-    state = dict(file.weights.state)
+def _load_state(file: TorchFile, path: str, options: LoadOptions) -> LoadedModel:
+    state = file.weights.state
     cfg = (file.training or {}).get("cfg")
     cfg = cfg if isinstance(cfg, dict) else {}
     found = identify({key: value.shape for key, value in state.items()})
-    name, whiten = architecture_name(request.arch, found)
-    norm = norm_options(request.norm, request.norm_cfg, found, cfg)
-    head = head_options(name, request.arch_cfg, found, request.apply_last_norm, cfg)
+    name, whiten = architecture_name(options.arch, found)
+    norm = norm_options(options.norm, options.norm_cfg, found, cfg)
+    head = head_options(name, options.arch_cfg, found, options.apply_last_norm, cfg)
     placement = {"whiten": whiten} if name in ARCHITECTURES else {}
     model_config = {"name": name, **found.options, **placement, **norm.arguments, **head.arguments}
     try:
-        model = abstract_model(model_config, request.dtype, request.param_dtype)
+        model = abstract_model(model_config, options.dtype, options.param_dtype)
         table = _entries(model, path, 2 * len(state) + 10_000)
     except ValueError as error:
         raise ConfigError(f"The network cannot be made with {shown(norm.arguments, 300)}: {error}") from error
@@ -167,7 +167,7 @@ def _interpret(file: TorchFile, path: str, request: Request) -> Imported:
         guesses=[*norm.guesses, *head.guesses],
         notices=notices,
     )
-    return Imported(model, model_config, arrays, report, training)
+    return LoadedModel(model, model_config, arrays, report, training)
 
 
 def _entries(model: nnx.Module, path: str, limit: int) -> list[Entry]:
@@ -225,8 +225,9 @@ def norm_from_torch(
     arrays = fill(table, dict(state), shapes, f"the state of {norm} ({REFERENCE_NORMS[norm]})")
     for path, value in arrays.items():
         getattr(layer, path)[...] = jnp.asarray(value)
-    if isinstance(layer, (GroupWhitening, BatchWhitening)):
-        for entry in table:
-            if entry.trained:
-                getattr(layer, entry.path).set_metadata(**{TORCH_SHAPE: entry.shape})
+    usual = {entry.key: entry.shape for entry in entries(layer)}
+    for entry in table:
+        if entry.shape != usual[entry.key]:
+            metadata: dict[str, Any] = {TORCH_SHAPE: entry.shape}
+            setattr(layer, entry.path, nnx.Param(getattr(layer, entry.path)[...], **metadata))
     return layer

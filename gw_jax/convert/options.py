@@ -25,8 +25,8 @@ ARCH_CFG_KEYS = ("num_classes", "last", "dropout", "zero_init_residual", "replac
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """A choice of arguments of :func:`gw_jax.create_model`.
+class ModelArguments:
+    """Arguments of :func:`gw_jax.create_model`.
 
     Attributes:
         arguments: the arguments.
@@ -76,16 +76,16 @@ def architecture_name(arch: str | None, found: Identified) -> tuple[str, str]:
 
 def reference_name(name: str, whiten: str) -> str | None:
     """The reference's name of the network ``name`` with its norm at ``whiten``, if it has one."""
-    for reference, ours in REFERENCE_MNIST.items():
-        if ours == name:
+    for reference, meaning in REFERENCE_MNIST.items():
+        if meaning == name:
             return reference
-    matches = [reference for reference, meaning in REFERENCE_RESNETS.items() if meaning == (name, whiten)]
+    matches = [reference for reference, network in REFERENCE_RESNETS.items() if network == (name, whiten)]
     return matches[0] if matches else None
 
 
 def norm_options(
     norm: str | None, norm_cfg: Mapping[str, Any] | None, found: Identified, cfg: Mapping[str, Any]
-) -> Options:
+) -> ModelArguments:
     """``norm`` and ``norm_options`` of :func:`gw_jax.create_model`; none for a network without norms, whatever was said.
 
     Args:
@@ -99,7 +99,7 @@ def norm_options(
         ConfigError: an option is not known, or of a wrong type.
     """
     if found.name == "lenet":
-        return Options({})
+        return ModelArguments({})
     name, guesses, notices = _norm_name(norm, found, cfg.get("norm"))
     options: dict[str, Any]
     published: dict[str, Any] = {}
@@ -108,9 +108,9 @@ def norm_options(
     else:
         options = dict(norm_cfg or {})
         # num_channels takes the place of num_groups.
-        taken = {*options, *(["num_groups"] if options.get("num_channels") else [])}
+        fixed = {*options, *(["num_groups"] if options.get("num_channels") else [])}
         if found.kind is not None:
-            published = {key: value for key, value in PUBLISHED_NORM_CFG.get(name, {}).items() if key not in taken}
+            published = {key: value for key, value in PUBLISHED_NORM_CFG.get(name, {}).items() if key not in fixed}
     if published:
         text = ", ".join(f"{key}={value}" for key, value in published.items())
         guesses += (f"norm_cfg {text} (as in the published models; the file does not tell)",)
@@ -121,10 +121,10 @@ def norm_options(
     if not found.affine or name == "IN" or found.name == "mlp_norm_linear":
         options.setdefault("affine", found.affine)
     try:
-        ours, translated = translate_norm_cfg(name, options)
+        name, translated = translate_norm_cfg(name, options)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return Options({"norm": ours, "norm_options": translated}, guesses, notices)
+    return ModelArguments({"norm": name, "norm_options": translated}, guesses, notices)
 
 
 def _norm_name(norm: str | None, found: Identified, stored: Any) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
@@ -157,7 +157,7 @@ def _norm_name(norm: str | None, found: Identified, stored: Any) -> tuple[str, t
 
 def head_options(
     name: str, arch_cfg: Mapping[str, Any] | None, found: Identified, apply_last_norm: bool | None, cfg: Mapping[str, Any]
-) -> Options:
+) -> ModelArguments:
     """The arguments of a residual network that no key or shape determines.
 
     Args:
@@ -172,7 +172,7 @@ def head_options(
         ConfigError: an option is of a wrong type.
     """
     if name not in ARCHITECTURES:
-        return Options({})
+        return ModelArguments({})
     notices: list[str] = []
     stored = arch_cfg is None
     options = (cfg.get("arch_cfg") or {}) if arch_cfg is None else arch_cfg
@@ -208,4 +208,4 @@ def head_options(
                 f"{where} replace_stride_with_dilation={shown(dilation)}; three booleans are needed, for the stages 2 to 4."
             )
         arguments["replace_stride_with_dilation"] = list(dilation)
-    return Options(arguments, notices=tuple(notices))
+    return ModelArguments(arguments, notices=tuple(notices))

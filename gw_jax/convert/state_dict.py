@@ -69,10 +69,10 @@ def find_state_dict(source: str, content: Any, *, ema: bool) -> StateDict:
             )
         name = chosen[0]
         if averaged:
-            taken = "the averaged weights (EMA)" if ema else "the weights of the last step, not the averaged ones (EMA)"
+            weights = "the averaged weights (EMA)" if ema else "the weights of the last step, not the averaged ones (EMA)"
             how = "leave out --ema (ema=True)" if ema else "pass --ema (ema=True)"
             other = f"; for the others under {listed(names if ema else averaged)}, {how}" if names else ""
-            notices.append(f"{taken} were read, under {name!r}{other}")
+            notices.append(f"{weights} were read, under {name!r}{other}")
         if len(chosen) > 1:
             notices.append(f"{name!r} was read, and {listed(chosen[1:])} was not")
         found = content[name]

@@ -79,13 +79,14 @@ def read_torch_file(path: pathlib.Path, *, ema: bool = False) -> TorchFile:
         ema: whether to read the averaged weights of a training dict that has both.
 
     Raises:
-        CheckpointError: no such file, not a checkpoint, damaged, or one that asks for other code to be run.
+        CheckpointError: no such file, not a checkpoint, damaged, or one that would run code of its own.
         ConfigError: PyTorch is not installed.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path} is a directory, not a .pth file." if path.is_dir() else f"There is no file {path}.")
-    torch = import_torch()
     with file_errors(str(path)):
+        if not path.is_file():
+            what = f"{path} is a directory, not a .pth file." if path.is_dir() else f"There is no file {path}."
+            raise CheckpointError(what)
+        torch = import_torch()
         container: Container = "zip" if is_zip(path) else "legacy"
         refuse_other_kinds(path)
         sizes = _check_zip(path) if container == "zip" else None
@@ -141,7 +142,7 @@ def _check_zip(path: pathlib.Path) -> list[int]:
 
 
 def _check_storages(path: pathlib.Path, content: Any, sizes: list[int]) -> None:
-    """Raises CheckpointError for a tensor whose storage is of the size of no record; PyTorch does not compare them."""
+    """Raises CheckpointError for a tensor that needs more bytes than any record has; PyTorch does not compare them."""
     available, storages = collections.Counter(sizes), set()
     for name, tensor in _tensors(content, "", set()):
         if tensor.device.type != "cpu" or str(tensor.layout) != "torch.strided":

@@ -36,9 +36,9 @@ def read_training_state(
     groups = optimizer.get("param_groups")
     groups = [group for group in groups if isinstance(group, dict)] if isinstance(groups, (list, tuple)) else []
     facts: dict[str, Any] = {}
-    for ours, theirs in (("learning_rate", "lr"), ("momentum", "momentum"), ("weight_decay", "weight_decay")):
-        if groups and (value := _number(groups[0].get(theirs), f"optimizer.{theirs}", source)) is not None:
-            facts[ours] = value
+    for fact, key in (("learning_rate", "lr"), ("momentum", "momentum"), ("weight_decay", "weight_decay")):
+        if groups and (value := _number(groups[0].get(key), f"optimizer.{key}", source)) is not None:
+            facts[fact] = value
     if (best := _number(training.get("best_prec1"), "best_prec1", source)) is not None:
         # Six digits of a float32 percentage.
         facts["best_top1"] = round(best / 100, 6)

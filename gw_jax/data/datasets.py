@@ -225,7 +225,7 @@ def describe(builder: Any, name: str) -> DatasetSpec:
 
     features = dict(builder.info.features)
     image, label = features.get("image"), features.get("label")
-    shape = getattr(image, "shape", None) or ()
+    shape: Any = getattr(image, "shape", None) or ()
     if image is None or label is None or not getattr(label, "num_classes", None) or len(shape) != 3:
         raise DataError(
             f"The data set {name!r} does not consist of labelled images: its features are {sorted(features)}; an image-"

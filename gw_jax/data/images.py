@@ -146,9 +146,12 @@ def to_uint8(array: np.ndarray) -> np.ndarray:
 
     Raises:
         ImageTypeError: another type, whose range is not known, or another number of axes.
+        ValueError: there are no pixels.
     """
-    if array.ndim not in (2, 3) or 0 in array.shape:
+    if array.ndim not in (2, 3):
         raise ImageTypeError(f"arrays of shape {array.shape} are no images; [height, width, channels] is needed.")
+    if 0 in array.shape:
+        raise ValueError(f"an image without pixels, of shape {array.shape}")
     if array.ndim == 2:
         array = array[..., None]
     if array.dtype == np.uint8:
@@ -176,6 +179,8 @@ def open_image(image: bytes | np.ndarray, channels: int) -> Any:
                 f"arrays of shape {array.shape} have {array.shape[-1]} channels; 1, 3 or 4 can be resized."
             )
         return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+    if channels not in MODES:
+        raise ImageTypeError(f"encoded images can be read with 1, 3 or 4 channels, not with {channels}.")
     try:
         picture: Any = Image.open(io.BytesIO(image), formats=FORMATS)
     except UnidentifiedImageError:

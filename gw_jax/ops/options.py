@@ -7,7 +7,7 @@ from gw_jax.errors import unknown_name
 from gw_jax.ops.checks import require_epsilon, require_integer
 
 Method = Literal["newton", "zca"]
-Implementation = Literal["auto", "plain", "matmul", "kernel"]
+Implementation = Literal["auto", "plain", "matmul", "kernel", "prefer_kernel"]
 
 # The reference's IGWItN adds nothing to the covariance, its IGWSVD adds 1e-5 to the eigenvalues.
 DEFAULT_EPSILON: dict[str, float] = {"newton": 0.0, "zca": 1e-5}

@@ -94,6 +94,7 @@ class Trainer:
                         self._evaluate_and_save()
                     elif length.saves(self.step):
                         self._save()
+                self._consensus.raise_failure(self._batches.failure)
                 if self._consensus.should_stop:
                     return self._end_early()
                 self.checkpoints.wait()

@@ -2,19 +2,17 @@
 
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gw_jax.errors import raise_missing_package
 from gw_jax.files import replacing
 from gw_jax.train.metrics import read_metrics
-
-if TYPE_CHECKING:
-    from gw_jax.train.task import Curve
+from gw_jax.train.task import Curve
 
 CURVES_FILE = "curves.png"
 
 
-def plot_curves(workdir: pathlib.Path, curves: "Sequence[Curve]") -> pathlib.Path:
+def plot_curves(workdir: pathlib.Path, curves: Sequence[Curve]) -> pathlib.Path:
     """Draws ``curves``, side by side, over the epochs of ``metrics.jsonl`` into ``curves.png``, and returns its path.
 
     Raises:

@@ -78,7 +78,7 @@ def test_one_hot_refuses_targets_and_shares_above_one():
         one_hot(jnp.zeros(2, jnp.int32), 3, 1.5)
 
 
-def test_both_methods_take_turns(mixed):
+def test_each_method_has_probability_one_half(mixed):
     assert_mean(is_blended(mixed[0]), 0.5, 0.5)
 
 

@@ -1,5 +1,6 @@
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -206,8 +207,8 @@ def test_grey_images_get_the_operations_of_their_colour_images(quick_compilation
     colour = np.repeat(grey, 3, -1)
     with quick_compilation():
         result, expected = (jitted(images, jax.random.key(3), num_layers=2, magnitude=9) for images in (grey, colour))
-    assert result.shape == grey.shape
-    np.testing.assert_array_equal(np.repeat(np.asarray(result), 3, -1), expected)
+    chex.assert_equal_shape([result, grey])
+    chex.assert_trees_all_equal(np.repeat(np.asarray(result), 3, -1), np.asarray(expected))
 
 
 def test_no_layers_return_the_images():

@@ -49,7 +49,7 @@ def test_two_chips_run_kernels_without_exchanging_anything(shape, kernels):
         return y, pullback(cotangent)[0]
 
     def whiten(x, scale):
-        return group_whiten(x, 64, scale=scale)
+        return group_whiten(x, 64, scale=scale, implementation="prefer_kernel")
 
     with compiling_for(devices[0]), batch_sharded_over(mesh, DATA_AXIS):
         lowered = jax.jit(step).lower(x, scale, x)
@@ -76,10 +76,10 @@ def test_a_relu_after_a_kernel_goes_into_the_next_convolution():
     def conv(x, kernel):
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
+    whiten = functools.partial(group_whiten, num_groups=64, implementation="kernel")
+
     def step(x, first, second, cotangent):
-        y, pullback = jax.vjp(
-            lambda *values: conv(jax.nn.relu(group_whiten(conv(*values[:2]), 64)), values[2]), x, first, second
-        )
+        y, pullback = jax.vjp(lambda *values: conv(jax.nn.relu(whiten(conv(*values[:2]))), values[2]), x, first, second)
         return y, pullback(cotangent)
 
     with compiling_for(device):

@@ -14,9 +14,9 @@ import pytest
 
 from gw_jax.convert import load_torch, to_torch_state
 from gw_jax.convert.__main__ import main
-from gw_jax.convert.load import Request, read
+from gw_jax.convert.load import LoadOptions, read
 from gw_jax.errors import CheckpointError, ConfigError
-from gw_jax.models.pretrained import load_pretrained
+from gw_jax.models.pretrained import load_pretrained, read_config, save_pretrained
 
 MLP = [
     ["net.1.weight", [8, 784]], ["net.1.bias", [8]], ["net.2.weight", [1, 8]], ["net.2.bias", [1, 8]],
@@ -34,7 +34,7 @@ def error_of(torch, path, content, **arguments):
     """The message with which ``content`` is refused."""
     torch.save(content, path)
     with pytest.raises((CheckpointError, ConfigError)) as raised:
-        read(path, Request(**{"norm_cfg": {"num_groups": 4}, **arguments}))
+        read(path, LoadOptions(**{"norm_cfg": {"num_groups": 4}, **arguments}))
     message = str(raised.value)
     assert message.isprintable()
     assert len(message) < 1500
@@ -128,7 +128,7 @@ class Fields(OrderedDict):
 @pytest.mark.parametrize("odd", [recursive, deep, doubled])
 def test_odd_objects_beside_the_weights(torch, tensors, tmp_path, odd):
     torch.save({"model": Fields(tensors), "epoch": 3, "cfg": odd(), "optimizer": odd()}, tmp_path / "f.pth")
-    imported = read(tmp_path / "f.pth", Request(norm_cfg={"num_groups": 4}))
+    imported = read(tmp_path / "f.pth", LoadOptions(norm_cfg={"num_groups": 4}))
     assert imported.training.epochs == 4
     assert "holds a" in error_of(torch, tmp_path / "f.pth", odd())
     assert "'net.1.weight' of" in error_of(torch, tmp_path / "f.pth", {"model": {**tensors, "net.1.weight": odd()}})
@@ -163,7 +163,7 @@ def test_training_dicts_of_other_types(torch, tensors, tmp_path):
 
     def imported(**more):
         torch.save({"model": tensors, **more}, tmp_path / "f.pth")
-        return read(tmp_path / "f.pth", Request(norm_cfg={"num_groups": 4}))
+        return read(tmp_path / "f.pth", LoadOptions(norm_cfg={"num_groups": 4}))
 
     result = imported(epoch=torch.tensor(4), best_prec1=None, optimizer=optimizer(torch, tensors, lambda v: v.bfloat16()))
     assert result.training.epochs == 5
@@ -185,7 +185,7 @@ def test_momentum_of_one_element(torch, reference, tmp_path):
     entries = [[key, [1 if size == 10 else size for size in shape]] for key, shape in MLP]
     tensors = {key: torch.from_numpy(value) for key, value in reference.make_state(entries).items()}
     torch.save({"model": tensors, "epoch": 1, "optimizer": optimizer(torch, tensors)}, tmp_path / "f.pth")
-    imported = read(tmp_path / "f.pth", Request(norm_cfg={"num_groups": 4}))
+    imported = read(tmp_path / "f.pth", LoadOptions(norm_cfg={"num_groups": 4}))
     np.testing.assert_array_equal(imported.training.momentum["head.bias"], tensors["net.4.bias"].numpy())
     assert not imported.report.notices
 
@@ -194,7 +194,11 @@ def test_momentum_of_one_element(torch, reference, tmp_path):
 def test_other_precisions(torch, tensors, tmp_path, dtype):
     converted = {key: value.to(getattr(torch, dtype)) for key, value in tensors.items()}
     torch.save(converted, tmp_path / "f.pth")
-    state = to_torch_state(load_torch(tmp_path / "f.pth", norm_cfg={"num_groups": 4})[0])
+    model, report = load_torch(tmp_path / "f.pth", norm_cfg={"num_groups": 4})
+    # The model remembers how it was made.
+    save_pretrained(tmp_path / "model", model)
+    assert read_config(tmp_path / "model")["model"] == report.model_config
+    state = to_torch_state(model)
     for key, value in converted.items():
         np.testing.assert_array_equal(state[key], value.float().numpy())
 
@@ -214,7 +218,7 @@ def test_prefixes(torch, tensors, tmp_path, prefix, said):
     if "encoder" in prefix:
         content |= {"module.encoder_k.net.1.weight": tensors["net.1.weight"], "module.queue": torch.zeros(3)}
     torch.save({"state_dict": content}, tmp_path / "f.pth")
-    report = read(tmp_path / "f.pth", Request(norm_cfg={"num_groups": 4})).report
+    report = read(tmp_path / "f.pth", LoadOptions(norm_cfg={"num_groups": 4})).report
     assert said in report.notices[0]
     assert len(report.keys_used) == len(tensors)
     assert report.keys_ignored == (["encoder_k.net.1.weight", "queue"] if "encoder" in prefix else [])
@@ -223,7 +227,7 @@ def test_prefixes(torch, tensors, tmp_path, prefix, said):
 def test_averaged_weights(torch, tensors, tmp_path, capsys):
     averaged = {"module." + key: value * 2 for key, value in tensors.items()}
     torch.save({"state_dict": tensors, "model_ema": {**averaged, "n_averaged": torch.tensor(7)}}, tmp_path / "f.pth")
-    plain, ema = (read(tmp_path / "f.pth", Request(norm_cfg={"num_groups": 4}, ema=ema)) for ema in (False, True))
+    plain, ema = (read(tmp_path / "f.pth", LoadOptions(norm_cfg={"num_groups": 4}, ema=ema)) for ema in (False, True))
     np.testing.assert_array_equal(ema.arrays["head.bias"], 2 * plain.arrays["head.bias"])
     assert "not the averaged ones (EMA) were read, under 'state_dict'; for the others" in plain.report.notices[0]
     assert "the averaged weights (EMA) were read, under 'model_ema'" in ema.report.notices[0]
@@ -385,6 +389,7 @@ def test_damaged_bytes_of_a_tensor(torch, tensors, tmp_path):
         (["model", "out.pth", "--arch=MLP"], "--arch is for reading a .pth file"),
         (["model", "out.pth", "--ema"], "--ema is for reading a .pth file"),
         (["nothing.pth", "out"], "There is no file"),
+        (["n" * 300, "out"], "cannot be read: File name too long"),
     ],
 )
 def test_options_without_effect(torch, tensors, tmp_path, capsys, arguments, message):

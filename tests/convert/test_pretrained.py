@@ -1,6 +1,7 @@
 """Models in directories: whole or absent, and consistent."""
 
 import json
+import random
 
 import chex
 import jax.numpy as jnp
@@ -13,7 +14,6 @@ import gw_jax
 from gw_jax import files
 from gw_jax.errors import CheckpointError, ConfigError
 from gw_jax.models import pretrained, save_pretrained
-from gw_jax.nn.initializers import AbstractRngs
 from gw_jax.tree import variables
 
 CONFIG = {
@@ -31,9 +31,9 @@ def model():
     return gw_jax.create_model(**CONFIG, rngs=nnx.Rngs(3))
 
 
-def zeros(name, **arguments):
+def zeros(name, *, param_dtype=jnp.float32, **arguments):
     """A network whose arrays are zero: no time goes into random values."""
-    abstract = gw_jax.create_model(name, **arguments, rngs=AbstractRngs())
+    abstract = pretrained.abstract_model({"name": name, **arguments}, None, param_dtype)
     return pretrained.fill_model(
         abstract, {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in variables(abstract).items()}
     )
@@ -237,6 +237,48 @@ def test_damaged_directories(model, tmp_path, damage, message):
         gw_jax.load_pretrained(tmp_path / "model")
     assert str(raised.value).isprintable()
     assert len(str(raised.value)) < 1000
+
+
+VALUES = (None, True, -1, 0, 10**30, 1e99, "", "x" * 10**4, "\x1b[2J", [], {}, [1], {"a": 1})
+
+
+def changed(config, rng):
+    """``config`` with one value replaced, removed or added."""
+    config = json.loads(json.dumps(config))
+    node = rng.choice([config, config["model"], config["model"], config["model"]["norm_options"]])
+    key = rng.choice([*node, "whiten", "stem", "dtype", "rngs", "implementation", "training", "\x1b[2J"])
+    if rng.random() < 0.2:
+        node.pop(key, None)
+    else:
+        node[key] = rng.choice(VALUES)
+    return config
+
+
+def test_directories_damaged_at_random(model, tmp_path):
+    """Whatever is in the files, an error is the project's: one short printable line."""
+    save_pretrained(tmp_path / "model", model, CONFIG)
+    paths = [tmp_path / "model" / name for name in ("config.json", "model.safetensors")]
+    contents = [path.read_bytes() for path in paths]
+    rng, messages = random.Random(0), []
+    for _ in range(300):
+        config, arrays = map(bytearray, contents)
+        kind = rng.choice(["config", "config", "config bytes", "header", "cut"])
+        if kind == "config":
+            config = json.dumps(changed(json.loads(contents[0]), rng)).encode()
+        elif kind == "config bytes":
+            config[rng.randrange(len(config))] = rng.randrange(256)
+        elif kind == "header":
+            arrays[rng.randrange(1500)] = rng.randrange(256)
+        else:
+            del arrays[rng.randrange(len(arrays)) :]
+        paths[0].write_bytes(config)
+        paths[1].write_bytes(arrays)
+        try:
+            gw_jax.load_pretrained(tmp_path / "model")
+        except CheckpointError as error:
+            messages.append(str(error))
+    assert len(messages) > 150
+    assert all(message.isprintable() and len(message) < 3000 for message in messages)
 
 
 def test_batch_statistics_are_part_of_it(model):

@@ -11,7 +11,7 @@ import pytest
 
 from gw_jax.convert import load_torch, to_torch_state, write_torch_file
 from gw_jax.convert.__main__ import main
-from gw_jax.convert.load import Request, read
+from gw_jax.convert.load import LoadOptions, read
 from gw_jax.convert.torch_file import read_torch_file
 from gw_jax.errors import CheckpointError, ConfigError
 from gw_jax.models.pretrained import load_pretrained
@@ -36,7 +36,7 @@ def test_kinds_and_containers(reference, torch, state, tmp_path, kind, container
     path = reference.write_pth(
         tmp_path / "file.pth", state, kind=kind, container=container, prefix=prefix, momentum=True, **extra
     )
-    imported = read(path, Request(norm_cfg={"num_groups": 4}))
+    imported = read(path, LoadOptions(norm_cfg={"num_groups": 4}))
     report = imported.report
     assert report.container == container
     assert ("training dict" in report.kind) == (kind == "checkpoint")

@@ -13,8 +13,8 @@ NETWORK = {"name": "resnet18", "num_classes": 5, "width": 8, "norm_options": {"n
 
 
 def interpret(reference, state, training):
-    request = load.Request(norm_cfg={"num_groups": 4})
-    return load.interpret(reference.in_memory(state, training), "file.pth", request)
+    options = load.LoadOptions(norm_cfg={"num_groups": 4})
+    return load.load_state(reference.in_memory(state, training), "file.pth", options)
 
 
 def state_of(reference):

@@ -1,6 +1,7 @@
 import collections
 import io
 
+import chex
 import numpy as np
 import pytest
 from PIL import Image
@@ -68,17 +69,17 @@ def test_the_damaged_files_are_what_they_should_be():
 
 
 @pytest.mark.parametrize("how", ["truncated", "corrupt", "empty", "unreadable"])
-def test_training_takes_the_next_example_and_changes_no_other(capsys, how):
+def test_training_substitutes_the_next_example_and_changes_no_other(capsys, how):
     # Neighbours, and the last one, after which comes the first.
     broken = [5, 6, 30, 39]
-    whole, mended = train(damaged([], how)), train(damaged(broken, how))
+    whole, repaired = train(damaged([], how)), train(damaged(broken, how))
     labels, images = joined(whole, "label"), joined(whole, "image")
     others = ~np.isin(labels, broken)
     assert collections.Counter(labels.tolist()) == dict.fromkeys(range(COUNT), 3)
-    assert np.array_equal(joined(mended, "label")[others], labels[others])
-    assert np.array_equal(joined(mended, "image")[others], images[others])
+    assert np.array_equal(joined(repaired, "label")[others], labels[others])
+    assert np.array_equal(joined(repaired, "image")[others], images[others])
     readable = {index: next(i % COUNT for i in range(index, 2 * COUNT) if i % COUNT not in broken) for index in broken}
-    assert joined(mended, "label")[~others].tolist() == [readable[label] for label in labels[~others].tolist()]
+    assert joined(repaired, "label")[~others].tolist() == [readable[label] for label in labels[~others].tolist()]
     names = {line.split(" cannot ")[0] for line in warnings(capsys)}
     file_names = {i: "" if how == "unreadable" else f" (n{i:08d}_1.JPEG)" for i in broken}
     assert names == {f"warning: example {i} of imagenet2012/train{file_names[i]}" for i in broken}
@@ -101,16 +102,16 @@ def test_batches_have_no_fields_beside_those_of_training_and_evaluation():
 
 
 @pytest.mark.parametrize("how", ["truncated", "corrupt", "empty", "unreadable"])
-def test_evaluation_leaves_a_broken_example_out_and_changes_no_other(capsys, how):
+def test_evaluation_omits_a_broken_example_and_changes_no_other(capsys, how):
     # The first, which also fills up the last batch, its neighbour, another and the last one.
     broken = [0, 1, 17, 39]
-    whole, mended = evaluate(damaged([], how)), evaluate(damaged(broken, how))
+    whole, repaired = evaluate(damaged([], how)), evaluate(damaged(broken, how))
     expected = np.zeros(48, bool)
     expected[[index for index in range(COUNT) if index not in broken]] = True
     assert joined(whole, "mask").sum() == COUNT
-    assert np.array_equal(joined(mended, "mask"), expected)
+    assert np.array_equal(joined(repaired, "mask"), expected)
     for field in ("image", "label"):
-        assert np.array_equal(joined(mended, field)[expected], joined(whole, field)[expected])
+        chex.assert_trees_all_equal(joined(repaired, field)[expected], joined(whole, field)[expected])
     assert len(warnings(capsys)) == len(broken)
 
 

@@ -162,7 +162,7 @@ def test_crops_have_the_distribution_of_random_resized_crop(width, height, count
 @pytest.mark.parametrize(
     ("size", "box"), [((1000, 60), (460, 0, 80, 60)), ((60, 1000), (0, 460, 60, 80)), ((1, 1), (0, 0, 1, 1))]
 )
-def test_the_largest_centred_box_is_taken_where_no_other_fits(size, box):
+def test_the_largest_centred_box_is_the_fallback(size, box):
     assert set(map(tuple, draw(300, *size).tolist())) == {box}
 
 
@@ -225,10 +225,15 @@ def test_arrays_without_a_known_range_are_refused(dtype, transform):
             read(np.ones((8, 8, 3), dtype), 3, transform)
 
 
-@pytest.mark.parametrize("shape", [(8,), (2, 8, 8, 3), (0, 8, 3)])
+@pytest.mark.parametrize("shape", [(8,), (2, 8, 8, 3)])
 def test_arrays_of_other_shapes_are_refused(shape):
     with pytest.raises(ImageTypeError, match=r"are no images; \[height, width, channels\]"):
         eval_image(np.zeros(shape, np.uint8), 3, Transform())
+
+
+def test_an_image_without_pixels_is_broken():
+    with pytest.raises(ValueError, match=r"without pixels, of shape \(0, 8, 3\)"):
+        eval_image(np.zeros((0, 8, 3), np.uint8), 3, Transform())
 
 
 def test_channels_that_pillow_cannot_resize_are_refused():
@@ -236,6 +241,8 @@ def test_channels_that_pillow_cannot_resize_are_refused():
     assert eval_image(image, 5, Transform()).shape == (8, 8, 5)
     with pytest.raises(ImageTypeError, match=r"have 5 channels; 1, 3 or 4 can be resized"):
         eval_image(image, 5, Transform(size=4))
+    with pytest.raises(ImageTypeError, match="can be read with 1, 3 or 4 channels, not with 2"):
+        eval_image(encoded(Image.new("LA", (8, 8))), 2, Transform())
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
@@ -266,7 +273,7 @@ def test_pixels_of_the_crop_alone_are_those_of_the_whole_image(monkeypatch, mode
 
 
 @pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000)])
-def test_a_long_image_takes_little_memory(monkeypatch, size):
+def test_a_long_image_needs_little_memory(monkeypatch, size):
     resize = Image.Image.resize
 
     def bounded_resize(picture, new, *arguments, **options):

@@ -1,5 +1,6 @@
 import json
 
+import chex
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,7 +46,7 @@ def test_an_epoch_shows_every_example_at_most_once_in_an_order_of_its_own():
 
 def test_batches_are_uint8_images_and_int32_labels():
     batch = next(train(Source(50)))
-    assert batch["image"].shape == (8, 2, 2, 1)
+    chex.assert_shape([batch["image"], batch["label"]], [(8, 2, 2, 1), (8,)])
     assert (batch["image"].dtype, batch["label"].dtype) == (np.uint8, np.int32)
     assert (batch["image"][:, 0, 0, 0] == batch["label"]).all()
 
@@ -64,7 +65,7 @@ def test_processes_share_the_batches_of_one(process_count):
 
 
 @pytest.mark.parametrize("consumed", [0, 1, 5, 6, 13])
-def test_resumes_where_it_stood_on_any_number_of_processes(consumed):
+def test_resumes_exactly_on_any_number_of_processes(consumed):
     whole = labels(train(Source(50)), 18)
     before = train(Source(50), process_index=1, process_count=2)
     labels(before, consumed)

@@ -52,7 +52,7 @@ def expected():
     return bytes_of(train())
 
 
-def test_workers_give_what_threads_give_and_go_on_where_they_or_others_stood(workers, expected):
+def test_workers_and_threads_give_the_same_batches_and_resume_each_other(workers, expected):
     assert len(expected) == STEPS
     two, threads, one = train(2), train(0), train(1)
     assert bytes_of(two, 5) == expected[:5]
@@ -95,7 +95,7 @@ def test_a_killed_worker_is_replaced_and_no_batch_is_lost_or_doubled(workers, ex
     assert found + bytes_of(batches) == expected
 
 
-def test_workers_that_die_again_and_again_end_the_run(monkeypatch, capsys):
+def test_workers_that_die_repeatedly_end_the_run(monkeypatch, capsys):
     starts = []
     reader = BatchReader(lambda position: {"image": position}, 8, 10, cyclic=False, num_threads=1, num_workers=1)
 

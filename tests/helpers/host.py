@@ -2,8 +2,8 @@
 
     python -m tests.helpers.host HELPER PORT COUNT INDEX DEVICES WORKDIR FAULT [FIELD=JSON ...]
 
-HELPER is a module of tests.helpers with ``make_config``; FAULT is "none" or SIGNAL@METHOD@STEP: this process sends itself that
-signal when the method of the hooks is called at that step.
+HELPER is a module of tests.helpers with ``make_config``; FAULT is "none" or SIGNAL@METHOD@STEP: this process sends itself
+that signal when the method of the hooks is called at that step.
 """
 
 import importlib

@@ -14,13 +14,18 @@ from gw_jax.train import LogConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from gw_jax.train.task import Curve, Weights
 from gw_jax.tree import by_path, variables
 
-NUM_TRAIN, NUM_EVAL = 160, 50
+NUM_TRAIN, NUM_EVAL = 160, 100
 
 
 def examples(positions, seed):
     """Inputs ``[n, 8]`` and the values ``[n]`` to be learned."""
     x = np.stack([np.random.default_rng([seed, i]).standard_normal(8) for i in positions])
     return {"x": x.astype(np.float32), "y": (x[:, :4].sum(1) - x[:, 4] * x[:, 5]).astype(np.float32)}
+
+
+def shard(batch_size, rank, size):
+    """The part of a batch that process ``rank`` of ``size`` reads."""
+    return slice(rank * (batch_size // size), (rank + 1) * (batch_size // size))
 
 
 class ToyBatches:
@@ -37,7 +42,12 @@ class ToyBatches:
         epoch, batch = divmod(self.position, NUM_TRAIN // self.config.batch_size)
         order = np.random.default_rng([self.config.seed, epoch]).permutation(NUM_TRAIN)
         self.position += 1
-        return examples(np.split(order, NUM_TRAIN // self.config.batch_size)[batch][self.rank :: self.size], 0)
+        return examples(
+            np.split(order, NUM_TRAIN // self.config.batch_size)[batch][
+                shard(self.config.batch_size, self.rank, self.size)
+            ],
+            0,
+        )
 
     def get_state(self):
         return {"next_index": self.position}
@@ -63,7 +73,7 @@ class ToyEvalBatches:
     def __iter__(self):
         for number, start in enumerate(range(0, NUM_EVAL, 8)):
             self.on_batch(number)
-            positions = np.arange(start, start + 8)[self.rank :: self.size]
+            positions = np.arange(start, start + 8)[shard(8, self.rank, self.size)]
             yield examples(positions, 1) | {"mask": positions < NUM_EVAL}
 
     def close(self):

@@ -246,7 +246,7 @@ def operations(jaxpr):
 
 def test_a_relu_is_asked_for_and_taken_into_the_gpu_kernels():
     def step(x):
-        return jax.value_and_grad(lambda x: group_whiten(x, 16, relu=True).sum())(x)
+        return jax.value_and_grad(lambda x: group_whiten(x, 16, relu=True, implementation="kernel").sum())(x)
 
     with compiling_for(GPU):
         _, kernels = operations(jax.make_jaxpr(step)(jnp.ones((64, 4, 4, 16))).jaxpr)
@@ -331,13 +331,14 @@ def test_kernels_are_split_over_devices_without_communication(name):
     ("device", "shape", "num_groups"),
     [(TPU, (16, 4, 4, 128), 64), (TPU, (16, 8, 8, 64), 64), (GPU, (64, 4, 4, 16), 16)],
 )
-def test_auto_takes_kernels_in_a_shard_map(device, shape, num_groups):
+def test_kernels_are_preferred_in_a_shard_map(device, shape, num_groups):
     mesh, data = Mesh(np.array(jax.devices()[:2]), ("data",)), PartitionSpec("data")
     arguments = make_input(shape)
 
     def gradients(x, scale, bias):
         def loss(x, scale, bias):
-            return (group_whiten(x, num_groups, scale=scale, bias=bias, relu=True) ** 2).sum()
+            options = {"relu": True, "implementation": "prefer_kernel"}
+            return (group_whiten(x, num_groups, scale=scale, bias=bias, **options) ** 2).sum()
 
         return jax.grad(loss, (0, 1, 2))(x, scale, bias)
 
@@ -427,7 +428,7 @@ def test_the_short_derivative_is_that_of_the_iterations(float64, num_iterations)
     np.testing.assert_allclose(short + short.swapaxes(1, 2), long + long.swapaxes(1, 2), rtol=1e-9, atol=1e-12)
 
 
-def test_what_auto_chooses_follows_the_device_that_is_compiled_for():
+def test_the_kernel_that_is_preferred_follows_the_device_that_is_compiled_for():
     x, mesh = jnp.zeros((16, 4, 4, 128), jnp.bfloat16), Mesh(np.array(jax.devices()[:2]), ("data",))
     assert placement.device_kind().platform == "cpu"
     assert not jaxpr_of(x).count("pallas_call")
@@ -452,7 +453,7 @@ def test_what_auto_chooses_follows_the_device_that_is_compiled_for():
 
 
 def jaxpr_of(x):
-    return str(jax.make_jaxpr(lambda x: group_whiten(x, 64))(x))
+    return str(jax.make_jaxpr(lambda x: group_whiten(x, 64, implementation="prefer_kernel"))(x))
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import functools
 from types import SimpleNamespace
 
 import chex
@@ -51,7 +52,7 @@ def count_kernels(function, x):
 
 def test_a_function_traced_for_a_device_is_traced_again_elsewhere():
     x = images((16, 4, 4, 128))
-    whiten = jax.jit(lambda x: group_whiten(x, 64))
+    whiten = jax.jit(lambda x: group_whiten(x, 64, implementation="prefer_kernel"))
     with placement.compiling_for(TPU):
         whiten.lower(x)
         assert count_kernels(whiten, x) == 1
@@ -60,7 +61,7 @@ def test_a_function_traced_for_a_device_is_traced_again_elsewhere():
 
 def test_a_function_traced_for_a_mesh_is_traced_again_for_another():
     x = images((32, 4, 4, 128))
-    whiten = jax.jit(lambda x: group_whiten(x, 64))
+    whiten = jax.jit(lambda x: group_whiten(x, 64, implementation="prefer_kernel"))
     with placement.compiling_for(TPU):
         for devices in (2, 4):
             with placement.batch_sharded_over(Mesh(np.array(jax.devices()[:devices]), ("data",)), "data"):
@@ -74,9 +75,10 @@ def test_kernels_read_the_sharding_from_the_type_on_an_explicit_mesh():
     with placement.compiling_for(TPU), jax.set_mesh(mesh):
         for spec, devices in ((PartitionSpec(("a", "b")), 4), (PartitionSpec("b"), 2), (PartitionSpec(), 1)):
             sharded = jax.device_put(x, NamedSharding(mesh, spec))
-            program = str(jax.make_jaxpr(lambda x: group_whiten(x, 64))(sharded))
+            whiten = functools.partial(group_whiten, num_groups=64, implementation="prefer_kernel")
+            program = str(jax.make_jaxpr(whiten)(sharded))
             assert program.count("pallas_call[") == 1
             assert ("shard_map" in program) == (devices > 1)
             # The definition runs in the kernel's place, on every device for its samples.
-            found = jax.jit(lambda x: group_whiten(x, 64))(sharded)
+            found = jax.jit(whiten)(sharded)
             np.testing.assert_allclose(found, group_whiten(x, 64, implementation="plain"), atol=2e-5)

@@ -9,7 +9,7 @@ from flax import nnx
 
 from gw_jax import make_norm
 from gw_jax.train import OptimizerConfig
-from gw_jax.train.schedule import make_optimizer
+from gw_jax.train.optimizer import make_optimizer
 
 torch = pytest.importorskip("torch", reason="PyTorch, an optional extra that brings gigabytes, is not installed")
 

@@ -9,11 +9,13 @@ import time
 
 import pytest
 
+from gw_jax.classification import ClassificationConfig
 from gw_jax.errors import ConfigError
-from gw_jax.train import TrainConfig, command_line
+from gw_jax.train import command_line
 from gw_jax.train.config_fields import flatten, is_optional
 
 ROOT = pathlib.Path(__file__).parents[2]
+OPTIONAL = [name for name in flatten(ClassificationConfig()) if is_optional(ClassificationConfig(), name)]
 # 2 epochs of 10 steps on the digits of the quickstart, with a network that takes a fraction of its time.
 SMALL = [
     "--config.num_epochs=2",
@@ -70,7 +72,7 @@ def kill_at(workdir, data_dir, step, number, *arguments):
 def test_help_lists_every_field(tmp_path):
     result = train(tmp_path / "run", "unused", "--help")
     assert result.returncode == 0
-    for name in flatten(TrainConfig()):
+    for name in flatten(ClassificationConfig()):
         assert f"--config.{name}=" in result.stdout
 
 
@@ -83,11 +85,10 @@ def test_ctrl_c_saves_and_exits_with_130(tmp_path, data_dir):
 
 
 CONFIGS = """
-import dataclasses
-from gw_jax.train import TrainConfig
+from gw_jax.classification import ClassificationConfig
 
 def get_config(argument="7"):
-    return TrainConfig(seed=int(argument), init_from="model")
+    return ClassificationConfig(seed=int(argument), init_from="model")
 """
 
 
@@ -124,7 +125,7 @@ def test_fields_of_the_command_line_override_those_of_the_file(config_file):
         "model.last_norm",
         "num_epochs",
     }
-    expected = TrainConfig(seed=3, init_from="model", num_epochs=5)
+    expected = ClassificationConfig(seed=3, init_from="model", num_epochs=5)
     expected.optimizer.learning_rate, expected.optimizer.no_decay = 0.5, ("scale$", "bias$")
     expected.data.flip = True
     assert line.config == expected
@@ -136,7 +137,9 @@ def test_the_config_file_may_stand_anywhere(config_file):
     assert parse().workdir == "runs/quickstart"
 
 
-@pytest.mark.parametrize("name", [name for name in flatten(TrainConfig()) if is_optional(TrainConfig(), name)])
+@pytest.mark.parametrize(
+    "name", [name for name in flatten(ClassificationConfig()) if is_optional(ClassificationConfig(), name)]
+)
 @pytest.mark.parametrize("value", [["=None"], ["=none"], ["", "None"]])
 def test_none_unsets_every_optional_field(config_file, name, value):
     flag = [f"--config.{name}{value[0]}", *value[1:]]
@@ -205,7 +208,7 @@ def test_a_config_file_that_cannot_be_loaded_is_one_line(tmp_path, content, mess
     ("arguments", "message"),
     [
         (["--config.model.norm=batch"], "config.model.norm='batch' is not known"),
-        (["--config.data.name=mnist5"], "No data set is called 'mnist5'"),
+        (["--config.data.name=mnist5"], "data set='mnist5' is not known"),
         (["--config.mode=evaluate"], "holds no run to evaluate"),
         (
             ["--config.distributed.timeout_s=1", "--coordinator=127.0.0.1:9", "--num_processes=2", "--process_id=1"],

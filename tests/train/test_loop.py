@@ -21,7 +21,7 @@ def test_a_run_to_its_end(finished, config):
     lines = read_metrics(workdir)
     assert [line["step"] for line in evaluations(workdir)] == [10, 20, 30]
     assert [line["epoch"] for line in evaluations(workdir)] == [1, 2, 3]
-    assert all(line["eval/count"] == 50 for line in evaluations(workdir))
+    assert all(line["eval/count"] == 100 for line in evaluations(workdir))
     assert result.metrics == {k: v for k, v in evaluations(workdir)[-1].items() if k.startswith("eval/")}
     training = [line for line in lines if "train/loss" in line]
     assert [line["step"] for line in training] == [4, 8, 10, 12, 16, 20, 24, 28, 30]
@@ -158,7 +158,7 @@ def test_evaluate_needs_neither_training_data_nor_a_batch_that_divides(finished,
         toy.ToyEvalBatches, "__iter__", lambda self: iter([toy.examples(range(48), 1) | {"mask": np.ones(48, bool)}])
     )
     assert run(config, workdir, devices=jax.devices()[:3]).metrics["eval/count"] == 48
-    assert result.metrics["eval/count"] == 50
+    assert result.metrics["eval/count"] == 100
 
 
 def test_resumes_on_another_number_of_devices(finished, config, tmp_path):

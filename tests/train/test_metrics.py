@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import types
 
 import pytest
 
@@ -11,6 +10,7 @@ from gw_jax.errors import TrainingError
 from gw_jax.train import metrics
 from gw_jax.train.metrics import DAMAGED_FILE, METRICS_FILE, MetricsWriter, read_metrics
 from gw_jax.train.plot import plot_curves
+from gw_jax.train.task import Curve
 
 # Steps 1 to 6, two per epoch; each epoch is evaluated.
 LINES = [
@@ -148,8 +148,8 @@ def test_what_is_no_number_in_json_is_refused(tmp_path):
 
 def test_curves_of_any_metrics(tmp_path):
     write_lines(tmp_path, LINES)
-    loss = types.SimpleNamespace(title="loss", metrics=("train/loss", "eval/loss"), log_scale=True)
-    count = types.SimpleNamespace(title="count", metrics=("eval/count",), log_scale=False)
+    loss = Curve(title="loss", metrics=("train/loss", "eval/loss"), log_scale=True)
+    count = Curve(title="count", metrics=("eval/count",), log_scale=False)
     path = plot_curves(tmp_path, [loss, count])
     assert path.read_bytes().startswith(b"\x89PNG")
     assert {file.name for file in tmp_path.iterdir()} == {METRICS_FILE, "curves.png"}

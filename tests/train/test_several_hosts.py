@@ -55,7 +55,7 @@ def test_a_killed_host_is_named_by_the_other(tmp_path, host):
     codes, said = end(start("toy", tmp_path / "run", [PATIENT] * 2, faults))
     assert codes[host] == -9
     assert codes[1 - host] == 1
-    assert f"process {host}" in said[1 - host].splitlines()[-1]
+    assert f"Process {host}" in said[1 - host].splitlines()[-1]
     assert said[1 - host].splitlines()[-1].startswith("error: ")
     assert saved_steps(tmp_path / "run") == [10]
 

@@ -108,7 +108,7 @@ def test_a_second_command_says_that_all_is_prepared_and_counts(prepared, capsys)
     assert "train 12, validation 5 examples." in output.out
 
 
-def test_a_part_is_taken_only_where_it_is_asked_for(prepared, manual_dir):
+def test_a_part_needs_allow_partial(prepared, manual_dir):
     directory, _ = prepared
     with pytest.raises(DataError, match=r"'train' of 'imagenet2012' in .* has 12 examples; 1281167 belong there"):
         open_dataset("imagenet2012", str(directory))
@@ -121,7 +121,7 @@ def test_a_part_is_taken_only_where_it_is_asked_for(prepared, manual_dir):
         check_archives("imagenet2012", str(manual_dir), allow_partial=False)
 
 
-def test_tfrecord_is_converted_to_the_same_examples_and_goes_on_where_it_stopped(prepared, as_tfrecord, tmp_path, capsys):
+def test_tfrecord_is_converted_to_the_same_examples_and_resumes(prepared, as_tfrecord, tmp_path, capsys):
     command = ["imagenet2012", f"--data_dir={tmp_path}", f"--from_tfrecord={as_tfrecord}", "--allow_partial"]
     main(command)
     output = capsys.readouterr()
@@ -437,7 +437,7 @@ def write_imagenet(directory):
     write_set("Imagenet2012", directory, features, examples, splits=("train", "validation"), version="5.1.0")
 
 
-def test_evaluation_on_another_set_takes_all_right_answers(tmp_path):
+def test_evaluation_on_another_set_accepts_all_right_answers(tmp_path):
     answers = [[3], [], [5, 999], [0], [65, 66, 67]]
     examples = [
         {"image": jpeg(i), "original_label": 10 + i, "real_label": right, "file_name": f"ILSVRC2012_val_{i + 1:08d}.JPEG"}

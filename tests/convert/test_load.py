@@ -30,7 +30,7 @@ NORM_CFG = {
 
 
 def interpret(reference, state, training=None, **arguments):
-    return load.interpret(reference.in_memory(state, training), "file.pth", load.Request(**arguments))
+    return load.load_state(reference.in_memory(state, training), "file.pth", load.LoadOptions(**arguments))
 
 
 def state_of(reference, name, **arguments):
@@ -135,7 +135,7 @@ def test_the_order_of_flattened_pixels(reference):
 
 
 def test_the_autoencoder_has_no_checkpoints():
-    model = gw_jax.create_model("autoencoder", rngs=gw_jax.nn.initializers.AbstractRngs())
+    model = abstract_model({"name": "autoencoder"}, None, jnp.float32)
     with pytest.raises(ValueError, match="never ran"):
         entries(model)
 
@@ -283,7 +283,7 @@ def test_another_network_than_asked_for(reference, arguments, message):
 )
 def test_names_that_are_not_known(arguments, message):
     with pytest.raises(ConfigError, match=message):
-        load.read("file.pth", load.Request(**arguments))
+        load.read("file.pth", load.LoadOptions(**arguments))
 
 
 @pytest.mark.parametrize(
