@@ -6,6 +6,7 @@ its files. :mod:`gw_jax.train.storage` writes and reads the arrays, by Orbax.
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import shutil
 import sys
@@ -78,7 +79,13 @@ class Checkpoints:
         Raises:
             CheckpointError: the metrics of a checkpoint cannot be read.
         """
-        metrics = {step: read_metric(self.path(step), self._best_metric) for step in saved_steps(self._workdir)}
+        try:
+            metrics = {step: read_metric(self.path(step), self._best_metric) for step in saved_steps(self._workdir)}
+        except DamageError as error:
+            raise CheckpointError(
+                f"{error}, so the best checkpoint is not known. Nothing was changed. Use config.checkpoint.evaluate=last, "
+                "or resume training, which sets damage aside."
+            ) from error
         found = {step: metric for step, metric in metrics.items() if metric is not None}
         return max(found, key=lambda step: (found[step], step)) if found else self.last_step()
 
@@ -158,6 +165,7 @@ class Checkpoints:
                 damaged[step] = str(failure)
                 continue
             assert restored is not None
+            damaged |= dict(run_on_main("metrics verified", functools.partial(self._damaged_metrics, step)))
             self._set_aside(damaged, step)
             return step, *restored
         newest = max(damaged)
@@ -189,12 +197,23 @@ class Checkpoints:
         """The outcome of verifying the checkpoint of ``step``, as JSON values for the other processes."""
         outcome: dict[str, Any] = {"verified": False, "damage": None, "error": None}
         try:
-            outcome["verified"] = verify(self.path(step), step)
+            outcome["verified"] = verify(self.path(step))
         except DamageError as error:
             outcome["damage"] = one_line(str(error))
         except CheckpointError as error:
             outcome["error"] = one_line(str(error))
         return outcome
+
+    def _damaged_metrics(self, newest: int) -> list[tuple[int, str]]:
+        """Checkpoints before ``newest`` whose metrics, which decide what is kept, are damaged, and the damage."""
+        damaged = []
+        for step in saved_steps(self._workdir):
+            try:
+                if step < newest:
+                    read_metric(self.path(step), self._best_metric)
+            except DamageError as error:
+                damaged.append((step, one_line(str(error))))
+        return damaged
 
     def _read(self, step: int, like: TrainState) -> tuple[TrainState, Progress]:
         arrays, progress = storage.read(self.path(step), _as_dict(like))
@@ -243,7 +262,7 @@ class Checkpoints:
         if self._saving is None or not is_main():
             return
         for path in self.directory.glob(f"{self._saving}.*tmp*"):
-            write_checksums(path, self._saving)
+            write_checksums(path)
 
     @contextlib.contextmanager
     def _named_failures(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ import shutil
 import sys
 
 from gw_jax.errors import CheckpointError
-from gw_jax.train.checksums import with_retries
+from gw_jax.train.checksums import DamageError, read_verified, with_retries
 
 DIRECTORY = "checkpoints"
 # The parts of a checkpoint, which are directories in it.
@@ -54,18 +54,16 @@ def read_metric(checkpoint: pathlib.Path, name: str) -> float | None:
     """The metric ``name`` of the evaluation at the step of ``checkpoint``, or None if it was saved without one.
 
     Raises:
-        CheckpointError: its file is damaged or cannot be read.
+        DamageError: its file is not what was saved.
+        CheckpointError: its file cannot be read.
     """
     path = checkpoint / "metrics" / "metrics"
     if not path.exists():
         return None
     try:
-        return float(json.loads(with_retries(path.read_bytes, f"{path} cannot be read"))[name])
+        return float(json.loads(read_verified(checkpoint, "metrics/metrics"))[name])
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({type(error).__name__}), so the best checkpoint is not known. Nothing was changed. Use "
-            "config.checkpoint.evaluate=last, or resume training, which sets damage aside."
-        ) from error
+        raise DamageError(f"{path} is damaged ({type(error).__name__})") from error
 
 
 def _is_checkpoint(path: pathlib.Path) -> bool:

@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import orbax.checkpoint as ocp
@@ -13,7 +13,7 @@ from gw_jax.train.checkpoint_files import ITEMS
 from gw_jax.train.checksums import with_retries
 from gw_jax.train.config import CheckpointConfig
 
-Manager = ocp.CheckpointManager
+Manager: TypeAlias = ocp.CheckpointManager
 
 
 class UnreadableError(CheckpointError):
