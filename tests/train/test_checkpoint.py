@@ -71,7 +71,7 @@ def test_a_damaged_checksum_is_damage(finished, config, capfd):
     content = json.loads(path.read_text())
     assert content.keys() == {"sha256"}
     name = next(iter(content["sha256"]))
-    content["sha256"][name] = content["sha256"][name].translate(str.maketrans("01", "10"))
+    content["sha256"][name] = content["sha256"][name].translate(str.maketrans("0123456789abcdef", "123456789abcdef0"))
     path.write_text(json.dumps(content))
     assert run(config, workdir).metrics == result.metrics
     assert "the run resumes from step 20" in capfd.readouterr().err
