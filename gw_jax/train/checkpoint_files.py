@@ -57,13 +57,12 @@ def read_metric(checkpoint: pathlib.Path, name: str) -> float | None:
         DamageError: its file is not what was saved.
         CheckpointError: its file cannot be read.
     """
-    path = checkpoint / "metrics" / "metrics"
-    if not path.exists():
-        return None
+    file = "metrics/metrics"
+    content = read_verified(checkpoint, file)
     try:
-        return float(json.loads(read_verified(checkpoint, "metrics/metrics"))[name])
+        return None if content is None else float(json.loads(content)[name])
     except (ValueError, KeyError, TypeError) as error:
-        raise DamageError(f"{path} is damaged ({type(error).__name__})") from error
+        raise DamageError(f"{checkpoint / file} is damaged ({type(error).__name__})") from error
 
 
 def _is_checkpoint(path: pathlib.Path) -> bool:

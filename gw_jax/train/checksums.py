@@ -65,18 +65,22 @@ def verify(directory: pathlib.Path) -> bool:
     return True
 
 
-def read_verified(directory: pathlib.Path, name: str) -> bytes:
-    """The content of the file ``name`` below ``directory``, which is compared with its checksum, if there are any.
+def read_verified(directory: pathlib.Path, name: str) -> bytes | None:
+    """The content of the file ``name`` below ``directory``, or None if it was saved without one.
+
+    It is compared with its checksum, if there are checksums.
 
     Raises:
         DamageError: it is not what was saved.
         CheckpointError: it cannot be read, although that was tried repeatedly.
     """
     path = directory / name
-    content = with_retries(path.read_bytes, f"{path} cannot be read")
+    content = with_retries(lambda: path.read_bytes() if path.exists() else None, f"{path} cannot be read")
     expected = _expected(directory)
-    if expected is not None and hashlib.sha256(content).hexdigest() != expected.get(name):
-        raise DamageError(f"{path} is not what was saved (SHA-256 differs)")
+    if expected is not None:
+        digest = None if content is None else hashlib.sha256(content).hexdigest()
+        if digest != expected.get(name):
+            raise DamageError(f"{path} is not what was saved (SHA-256 differs)")
     return content
 
 

@@ -51,13 +51,16 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_resumes(finished, 
     assert saved_steps(workdir)[-1] == 30
 
 
-@pytest.mark.parametrize("how", ["another number", "no JSON"])
+@pytest.mark.parametrize("how", ["another number", "no JSON", "missing"])
 def test_a_damaged_metric_of_an_older_checkpoint_does_not_stay(finished, config, tmp_path, how, capfd):
     """It would decide which checkpoints are kept, and Orbax reads all of them before it saves."""
     workdir = tmp_path / "run"
     run(config, workdir, hooks=stop_at(25))
     path = workdir / "checkpoints" / "20" / "metrics" / "metrics"
-    path.write_text(json.dumps({"eval/score": 1e9}) if how == "another number" else "{")
+    if how == "missing":
+        path.unlink()
+    else:
+        path.write_text(json.dumps({"eval/score": 1e9}) if how == "another number" else "{")
     run(config, workdir)
     assert "checkpoints/20 is damaged" in capfd.readouterr().err
     assert results(workdir) == results(finished[0])
