@@ -24,7 +24,7 @@ def number(default: float | None, low: float | None = None, high: float | None =
 def check_values(config: Any, where: str = "config") -> None:
     """Checks every field of ``config``, at any depth, against its declaration by :func:`choice` or :func:`number`.
 
-    None is allowed where the type allows it. Every float must be finite.
+    None is allowed where the type allows it. Every number must be finite, those of tuples, too.
 
     Raises:
         ConfigError: the first value that is not allowed: its field, the value, what is allowed.
@@ -35,8 +35,9 @@ def check_values(config: Any, where: str = "config") -> None:
             check_values(value, name)
         elif "choices" in field.metadata and value is not None and value not in field.metadata["choices"]:
             raise ConfigError(unknown_name(name, value, field.metadata["choices"]))
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            _check_number(name, value, field.metadata.get("low"), field.metadata.get("high"))
+        for entry in value if isinstance(value, tuple) else (value,):
+            if isinstance(entry, int | float) and not isinstance(entry, bool):
+                _check_number(name, entry, field.metadata.get("low"), field.metadata.get("high"))
 
 
 def _check_number(name: str, value: float, low: float | None, high: float | None) -> None:

@@ -1,6 +1,7 @@
 """The configuration of a classification run."""
 
 import dataclasses
+from typing import ClassVar
 
 from gw_jax.augment.config import AugmentConfig
 from gw_jax.classification.task import ClassificationTask
@@ -22,6 +23,22 @@ class ClassificationConfig(TrainConfig):
         augment: augmentation on the devices.
         model: the network.
     """
+
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = (
+        *TrainConfig.MAY_CHANGE,
+        "data.data_dir",
+        "data.num_threads",
+        "data.num_workers",
+        "data.max_broken",
+    )
+    MAY_DIFFER_IN_EVALUATION: ClassVar[tuple[str, ...]] = (
+        *TrainConfig.MAY_DIFFER_IN_EVALUATION,
+        "data.name",
+        "data.allow_partial",
+        "data.eval_name",
+        "data.eval_batch_size",
+        "data.eval_resize",
+    )
 
     init_new_head: bool = False
     label_smoothing: float = number(0.0, 0, 0.999999)

@@ -20,7 +20,7 @@ from gw_jax.data.pipeline import EvalBatches, TrainBatches
 from gw_jax.models import create_model
 from gw_jax.models.config import model_arguments
 from gw_jax.models.pretrained import save_pretrained
-from gw_jax.nn.initializers import NoKeys
+from gw_jax.nn.initializers import AbstractRngs
 from gw_jax.train.state import activation_dtype, model_to_dicts
 from gw_jax.train.task import Batch, Curve, Mean, Weights
 
@@ -52,7 +52,11 @@ class ClassificationTask:
         data = config.data
         self.config = config
         self.dataset = dataset or open_dataset(
-            data.name, data.data_dir, evaluation=data.eval_name, allow_partial=data.allow_partial
+            data.name,
+            data.data_dir,
+            evaluation=data.eval_name,
+            allow_partial=data.allow_partial,
+            training=config.mode == "train",
         )
         self.spec = self.dataset.spec
         self.batch_size = data.batch_size
@@ -160,7 +164,7 @@ class ClassificationTask:
         Raises:
             CheckpointError: ``directory`` exists.
         """
-        graphdef, _, _ = model_to_dicts(self._make(self.plain_model_arguments, NoKeys()))
+        graphdef, _, _ = model_to_dicts(self._make(self.plain_model_arguments, AbstractRngs()))
         save_pretrained(directory, nnx.merge(graphdef, params, batch_stats), self._exported_arguments(), source=source)
 
     @property

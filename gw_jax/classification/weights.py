@@ -10,7 +10,7 @@ from flax import nnx
 from gw_jax.errors import CheckpointError, ConfigError
 from gw_jax.models import create_model
 from gw_jax.models.pretrained import MODEL_FILE, TRAINING_FILE, read_arrays, read_config
-from gw_jax.nn.initializers import NoKeys
+from gw_jax.nn.initializers import AbstractRngs
 from gw_jax.train.state import model_to_dicts
 from gw_jax.train.task import Weights
 from gw_jax.tree import by_path, variables
@@ -62,10 +62,10 @@ def _check_same_network(
         options = {**stored.get("norm_options", {}), **own}
         aligned["norm_options"] = {name: value for name, value in options.items() if value is not None}
     try:
-        there = make(aligned, NoKeys())
+        there = make(aligned, AbstractRngs())
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"The network of {directory} cannot be made: {error}") from error
-    here = make(arguments, NoKeys())
+    here = make(arguments, AbstractRngs())
     shapes, expected = variables(there), variables(here)
     same_shapes = shapes.keys() == expected.keys() and all(shapes[key].shape == expected[key].shape for key in shapes)
     if model_to_dicts(there)[0] == model_to_dicts(here)[0] and same_shapes:

@@ -1,13 +1,13 @@
 """Networks by name."""
 
-import difflib
 import inspect
-from typing import Any
+from typing import Any, get_args
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from gw_jax.errors import unknown_name
 from gw_jax.models.creation import remember_arguments
 from gw_jax.models.mnist import MLP, AutoEncoder, LeNet
 from gw_jax.models.reference_names import REFERENCE_MNIST, REFERENCE_RESNETS
@@ -23,7 +23,7 @@ MNIST_NETWORKS: dict[str, tuple[str, ...]] = {
     "lenet": ("image_size",),
     "autoencoder": ("image_size",),
 }
-_NOT_RESIDUAL_ONLY = ("image_size", "depth")
+_MLP_ARGUMENTS = ("image_size", "depth")
 
 # The reference's names that say more than ours: which network, and where the norm stands.
 ALIASES = {name: meaning for name, meaning in REFERENCE_RESNETS.items() if name not in ARCHITECTURES}
@@ -46,7 +46,9 @@ def resolve_name(name: str, whiten: str | None) -> tuple[str, str | None]:
         ours, placement = ALIASES[name]
         return ours, placement if whiten is None else whiten
     if name not in ARCHITECTURES and name not in MNIST_NETWORKS:
-        raise _unknown("network", name, list_models(), "gw_jax.list_models() lists all names.")
+        known, few = list_models(), ", ".join(ARCHITECTURES)
+        choices = f"one of {few}, or another name of gw_jax.list_models()"
+        raise ValueError(unknown_name("name", name, known, choices=choices))
     return name, whiten
 
 
@@ -121,9 +123,9 @@ def create_model(
         name, whiten = resolve_name(name, whiten)
     _refuse_other_networks_arguments(name, given)
     whiten = "S1-B2" if whiten is None else whiten
-    for what, value, known in (("placement (whiten)", whiten, PLACEMENTS), ("stem", stem, ("imagenet", "small"))):
+    for what, value, known in (("whiten", whiten, PLACEMENTS), ("stem", stem, get_args(Stem))):
         if value not in known:
-            raise _unknown(what, value, list(known))
+            raise ValueError(unknown_name(what, value, known))
     for what, number in (
         ("num_classes", num_classes), ("width", width), ("depth", depth), ("in_channels", in_channels),
         ("image_size", image_size),
@@ -182,15 +184,8 @@ def _refuse_other_networks_arguments(name: str | Architecture, given: dict[str, 
     if name in MNIST_NETWORKS:
         known = (*_COMMON, *MNIST_NETWORKS[name])
     else:
-        known = tuple(key for key in defaults if key not in _NOT_RESIDUAL_ONLY)
+        known = tuple(key for key in defaults if key not in _MLP_ARGUMENTS)
     foreign = [key for key, default in defaults.items() if key not in known and given[key] != default]
     if foreign:
         listed = ", ".join(key for key in known if key not in ("name", "rngs"))
         raise ValueError(f"The network {name!r} has no use for {', '.join(foreign)}; it takes {listed}.")
-
-
-def _unknown(what: str, value: str, known: list[str], more: str = "") -> ValueError:
-    close = difflib.get_close_matches(str(value), known, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    listed = ", ".join(known[:15]) + (", ..." if len(known) > 15 else "")
-    return ValueError(f"No {what} is called {value!r}; choose one of {listed}.{hint}{' ' + more if more else ''}")

@@ -17,7 +17,7 @@ from gw_jax.errors import CheckpointError, ConfigError, one_line, shown
 from gw_jax.files import new_directory, require_new, write_error
 from gw_jax.models.create_model import create_model
 from gw_jax.models.creation import RECORD, CreationRecord
-from gw_jax.nn.initializers import NoKeys
+from gw_jax.nn.initializers import AbstractRngs
 from gw_jax.tree import map_by_path, variables
 
 FORMAT = 1
@@ -43,7 +43,7 @@ class TrainingState:
 
 def abstract_model(model_config: Mapping[str, Any], dtype: DTypeLike | None, param_dtype: DTypeLike) -> nnx.Module:
     """The network of ``model_config`` (arguments of :func:`gw_jax.create_model`) with shapes in place of arrays."""
-    return create_model(**model_config, dtype=dtype, param_dtype=param_dtype, rngs=NoKeys())
+    return create_model(**model_config, dtype=dtype, param_dtype=param_dtype, rngs=AbstractRngs())
 
 
 def fill_model(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> Any:

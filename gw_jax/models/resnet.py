@@ -16,13 +16,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gw_jax.models.linear import linear
-from gw_jax.nn import Dropout, make_norm
-from gw_jax.nn.initializers import make_or_copy, normal
+from gw_jax.nn import make_norm
+from gw_jax.nn.initializers import cached_when_abstract, normal
 from gw_jax.ops.checks import accumulation_dtype
 
 Stem = Literal["imagenet", "small"]
 
-# Which norms of a network are the chosen one; all others are BatchNorm. "1", "2", "3" are the norms of a bottleneck in
+# The norms of a network that are the chosen one; all others are BatchNorm. "1", "2", "3" are the norms of a bottleneck in
 # order. A basic block has two: B1 and B2 are its first, B3 its second, and B12 both, as in the reference.
 PLACEMENTS: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -34,12 +34,10 @@ PLACEMENTS: dict[str, tuple[str, ...]] = {
     "all": ("stem", "1", "2", "3", "shortcut"),
 }
 
-MakeNorm = Callable[[str, int], nnx.Module]
-
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """What distinguishes the members of the family.
+    """The sizes that distinguish the members of the family.
 
     ``width_per_group`` is the width of a bottleneck's 3x3 convolution, per group and per 64 planes.
     """
@@ -100,8 +98,8 @@ class _Layers:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Shape:
-    """The sizes of one block: ``inner`` is the width of a bottleneck's 3x3 convolution, ``features`` come out."""
+class BlockSpec:
+    """The sizes of one block; ``inner`` is the width of a bottleneck's 3x3 convolution."""
 
     in_features: int
     features: int
@@ -114,16 +112,16 @@ class _Shape:
 class BasicBlock(nnx.Module):
     """Two 3x3 convolutions and a shortcut: the block of ResNet-18 and -34."""
 
-    def __init__(self, layers: _Layers, shape: _Shape):
-        if shape.dilation != 1:
+    def __init__(self, layers: _Layers, spec: BlockSpec):
+        if spec.dilation != 1:
             raise ValueError("replace_stride_with_dilation needs bottleneck blocks: ResNet-50 or deeper.")
         first = "1" if "1" in layers.norms else "2"
         second = "2" if {"1", "2"} <= set(layers.norms) else "3"
-        self.conv1 = layers.conv(shape.in_features, shape.features, 3, shape.stride)
-        self.norm1 = layers.make_norm(first, shape.features)
-        self.conv2 = layers.conv(shape.features, shape.features, 3)
-        self.norm2 = layers.make_norm(second, shape.features)
-        self.shortcut = _shortcut(layers, shape)
+        self.conv1 = layers.conv(spec.in_features, spec.features, 3, spec.stride)
+        self.norm1 = layers.make_norm(first, spec.features)
+        self.conv2 = layers.conv(spec.features, spec.features, 3)
+        self.norm2 = layers.make_norm(second, spec.features)
+        self.shortcut = _shortcut(layers, spec)
 
     @property
     def last_norm(self) -> nnx.Module:
@@ -140,14 +138,14 @@ class BasicBlock(nnx.Module):
 class Bottleneck(nnx.Module):
     """1x1, 3x3 (perhaps in groups, with the stride) and 1x1 convolutions, and a shortcut."""
 
-    def __init__(self, layers: _Layers, shape: _Shape):
-        self.conv1 = layers.conv(shape.in_features, shape.inner, 1)
-        self.norm1 = layers.make_norm("1", shape.inner)
-        self.conv2 = layers.conv(shape.inner, shape.inner, 3, shape.stride, shape.groups, shape.dilation)
-        self.norm2 = layers.make_norm("2", shape.inner)
-        self.conv3 = layers.conv(shape.inner, shape.features, 1)
-        self.norm3 = layers.make_norm("3", shape.features)
-        self.shortcut = _shortcut(layers, shape)
+    def __init__(self, layers: _Layers, spec: BlockSpec):
+        self.conv1 = layers.conv(spec.in_features, spec.inner, 1)
+        self.norm1 = layers.make_norm("1", spec.inner)
+        self.conv2 = layers.conv(spec.inner, spec.inner, 3, spec.stride, spec.groups, spec.dilation)
+        self.norm2 = layers.make_norm("2", spec.inner)
+        self.conv3 = layers.conv(spec.inner, spec.features, 1)
+        self.norm3 = layers.make_norm("3", spec.features)
+        self.shortcut = _shortcut(layers, spec)
 
     @property
     def last_norm(self) -> nnx.Module:
@@ -165,29 +163,29 @@ class Bottleneck(nnx.Module):
 class Shortcut(nnx.Module):
     """A 1x1 convolution and a norm, where a block changes the number of channels or the resolution."""
 
-    def __init__(self, layers: _Layers, shape: _Shape):
-        self.conv = layers.conv(shape.in_features, shape.features, 1, shape.stride)
-        self.norm = layers.make_norm("shortcut", shape.features)
+    def __init__(self, layers: _Layers, spec: BlockSpec):
+        self.conv = layers.conv(spec.in_features, spec.features, 1, spec.stride)
+        self.norm = layers.make_norm("shortcut", spec.features)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[n, h, w, in_features]`` to ``[n, h / stride, w / stride, features]``."""
         return self.norm(self.conv(x))
 
 
-def _shortcut(layers: _Layers, shape: _Shape) -> Shortcut | None:
-    if shape.stride == 1 and shape.in_features == shape.features:
+def _shortcut(layers: _Layers, spec: BlockSpec) -> Shortcut | None:
+    if spec.stride == 1 and spec.in_features == spec.features:
         return None
-    return Shortcut(layers, shape)
+    return Shortcut(layers, spec)
 
 
-def _start_at_zero(block: BasicBlock | Bottleneck) -> None:
+def _zero_init(block: BasicBlock | Bottleneck) -> None:
     scale = getattr(block.last_norm, "scale", None)
     if scale is None:
         raise ValueError(
             "zero_init_residual sets the scale of each block's last norm to zero, but that norm has none "
             "(norm 'none' or 'in', or use_scale=False)."
         )
-    if isinstance(scale.get_value(), jax.Array):  # Not where only shapes are wanted.
+    if isinstance(scale.get_value(), jax.Array):  # Abstract arrays have no value.
         scale[...] = jnp.zeros_like(scale[...])
 
 
@@ -230,7 +228,7 @@ class ResNet(nnx.Module):
         self.stem_conv = layers.conv(in_channels, width, 7, 2) if stem == "imagenet" else layers.conv(in_channels, width, 3)
         self.stem_norm = layers.make_norm("stem", width)
         block = Bottleneck if architecture.bottleneck else BasicBlock
-        make_block = make_or_copy(rngs, functools.partial(block, layers))
+        make_block = cached_when_abstract(rngs, functools.partial(block, layers))
         in_features, dilation = width, 1
         stages = []
         for stage, size in enumerate(architecture.stage_sizes):
@@ -248,7 +246,7 @@ class ResNet(nnx.Module):
                 stride, dilation = 1, dilation * 2
             blocks: list[BasicBlock | Bottleneck] = []
             for index in range(size):
-                shape = _Shape(
+                spec = BlockSpec(
                     in_features=in_features,
                     features=features,
                     inner=inner,
@@ -256,28 +254,37 @@ class ResNet(nnx.Module):
                     groups=architecture.groups,
                     dilation=first_dilation if index == 0 else dilation,
                 )
-                blocks.append(make_block(shape))
+                blocks.append(make_block(spec))
                 in_features = features
                 if zero_init_residual:
-                    _start_at_zero(blocks[-1])
+                    _zero_init(blocks[-1])
             stages.append(nnx.List(blocks))
         self.stage1, self.stage2, self.stage3, self.stage4 = stages
         # Like the last layer, in the parameters' precision, at least float32.
         head_dtype = accumulation_dtype(param_dtype)
         options = {**norm_options, "dtype": head_dtype, "param_dtype": param_dtype}
         self.last_norm = make_norm(norm, in_features, rngs=rngs, **options) if last_norm else None
-        self.dropout = Dropout(dropout)
+        self.dropout = nnx.Dropout(dropout)
         self.head = linear(in_features, num_classes, dtype=head_dtype, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, images: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """Maps normalised images ``[n, h, w, in_channels]`` to logits ``[n, num_classes]``, at least float32.
 
         ``dropout_key`` is needed in training by a network that has dropout.
+
+        Raises:
+            ValueError: it is missing.
         """
-        return self.head(self.dropout(self.features(images), dropout_key))
+        if dropout_key is None and self.dropout.rate > 0 and not self.dropout.deterministic:
+            raise ValueError(
+                f"A network with dropout={self.dropout.rate} needs model(images, dropout_key=jax.random.key(...)) in "
+                "training. Call model.eval() first if this is evaluation."
+            )
+        # The key is an argument, so that the state of a network is parameters and statistics only.
+        return self.head(self.dropout(self.features(images), rngs=dropout_key))
 
     def features(self, images: jax.Array) -> jax.Array:
-        """Maps normalised images ``[n, h, w, in_channels]`` to what the last layer sees, ``[n, features]``."""
+        """Maps normalised images ``[n, h, w, in_channels]`` to the input of the last layer, ``[n, features]``."""
         x = images if self.dtype is None else images.astype(self.dtype)
         x = self.stem_norm(self.stem_conv(x), relu=True)
         if self.stem == "imagenet":

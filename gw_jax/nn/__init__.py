@@ -2,17 +2,14 @@
 
 from gw_jax.nn.batch_norm import BatchNorm
 from gw_jax.nn.batch_whitening import BatchWhitening
-from gw_jax.nn.dropout import Dropout
-from gw_jax.nn.group_norm import GroupNorm, InstanceNorm
 from gw_jax.nn.group_whitening import GroupWhitening
-from gw_jax.nn.layer_norm import LayerNorm
 from gw_jax.nn.make_norm import NORM_NAMES, Identity, make_norm, norm_options
+from gw_jax.nn.per_sample_norms import GroupNorm, InstanceNorm, LayerNorm
 
 __all__ = [
     "NORM_NAMES",
     "BatchNorm",
     "BatchWhitening",
-    "Dropout",
     "GroupNorm",
     "GroupWhitening",
     "Identity",

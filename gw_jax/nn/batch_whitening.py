@@ -13,9 +13,9 @@ from gw_jax.nn.calling import finish, output_dtype, prepare
 from gw_jax.nn.initializers import constant, identities
 from gw_jax.nn.running_statistics import (
     check_statistics_options,
-    initial_rows,
+    group_batch,
+    initial_statistics,
     running_average,
-    split_batch_in_groups,
     update_running_average,
 )
 from gw_jax.ops.batch_whitening import (
@@ -23,9 +23,9 @@ from gw_jax.ops.batch_whitening import (
     apply_whitening,
     batch_covariance,
     centre_batch,
-    join_channels,
+    group_channels,
     real_channels,
-    split_channels,
+    ungroup_channels,
     whitening_matrix,
     with_identity_padding,
 )
@@ -131,7 +131,7 @@ class BatchWhitening(nnx.Module):
         self.scale = nnx.Param(constant(rngs, 1, (num_features,), param_dtype)) if use_scale else None
         self.bias = nnx.Param(constant(rngs, 0, (num_features,), param_dtype)) if use_bias else None
         statistics_dtype = accumulation_dtype(param_dtype)
-        self.mean = nnx.BatchStat(initial_rows(self, rngs, 0, (num_features,), statistics_dtype))
+        self.mean = nnx.BatchStat(initial_statistics(self, rngs, 0, (num_features,), statistics_dtype))
         # [groups, d, d], the identity where the last group is padded.
         counts = (self.num_groups,) if statistics_sets is None else (statistics_sets, self.num_groups)
         self.matrix = nnx.BatchStat(identities(rngs, counts, self.channels_per_group, statistics_dtype))
@@ -140,18 +140,6 @@ class BatchWhitening(nnx.Module):
         """What ``flax.nnx.view`` calls to make a training or an evaluation view of a model."""
         if use_running_average is not None:
             self.use_running_average = use_running_average
-
-    def reset_running_stats(self, matrix: Literal["identity", "zero"] = "identity") -> None:
-        """Sets the running mean to zero and the running matrix to the identity, as in a new layer.
-
-        ``matrix="zero"`` sets the matrix to zero, as the reference's ``reset_projection`` does; the output in evaluation
-        is then the bias alone until the next training step.
-        """
-        if matrix not in ("identity", "zero"):
-            raise ValueError(f"matrix={matrix!r} is not known; choose 'identity' or 'zero'.")
-        identity = jnp.broadcast_to(jnp.eye(self.channels_per_group, dtype=self.matrix.dtype), self.matrix.shape)
-        self.mean[...] = jnp.zeros_like(self.mean[...])
-        self.matrix[...] = identity if matrix == "identity" else with_identity_padding(identity * 0, self._real)
 
     @property
     def _real(self) -> np.ndarray:
@@ -173,18 +161,18 @@ class BatchWhitening(nnx.Module):
             return given.astype(output_dtype(self, x))
         values = x.astype(accumulation_dtype(x.dtype))
         group_size = None if self.use_running_average else self.group_size
-        sets = split_batch_in_groups(self, split_channels(values, self.num_groups, self.channels_per_group), group_size)
-        keep = None if mask is None else split_batch_in_groups(self, mask.astype(bool)[..., None, None], group_size)
+        sets = group_batch(self, group_channels(values, self.num_groups, self.channels_per_group), group_size)
+        keep = None if mask is None else group_batch(self, mask.astype(bool)[..., None, None], group_size)
         if self.use_running_average:
             whitening, centred = self._evaluation(sets, keep)
         else:
             whitening, centred = self._batch_statistics(sets, keep)
-        y = join_channels(apply_whitening(whitening, centred), self.num_features).reshape(x.shape)
+        y = ungroup_channels(apply_whitening(whitening, centred), self.num_features).reshape(x.shape)
         return finish(self, y, given, mask, relu)
 
     def _evaluation(self, sets: jax.Array, keep: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         real, dtype = self._real, sets.dtype
-        mean = split_channels(running_average(self, self.mean).astype(dtype), self.num_groups, self.channels_per_group)
+        mean = group_channels(running_average(self, self.mean).astype(dtype), self.num_groups, self.channels_per_group)
         centred = sets - mean.reshape((1,) * (sets.ndim - 2) + mean.shape)
         if keep is not None:
             centred = jnp.where(keep, centred, 0)
@@ -209,7 +197,7 @@ class BatchWhitening(nnx.Module):
         else:
             identity = np.eye(self.channels_per_group, dtype=sets.dtype)[None, None]
             matrix = with_identity_padding(covariance + self.epsilon * identity, self._real)
-        update_running_average(self, self.mean, join_channels(mean, self.num_features), count)
+        update_running_average(self, self.mean, ungroup_channels(mean, self.num_features), count)
         update_running_average(self, self.matrix, matrix, count)
         return whitening, centred
 

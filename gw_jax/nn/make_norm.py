@@ -1,6 +1,5 @@
 """Normalisation layers by name, so that a network's norm is a line of its configuration."""
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable
@@ -9,11 +8,11 @@ from typing import Any
 import jax
 from flax import nnx
 
+from gw_jax.errors import unknown_name
 from gw_jax.nn.batch_norm import BatchNorm
 from gw_jax.nn.batch_whitening import BatchWhitening
-from gw_jax.nn.group_norm import GroupNorm, InstanceNorm
 from gw_jax.nn.group_whitening import GroupWhitening
-from gw_jax.nn.layer_norm import LayerNorm
+from gw_jax.nn.per_sample_norms import GroupNorm, InstanceNorm, LayerNorm
 from gw_jax.nn.reference_norms import NORM_CFG_KEYS, REFERENCE_NORMS, translate_norm_cfg
 
 
@@ -55,13 +54,8 @@ def norm_options(name: str) -> tuple[str, ...]:
     if name == "none":
         return ()
     if name not in _NORMS:
-        known = (*NORM_NAMES, *REFERENCE_NORMS)
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(
-            f"No normalisation is called {name!r}; choose one of {', '.join(NORM_NAMES)}, or the reference's name of "
-            f"one.{hint}"
-        )
+        choices = f"one of {', '.join(NORM_NAMES)}, or the reference's name of one"
+        raise ValueError(unknown_name("norm", name, (*NORM_NAMES, *REFERENCE_NORMS), choices=choices))
     layer, decided, unused = _NORMS[name]
     arguments = inspect.signature(inspect.getattr_static(layer, "__init__")).parameters
     return tuple(a for a in arguments if a not in (*decided, *unused, "self", "num_features", "rngs"))

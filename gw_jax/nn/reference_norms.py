@@ -1,7 +1,8 @@
 """The reference's names of norms (``--norm``) and of their options (``--norm-cfg``), translated."""
 
-import difflib
 from typing import Any
+
+from gw_jax.errors import unknown_name
 
 # The reference's name and ours.
 REFERENCE_NORMS: dict[str, str] = {
@@ -47,9 +48,7 @@ def translate_norm_cfg(norm: str, norm_cfg: dict[str, Any] | None) -> tuple[str,
         ValueError: an unknown ``norm``, a key that no layer of the reference has, a value that does not fit.
     """
     if norm not in REFERENCE_NORMS:
-        close = difflib.get_close_matches(norm, REFERENCE_NORMS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"The reference has no norm {norm!r}; it has {', '.join(REFERENCE_NORMS)}.{hint}")
+        raise ValueError(unknown_name("The reference's norm", norm, REFERENCE_NORMS))
     cfg = dict(norm_cfg or {})
     if unknown := [key for key in cfg if key not in NORM_CFG_KEYS]:
         raise ValueError(

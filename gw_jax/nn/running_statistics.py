@@ -31,7 +31,7 @@ def check_statistics_options(momentum: float, group_size: int | None, statistics
             raise ValueError(f"statistics_sets={statistics_sets}, the number of groups in a batch, needs a group_size.")
 
 
-def split_batch_in_groups(layer: nnx.Module, values: jax.Array, group_size: int | None) -> jax.Array:
+def group_batch(layer: nnx.Module, values: jax.Array, group_size: int | None) -> jax.Array:
     """``[n, ...]`` as ``[n / group_size, group_size, ...]``: sets of consecutive examples that share statistics.
 
     Where a device holds whole sets, this needs no communication.
@@ -88,7 +88,7 @@ def running_average(layer: _WithRunningStatistics, running: nnx.BatchStat) -> ja
     return running[...] if layer.statistics_sets is None else running[...].mean(0)
 
 
-def initial_rows(
+def initial_statistics(
     layer: _WithRunningStatistics, rngs: nnx.Rngs, value: float, shape: tuple[int, ...], dtype: DTypeLike
 ) -> Any:
     """Initial running statistics of one value: ``shape``, with ``statistics_sets`` as first axis if there are any."""

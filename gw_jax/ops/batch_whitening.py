@@ -19,7 +19,7 @@ from gw_jax.ops.statistics import SPATIAL_LETTERS, gram, psum_if_named
 DEFAULT_BATCH_EPSILON: dict[str, float] = {"newton": 1e-5, "zca": 1e-3}
 
 
-def split_channels(x: jax.Array, num_groups: int, channels_per_group: int) -> jax.Array:
+def group_channels(x: jax.Array, num_groups: int, channels_per_group: int) -> jax.Array:
     """Cuts the last axis of ``x`` into ``[k, d]``; the last group is padded with zeros."""
     missing = num_groups * channels_per_group - x.shape[-1]
     if missing:
@@ -27,14 +27,14 @@ def split_channels(x: jax.Array, num_groups: int, channels_per_group: int) -> ja
     return x.reshape(*x.shape[:-1], num_groups, channels_per_group)
 
 
-def join_channels(grouped: jax.Array, num_features: int) -> jax.Array:
-    """Undoes :func:`split_channels`."""
+def ungroup_channels(grouped: jax.Array, num_features: int) -> jax.Array:
+    """Undoes :func:`group_channels`."""
     joined = grouped.reshape(*grouped.shape[:-2], -1)
     return joined if joined.shape[-1] == num_features else joined[..., :num_features]
 
 
 def real_channels(num_features: int, num_groups: int, channels_per_group: int) -> np.ndarray:
-    """``[k, d]``, true where :func:`split_channels` put a channel and false where it padded."""
+    """``[k, d]``, true where :func:`group_channels` put a channel and false where it padded."""
     return np.arange(num_groups * channels_per_group).reshape(num_groups, channels_per_group) < num_features
 
 

@@ -70,7 +70,8 @@ def inverse_sqrt_newton(covariance: jax.Array, num_iterations: int = 5, epsilon:
     Source: Iterative Normalization (CVPR 2019), section 3.2; Group Whitening (CVPR 2021), section 3.1; the coupled
     form: Higham, Functions of Matrices (2008), section 6.3.
     """
-    identity = identity_like(covariance)
+    size = covariance.shape[-1]
+    identity = jnp.eye(size, dtype=covariance.dtype).reshape((1,) * (covariance.ndim - 2) + (size, size))
     if epsilon:
         covariance = covariance + epsilon * identity
     # The result does not depend on this first scaling, so it needs no derivative. It keeps 1/tr^2, which the
@@ -81,20 +82,21 @@ def inverse_sqrt_newton(covariance: jax.Array, num_iterations: int = 5, epsilon:
     root = unit * jax.lax.rsqrt(trace)
     if num_iterations == 0:
         return root * identity
-    *_, (p, step) = iterates(scaled / trace, num_iterations, _matmul)
-    return root * (step if num_iterations == 1 else _matmul(step, p))
+    normalised = scaled / trace
+    if num_iterations == 1:
+        return root * (NEWTON_LINEAR * identity + NEWTON_CUBIC * normalised)
+    *_, (p, step) = iterates(normalised, num_iterations, _matmul)
+    return root * _matmul(step, p)
 
 
 def iterates(normalised: jax.Array, num_iterations: int, dot: Dot) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """Yields ``(P_k, M_k)`` of ``P_{k+1} = M_k P_k`` for ``k = 0 .. T-1``, in the coupled form.
+    """Yields ``(P_k, M_k)`` of ``P_{k+1} = M_k P_k`` for ``k = 0 .. T-1``, of two or more, in the coupled form.
 
     ``P_0`` is the identity, and no product is spent on it; ``M_0`` has the sharding of the input.
     """
     identity = identity_like(normalised)
     step = NEWTON_LINEAR * identity + NEWTON_CUBIC * normalised
     yield identity, step
-    if num_iterations < 2:
-        return
     p, y = step, dot(normalised, step)
     for iteration in range(1, num_iterations):
         product = dot(p, y)

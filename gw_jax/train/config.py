@@ -7,6 +7,7 @@ the whole once, and nothing writes to it after that. What configures a task stan
 import dataclasses
 import itertools
 import re
+from typing import ClassVar
 
 from gw_jax.config_checks import check_values, choice, number
 from gw_jax.errors import ConfigError
@@ -182,6 +183,11 @@ class TrainConfig:
             parameters too, which needs JAX_ENABLE_X64=1. "auto" is bfloat16 on devices that multiply it (TPUs, GPUs of
             compute capability 8.0 and above), else float32.
     """
+
+    # Names of fields, or of groups with a dot at their end. These may change between the starts of one run, because they
+    # change no result; and these may also differ from the run's when it is evaluated.
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = ("mode", "checkpoint.", "distributed.", "log.")
+    MAY_DIFFER_IN_EVALUATION: ClassVar[tuple[str, ...]] = ("dtype",)
 
     mode: str = choice("train", MODES)
     init_from: str | None = None

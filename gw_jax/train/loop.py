@@ -17,13 +17,13 @@ from gw_jax.train.experiment import Experiment
 from gw_jax.train.hooks import Hooks
 from gw_jax.train.metrics import MetricsWriter
 from gw_jax.train.modes import RunResult
-from gw_jax.train.plot import plot_curves
+from gw_jax.train.plot import CURVES_FILE, plot_curves
 from gw_jax.train.profiler import Profiler
 from gw_jax.train.stop import MAX_STEPS_AHEAD, STOP_FIELD, StopConsensus, StopRequest
 from gw_jax.train.terminal import Terminal
 from gw_jax.train.throughput import Throughput
 from gw_jax.train.totals import Totals
-from gw_jax.train.workdir import check_room_to_save
+from gw_jax.train.workdir import check_room_to_save, warn_unwritable
 
 
 class Trainer:
@@ -246,6 +246,8 @@ class Trainer:
         self._throughput.pause()
         self._collect()
         self._hooks.before_save(self)
+        # A save that is still being written takes room, too.
+        self.checkpoints.wait()
         run_on_main("room to save", lambda: check_room_to_save(self.workdir, self.state))
         progress = Progress(
             data=self._batches.get_state(),
@@ -272,8 +274,9 @@ class Trainer:
     def _finish(self) -> RunResult:
         metrics = self._evaluation["metrics"] if self._evaluation else {}
         if is_main():
-            if self.experiment.config.log.plot:
-                print(f"Curves: {plot_curves(self.workdir, self.experiment.task.curves)}")
             numbers = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-            print(f"Done after step {self.step}: {numbers}")
+            print(f"Done after step {self.step}: {numbers}", flush=True)
+            if self.experiment.config.log.plot:
+                with warn_unwritable(self.workdir / CURVES_FILE):
+                    print(f"Curves: {plot_curves(self.workdir, self.experiment.task.curves)}")
         return RunResult(metrics)

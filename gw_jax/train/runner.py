@@ -88,5 +88,5 @@ def _train(
     wait_for_everyone("ready")
     with WorkdirLock(workdir) if is_main() else contextlib.nullcontext():
         run_on_main("work directory claimed", lambda: claim_workdir(workdir, config))
-        check_disk_space(workdir, experiment.state)
+        run_on_main("disk space checked", lambda: check_disk_space(workdir, experiment.state))
         return Trainer(experiment, workdir, stop, hooks).train()

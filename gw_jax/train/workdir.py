@@ -21,32 +21,12 @@ import jax
 from gw_jax._version import __version__
 from gw_jax.errors import CheckpointError, ConfigError, shown
 from gw_jax.files import write_atomically
+from gw_jax.train.checkpoint import saved_steps
 from gw_jax.train.config import TrainConfig
 from gw_jax.train.config_fields import flatten, set_field
 
 CONFIG_FILE = "config.json"
 
-# Fields that may change between the starts of one run, because they change no result: whole names, or groups that end in a
-# dot.
-MAY_CHANGE = (
-    "mode",
-    "data.data_dir",
-    "data.num_threads",
-    "data.num_workers",
-    "data.max_broken",
-    "checkpoint.",
-    "distributed.",
-    "log.",
-)
-# Fields that may also differ when a run is only evaluated: on what, and in which type.
-MAY_DIFFER_IN_EVALUATION = (
-    "data.name",
-    "data.allow_partial",
-    "data.eval_name",
-    "data.eval_batch_size",
-    "data.eval_resize",
-    "dtype",
-)
 _DIRECTORIES = ("checkpoints", "tensorboard", "profile")
 _FILES = (CONFIG_FILE, "metrics.jsonl", "evaluation.json", "curves.png")
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:/")
@@ -57,9 +37,9 @@ _CHECKPOINT_OVERHEAD = 1 << 18
 Config = TypeVar("Config", bound=TrainConfig)
 
 
-def may_differ(name: str, mode: str) -> bool:
-    """Whether the field ``name`` may differ from that of the run in the work directory when ``mode`` is started."""
-    names = MAY_CHANGE + (MAY_DIFFER_IN_EVALUATION if mode == "evaluate" else ())
+def may_differ(name: str, config: TrainConfig) -> bool:
+    """Whether the field ``name`` may differ from that of the run in the work directory when ``config`` is started."""
+    names = config.MAY_CHANGE + (config.MAY_DIFFER_IN_EVALUATION if config.mode == "evaluate" else ())
     return any(name.startswith(other) if other.endswith(".") else name == other for other in names)
 
 
@@ -129,19 +109,15 @@ def _check_layout(workdir: pathlib.Path) -> None:
 
 def _check_no_orphans(workdir: pathlib.Path) -> None:
     """Refuses checkpoints without a configuration: they would be resumed under any."""
-    directory = workdir / "checkpoints"
-    # A checkpoint is a directory named by its step that is not empty.
-    if directory.is_dir() and any(
-        path.name.isdigit() and path.is_dir() and any(path.iterdir()) for path in directory.iterdir()
-    ):
+    if saved_steps(workdir):
         raise ConfigError(
             f"{workdir} holds checkpoints but no {CONFIG_FILE}, so nobody can say of which run. Restore the file, or give "
             "another --workdir."
         )
 
 
-def check_given(workdir: pathlib.Path, stored: Mapping[str, Any], given: Mapping[str, Any], mode: str) -> None:
-    """Compares the ``given`` fields with those ``stored`` in ``workdir``, except those that may differ in ``mode``.
+def check_given(workdir: pathlib.Path, stored: Mapping[str, Any], given: Mapping[str, Any], config: TrainConfig) -> None:
+    """Compares the ``given`` fields with those ``stored`` in ``workdir``, except those that ``config`` lets differ.
 
     Raises:
         ConfigError: they describe another run; the message lists the fields that differ.
@@ -149,7 +125,7 @@ def check_given(workdir: pathlib.Path, stored: Mapping[str, Any], given: Mapping
     differences = [
         f"config.{name} is {shown(stored[name]) if name in stored else 'missing'} there and {shown(given[name])} now"
         for name in sorted(given)
-        if not may_differ(name, mode) and (name not in stored or _plain(stored[name]) != _plain(given[name]))
+        if not may_differ(name, config) and (name not in stored or _plain(stored[name]) != _plain(given[name]))
     ]
     if differences:
         more = f" and {len(differences) - 8} more" if len(differences) > 8 else ""
@@ -172,7 +148,7 @@ def check_same_run(workdir: pathlib.Path, config: TrainConfig) -> bool:
     stored = flatten(type(config)()) | stored
     given = flatten(config)
     missing = dict.fromkeys(stored.keys() - given.keys())
-    check_given(workdir, stored, given | missing, config.mode)
+    check_given(workdir, stored, given | missing, config)
     return True
 
 
@@ -199,7 +175,7 @@ def config_from_stored(
         given = frozenset(fields)
     # A field that is newer than the run had its default then.
     stored = flatten(type(config)()) | dict(stored)
-    check_given(workdir, stored, {name: fields[name] for name in given}, config.mode)
+    check_given(workdir, stored, {name: fields[name] for name in given}, config)
     merged = copy.deepcopy(config)
     for name, value in stored.items():
         if name == "mode" or name in given:

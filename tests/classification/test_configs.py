@@ -18,7 +18,7 @@ from gw_jax.errors import ConfigError
 from gw_jax.models import create_model
 from gw_jax.models.config import model_arguments
 from gw_jax.nn import BatchNorm, BatchWhitening, GroupNorm, GroupWhitening
-from gw_jax.nn.initializers import NoKeys
+from gw_jax.nn.initializers import AbstractRngs
 from gw_jax.train.config import validate
 from gw_jax.train.config_fields import flatten
 from gw_jax.train.optimizer import matching
@@ -77,7 +77,7 @@ def make(config):
         image_size=config.data.image_size or spec.image_shape[0],
         batch_size=config.data.batch_size // config.accumulate_steps,
     )
-    return create_model(**arguments, rngs=NoKeys())
+    return create_model(**arguments, rngs=AbstractRngs())
 
 
 def modules(model, kind):

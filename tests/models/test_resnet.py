@@ -9,11 +9,11 @@ from flax import nnx
 import gw_jax
 from gw_jax.models.reference_names import REFERENCE_RESNETS
 from gw_jax.models.resnet import ARCHITECTURES
-from gw_jax.nn.initializers import NoKeys
+from gw_jax.nn.initializers import AbstractRngs
 
 
 def shapes_of(name, **options):
-    return gw_jax.create_model(name, rngs=NoKeys(), **options)
+    return gw_jax.create_model(name, rngs=AbstractRngs(), **options)
 
 
 def logits_shape(model, images):
@@ -108,7 +108,7 @@ def inputs_of(block, monkeypatch):
 
 @pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d"])
 def test_bfloat16_activations_over_float32_parameters(name, monkeypatch):
-    options = {"width": 32, "num_classes": 10, "stem": "small", "norm_options": {"num_groups": 8}, "rngs": NoKeys()}
+    options = {"width": 32, "num_classes": 10, "stem": "small", "norm_options": {"num_groups": 8}, "rngs": AbstractRngs()}
     model = gw_jax.create_model(name, dtype=jnp.bfloat16, **options)
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model)))}
     assert dtypes == {jnp.dtype(jnp.float32), jnp.dtype(jnp.int32)}
@@ -121,7 +121,9 @@ def test_bfloat16_activations_over_float32_parameters(name, monkeypatch):
 
 @pytest.mark.parametrize(("stem", "size", "stage1"), [("imagenet", 64, 16), ("imagenet", 97, 25), ("small", 28, 28)])
 def test_resolutions(stem, size, stage1, monkeypatch):
-    model = gw_jax.create_model("resnet18", stem=stem, width=8, num_classes=7, norm="none", in_channels=1, rngs=NoKeys())
+    model = gw_jax.create_model(
+        "resnet18", stem=stem, width=8, num_classes=7, norm="none", in_channels=1, rngs=AbstractRngs()
+    )
     seen = inputs_of(type(model.stage1[0]), monkeypatch)
     model.eval()
     assert logits_shape(model, (3, size, size, 1)).shape == (3, 7)
@@ -145,10 +147,10 @@ def test_initialisation():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "resnet5"}, "No network is called 'resnet5'; choose one of resnet18, .* Did you mean 'resnet5"),
-        ({"whiten": "B2"}, r"No placement \(whiten\) is called 'B2'; choose one of none, S1, S1-B1"),
-        ({"stem": "tiny"}, "No stem is called 'tiny'; choose one of imagenet, small"),
-        ({"norm": "batchnorm"}, "No normalisation is called 'batchnorm'"),
+        ({"name": "resnet5"}, "name='resnet5' is not known; choose one of resnet18, .* Did you mean 'resnet5"),
+        ({"whiten": "B2"}, "whiten='B2' is not known; choose one of none, S1, S1-B1"),
+        ({"stem": "tiny"}, "stem='tiny' is not known; choose one of imagenet, small"),
+        ({"norm": "batchnorm"}, "norm='batchnorm' is not known"),
         ({"norm_options": {"num_groups": 48}}, "64 channels cannot be cut into num_groups=48"),
         ({"num_classes": 0}, "num_classes=0"),
         ({"num_classes": 10.0}, "num_classes=10.0 is a float"),
@@ -203,7 +205,7 @@ def test_logits_are_at_least_float32(name, param_dtype):
 
 def test_shapes_only_are_those_of_the_network():
     options = {"name": "resnet18", "width": 8, "norm": "dbn", "num_classes": 3, "last_norm": True, "dropout": 0.1}
-    shapes = gw_jax.create_model(**options, rngs=NoKeys())
+    shapes = gw_jax.create_model(**options, rngs=AbstractRngs())
     traced = nnx.eval_shape(lambda: gw_jax.create_model(**options, rngs=nnx.Rngs(0)))
     assert nnx.graphdef(shapes) == nnx.graphdef(traced)
     for a, b in zip(jax.tree.leaves(nnx.state(shapes)), jax.tree.leaves(nnx.state(traced)), strict=True):

@@ -44,7 +44,7 @@ def test_the_identity_takes_anything():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("gww", {}, "No normalisation is called 'gww'; choose one of gw, .* Did you mean 'gw'"),
+        ("gww", {}, "norm='gww' is not known; choose one of gw, .* Did you mean 'gw'"),
         ("gw", {"groups": 4}, r"'gw' has no option \['groups'\]; it takes num_groups, channels_per_group, num_iterations"),
         ("bn", {"num_groups": 4}, r"'bn' has no option \['num_groups'\]"),
         ("none", {"num_groups": 4}, r"'none' has no option \['num_groups'\]; it takes none"),

@@ -17,8 +17,6 @@ from gw_jax.errors import ConfigError
 from gw_jax.train import run
 from gw_jax.train.config_fields import flatten, set_field
 from gw_jax.train.workdir import (
-    MAY_CHANGE,
-    MAY_DIFFER_IN_EVALUATION,
     check_local_path,
     check_same_run,
     claim_workdir,
@@ -103,10 +101,11 @@ def test_every_field_that_is_given_to_evaluate_or_export_is_compared(workdir, de
 
 def test_names_that_may_differ_are_whole_names_or_groups():
     known = set(FIELDS) | {"distributed.timeout_s"}
-    for name in (*MAY_CHANGE, *MAY_DIFFER_IN_EVALUATION):
+    config = ClassificationConfig(mode="evaluate")
+    for name in (*config.MAY_CHANGE, *config.MAY_DIFFER_IN_EVALUATION):
         assert any(field.startswith(name) for field in known) if name.endswith(".") else name in known
-    assert not may_differ("model.name", "evaluate")
-    assert not may_differ("models", "train")
+    assert not may_differ("model.name", config)
+    assert not may_differ("models", ClassificationConfig())
 
 
 def test_evaluation_starts_from_the_configuration_of_the_run(workdir, default):
@@ -158,7 +157,8 @@ def test_a_damaged_config_is_named(workdir, default, content):
 def test_checkpoints_without_a_config_are_refused(workdir, default):
     (workdir / "config.json").unlink()
     assert not check_same_run(workdir, default)
-    (workdir / "checkpoints" / "7" / "state").mkdir(parents=True)
+    for item in ("state", "progress"):
+        (workdir / "checkpoints" / "7" / item).mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"holds checkpoints but no config\.json"):
         check_same_run(workdir, default)
 
