@@ -2,8 +2,8 @@
 
     python train.py --config=configs/imagenet_resnet50_gw_lars.py:16384
 
-Hardware: 32 devices for 4096 up to 256 for 32768. With 128 images a device, BatchNorm's groups stay on one.
-Expected: the aim is the 0.7772 of imagenet_resnet50_gw.py; nobody has measured it.
+Hardware: 32 devices for 4096 up to 256 for 32768. With 128 images per device, BatchNorm's groups stay on one.
+Expected: the aim is the 0.7772 of imagenet_resnet50_gw.py. Not measured.
 """
 
 from gw_jax.classification import ClassificationConfig, ModelConfig, NormConfig, OptimizerConfig, ScheduleConfig
@@ -21,7 +21,7 @@ RECIPES = {
 
 
 def get_config(batch_size: str = "4096") -> ClassificationConfig:
-    """The recipe for ``batch_size``, which stands after the colon of ``--config``."""
+    """The recipe for ``batch_size``, which follows the colon of ``--config``."""
     if batch_size not in map(str, RECIPES):
         raise ConfigError(
             f"imagenet_resnet50_gw_lars.py has no recipe for a batch of {batch_size!r}; give one of "
