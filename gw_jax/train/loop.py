@@ -50,7 +50,7 @@ class Trainer:
         self._saved_at: int | None = None
         # Metrics of steps that may still be running, on the devices.
         self._in_flight: list[Any] = []
-        if saved_steps(workdir):
+        if run_on_main("checkpoints found", lambda: bool(saved_steps(workdir))):
             self.step, self.state, progress = self.checkpoints.restore_newest(experiment.state)
             self._check_length()
             self._batches.set_state(progress.data)
@@ -245,6 +245,8 @@ class Trainer:
         jax.block_until_ready(self._in_flight)
         self._throughput.pause()
         self._collect()
+        # A process whose data failed has trained on substitutes since.
+        self._consensus.raise_failure(self._batches.failure)
         self._hooks.before_save(self)
         # A save that is still being written takes room, too.
         self.checkpoints.wait()
