@@ -6,6 +6,7 @@ the whole once, and nothing writes to it after that. What configures a task stan
 
 import dataclasses
 import itertools
+import math
 import re
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float64")
 OPTIMIZERS = ("sgd", "lars", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "polynomial")
 CHECKPOINT_CHOICES = ("best", "last")
+_FACTOR = re.compile(r"\d+(\.\d*)?([eE][+-]?\d+)?")
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -46,7 +48,7 @@ class OptimizerConfig:
         trust_coefficient: of "lars".
         learning_rate_factors: ``PATTERN=FACTOR``: parameters whose path matches have that multiple of the learning rate;
             the first match counts.
-        frozen: patterns of parameters that are not trained.
+        frozen: patterns of parameters that are not trained. Running statistics of their layers are updated all the same.
     """
 
     name: str = choice("sgd", OPTIMIZERS)
@@ -62,17 +64,20 @@ class OptimizerConfig:
     frozen: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Checks the patterns.
+        """Checks the patterns, and fields against each other.
 
         Raises:
-            ConfigError: one that is no regular expression, or a factor that is no number.
+            ConfigError: a pattern that is no regular expression, a factor that is no number, or a ``momentum`` of 1 with
+                "adamw", whose bias correction divides by ``1 - momentum``.
         """
+        if self.name == "adamw" and self.momentum == 1:
+            raise ConfigError("config.optimizer.momentum=1.0 is out of range for adamw; choose less than 1 (0.9 is usual).")
         for field in ("no_decay", "frozen"):
             for pattern in getattr(self, field):
                 _check_pattern(field, pattern)
         for entry in self.learning_rate_factors:
             pattern, _, factor = entry.rpartition("=")
-            if not pattern or not re.fullmatch(r"\d+(\.\d*)?([eE][+-]?\d+)?", factor):
+            if not pattern or not _FACTOR.fullmatch(factor) or not math.isfinite(float(factor)):
                 raise ConfigError(
                     f"config.optimizer.learning_rate_factors={entry!r}; give PATTERN=FACTOR, such as bias$=2.0."
                 )
@@ -106,11 +111,23 @@ class ScheduleConfig:
     power: float = number(2.0, 0)
 
     def check(self) -> None:
-        """Checks the milestones.
+        """Checks fields against each other.
 
         Raises:
-            ConfigError: they do not rise, or are given in both units.
+            ConfigError: milestones that do not rise, are given in both units, or have no effect on this schedule; or a
+                ``warmup_from`` without a warm-up.
         """
+        if self.name != "step" and (self.milestones or self.milestone_steps):
+            field = "milestones" if self.milestones else "milestone_steps"
+            raise ConfigError(
+                f"config.schedule.{field} has no effect on config.schedule.name={self.name!r}; leave it out, or choose "
+                "'step'."
+            )
+        if self.warmup_from and not (self.warmup_epochs if self.warmup_steps is None else self.warmup_steps):
+            raise ConfigError(
+                f"config.schedule.warmup_from={self.warmup_from} has no effect without a warm-up; set "
+                "config.schedule.warmup_epochs or config.schedule.warmup_steps, or leave it out."
+            )
         if self.milestones and self.milestone_steps:
             raise ConfigError("config.schedule.milestones and config.schedule.milestone_steps are both set; set one.")
         for field in ("milestones", "milestone_steps"):
@@ -224,10 +241,6 @@ class TrainConfig:
             raise ConfigError(
                 "config.init_from and config.resume_from are both set. The first reads the weights only, the second "
                 "momentum and epoch, too; set one."
-            )
-        if self.mode == "evaluate" and self.resume_from is not None:
-            raise ConfigError(
-                "config.resume_from is for training; config.mode=evaluate reads the weights of config.init_from."
             )
         if self.schedule.warmup_steps is None and self.num_steps is None and self.schedule.warmup_epochs > self.num_epochs:
             raise ConfigError(
