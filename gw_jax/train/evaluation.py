@@ -43,5 +43,8 @@ def evaluate(
     metrics = evaluator.result()
     for name, value in metrics.items():
         if not math.isfinite(value):
-            raise TrainingError(f"{name} at step {int(state.step)} is {value}: the network diverged.")
+            raise TrainingError(
+                f"{name} at step {int(state.step)} is {value}, so the network has diverged. Lower "
+                "config.optimizer.learning_rate, in another --workdir."
+            )
     return metrics

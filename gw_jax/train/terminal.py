@@ -49,7 +49,9 @@ class Terminal:
             seconds_per_step = (time.perf_counter() - self._started) / max(step - self._first_step, 1)
             left = f"{seconds_per_step * (self._total - step):.0f} s left" if step < self._total else "done"
             numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-            self.say(f"epoch {step // self._steps_per_epoch}/{self._total // self._steps_per_epoch}  {numbers}  {left}")
+            # A run of a length in steps may end within an epoch.
+            num_epochs = -(-self._total // self._steps_per_epoch)
+            self.say(f"epoch {step // self._steps_per_epoch}/{num_epochs}  {numbers}  {left}")
 
     def say(self, message: str) -> None:
         """Prints a line to standard error without breaking the bar."""
