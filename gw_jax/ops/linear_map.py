@@ -36,12 +36,14 @@ def linear_map(
 
     def flat(of: Callable[[Any, Any], Any], tree: Any) -> Callable[..., list[jax.Array]]:
         def call(*arrays: jax.Array) -> list[jax.Array]:
-            return jax.tree.leaves(of(residual_tree.unflatten(arrays[:count]), tree.unflatten(arrays[count:])))
+            return jax.tree.leaves(
+                of(jax.tree.unflatten(residual_tree, arrays[:count]), jax.tree.unflatten(tree, arrays[count:]))
+            )
 
         return call
 
     functions = {"function": flat(function, tree), "transpose": flat(transpose, result_tree)}
-    return result_tree.unflatten(_linear_map.bind(*residual_leaves, *leaves, count=count, **functions))
+    return jax.tree.unflatten(result_tree, _linear_map.bind(*residual_leaves, *leaves, count=count, **functions))
 
 
 def _evaluate(*arrays: Any, function: Callable[..., Any], transpose: Callable[..., Any], count: int) -> Any:

@@ -228,8 +228,12 @@ class TrainConfig:
 
         Raises:
             UserError: the data are missing, or do not fit the configuration.
+            ConfigError: this class has no task.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no task; use the configuration of one.")
+        raise ConfigError(
+            f"A {type(self).__name__} has no task. Use the configuration of one, such as "
+            "gw_jax.classification.ClassificationConfig, or a subclass with a make_task of its own."
+        )
 
     def check(self) -> None:
         """Checks fields against each other. A subclass calls this one, too.

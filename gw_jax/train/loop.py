@@ -281,4 +281,4 @@ class Trainer:
             if self.experiment.config.log.plot:
                 with warn_unwritable(self.workdir / CURVES_FILE):
                     print(f"Curves: {plot_curves(self.workdir, self.experiment.task.curves)}")
-        return RunResult(metrics)
+        return RunResult(metrics or None)

@@ -26,7 +26,7 @@ def test_default_whitening_has_forward_and_second_derivatives(float64, method, n
     arguments, tangents = inputs((2, 3, 1, 8)), inputs((2, 3, 1, 8))[::-1]
     tangents = [tangents[2] + 1, tangents[0] - 1, tangents[1]]
 
-    def derivatives(implementation):
+    def derivatives(implementation, arguments, tangents):
         options = {"method": method, "num_iterations": num_iterations, "epsilon": 1e-3}
 
         def whiten(x, scale, bias):
@@ -41,7 +41,9 @@ def test_default_whitening_has_forward_and_second_derivatives(float64, method, n
         return jax.jvp(whiten, arguments, tangents), jax.hessian(loss, (0, 1))(*few), reverse_twice, per_sample
 
     chex.assert_trees_all_close(
-        *(jax.jit(functools.partial(derivatives, name))() for name in ("auto", "plain")), rtol=1e-9, atol=1e-9
+        *(jax.jit(functools.partial(derivatives, name))(arguments, tangents) for name in ("auto", "plain")),
+        rtol=1e-9,
+        atol=1e-9,
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gw_jax.errors import ConfigError, DataError, TrainingError
-from gw_jax.train import run
+from gw_jax.train import TrainConfig, run
 from gw_jax.train.metrics import read_metrics
 from tests.helpers import toy
 from tests.helpers.runs import At, KilledError, evaluations, kill_at, results, stop_at
@@ -250,6 +250,12 @@ def test_a_directory_that_is_no_checkpoint_is_none(config, tmp_path, capfd):
     first = results(tmp_path / "run")[0]["train/loss"]
     assert first < results(tmp_path / "other")[0]["train/loss"] / 2
     assert "checkpoints/7 is no checkpoint; it was moved to" in capfd.readouterr().err
+
+
+def test_a_configuration_without_a_task_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="A TrainConfig has no task"):
+        run(TrainConfig(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_does_not_fit_is_named_before_anything_is_written(config, tmp_path):
