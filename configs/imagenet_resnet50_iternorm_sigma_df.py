@@ -1,4 +1,4 @@
-"""ResNet-50 with IterNorm (running covariance) at S1-B2, 256 channels a group, and on the features.
+"""ResNet-50 with IterNorm (running covariance) at S1-B2, 256 channels per group, and on the features.
 
     python train.py --config=configs/imagenet_resnet50_iternorm_sigma_df.py
 

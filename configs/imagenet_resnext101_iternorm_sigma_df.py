@@ -1,4 +1,4 @@
-"""ResNeXt-101 32x8d with IterNorm (running covariance) at S1-B2, 256 channels a group.
+"""ResNeXt-101 32x8d with IterNorm (running covariance) at S1-B2, 256 channels per group.
 
     python train.py --config=configs/imagenet_resnext101_iternorm_sigma_df.py
 

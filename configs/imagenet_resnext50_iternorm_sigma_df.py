@@ -1,4 +1,4 @@
-"""ResNeXt-50 32x4d with IterNorm (running covariance) at S1-B2, 256 channels a group.
+"""ResNeXt-50 32x4d with IterNorm (running covariance) at S1-B2, 256 channels per group.
 
     python train.py --config=configs/imagenet_resnext50_iternorm_sigma_df.py
 
