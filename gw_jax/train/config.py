@@ -44,11 +44,11 @@ class OptimizerConfig:
         epsilon: added to the square root of the second moment, for "adamw".
         weight_decay: coefficient of the L2 term.
         no_decay: patterns of parameters without weight decay and without a trust ratio. Empty, the reference's choice,
-            decays all. ``scale$,bias$`` spares norms and biases.
+            decays all. ``scale$,bias$`` exempts norms and biases.
         trust_coefficient: of "lars".
         learning_rate_factors: ``PATTERN=FACTOR``: parameters whose path matches have that multiple of the learning rate;
             the first match counts.
-        frozen: patterns of parameters that are not trained. Running statistics of their layers are updated all the same.
+        frozen: patterns of parameters that are not trained; the running statistics of their layers still change.
     """
 
     name: str = choice("sgd", OPTIMIZERS)
@@ -138,7 +138,7 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class CheckpointConfig:
-    """When checkpoints are saved, which are kept, and which is evaluated. Every evaluation saves one, too.
+    """Checkpoints: when they are saved, which are kept, which is evaluated. Every evaluation saves one, too.
 
     Attributes:
         every_steps: steps between saves; None for none.
@@ -157,7 +157,7 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class LogConfig:
-    """What a run reports.
+    """Metrics, progress, plots and profile of a run.
 
     Attributes:
         every_steps: steps between two training lines of ``metrics.jsonl``; the end of an epoch writes one, too.
@@ -187,18 +187,18 @@ class TrainConfig:
         init_from: directory of a model that ``python -m gw_jax.convert`` wrote, from whose parameters and statistics a new
             run starts, or which "evaluate" evaluates.
         resume_from: the same with the momentum and the number of epochs done, for a run that PyTorch began.
-        seed: decides initial parameters, order of the data and augmentation.
+        seed: determines initial parameters, order of the data and augmentation.
         num_epochs: length of the run in epochs.
         num_steps: length of the run in steps; None for ``num_epochs``.
         eval_every_epochs: epochs between evaluations; the end of the run is always evaluated.
         eval_every_steps: steps between evaluations; None for ``eval_every_epochs``.
-        accumulate_steps: parts into which a batch is cut, one after the other, where it does not fit into memory; the
-            gradient is that of the whole batch. BatchNorm sees one part at a time.
+        accumulate_steps: microbatches into which a batch is cut where it does not fit into memory; the gradient is that of
+            the whole batch. Batch statistics are those of a microbatch.
         ema_decay: decay of the exponential moving average of parameters and statistics that is evaluated and exported
             instead of the last ones; 0 for none. It starts faster: ``min(ema_decay, (1 + step) / (10 + step))``.
         dtype: type of the activations: "float32", "bfloat16" (parameters and statistics stay float32), or "float64",
-            parameters too, which needs JAX_ENABLE_X64=1. "auto" is bfloat16 on devices that multiply it (TPUs, GPUs of
-            compute capability 8.0 and above), else float32.
+            parameters too, which needs JAX_ENABLE_X64=1. "auto" is bfloat16 on TPUs and on GPUs of compute capability 8.0
+            and above, else float32.
     """
 
     # Names of fields, or of groups with a dot at their end. These may change between the starts of one run, because they
@@ -224,7 +224,7 @@ class TrainConfig:
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
     def make_task(self) -> Task:
-        """Opens what the task needs, such as its data. The only place that says which task a run has.
+        """Opens what the task needs, such as its data. The only dispatch on the kind of task.
 
         Raises:
             UserError: the data are missing, or do not fit the configuration.

@@ -1,4 +1,4 @@
-"""Puts a run together: task, network, optimiser and compiled steps, with every check that needs more than the config."""
+"""Assembles a run: task, network, optimiser and steps, with every check that needs more than the configuration."""
 
 import dataclasses
 from typing import Any

@@ -46,8 +46,8 @@ def run(
     Args:
         config: the run and its task.
         workdir: directory of its checkpoints and metrics; one run owns it.
-        given: names of the fields that were set on purpose, such as those of a command line. Evaluation and export take all
-            others from the run in ``workdir``. None means that all were.
+        given: names of the fields that were set explicitly, such as on a command line. Evaluation and export read all
+            others from the run in ``workdir``. None means all fields.
         hooks: calls from the training loop.
         devices: devices to run on; None for all.
 

@@ -60,7 +60,7 @@ class Length:
 
 
 def make_schedule(config: ScheduleConfig, learning_rate: float, steps_per_epoch: int, total_steps: int) -> optax.Schedule:
-    """The learning rate as a function of the number of steps taken.
+    """The learning rate as a function of the number of steps done.
 
     With ``w`` steps of warm-up and ``t = (step - w) / (total_steps - w)``, "constant" is ``learning_rate``, "step" is
     ``learning_rate * gamma^k`` after ``k`` milestones, "cosine" is ``learning_rate * (1 + cos(pi t)) / 2`` and "polynomial"

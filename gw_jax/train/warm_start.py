@@ -37,7 +37,7 @@ def initial_state(experiment: Experiment) -> TrainState:
         return _place(np.broadcast_to(weights.arrays[path].astype(leaf.dtype), leaf.shape), leaf)
 
     params, batch_stats = map_by_path(assign, old.params), map_by_path(assign, old.batch_stats)
-    # Copies: the training step takes over the memory of every array of the state.
+    # Copies: the training step donates every array of the state.
     ema = None if old.ema is None else jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
     state = dataclasses.replace(old, params=params, batch_stats=batch_stats, ema=ema)
     if config.resume_from is None:
@@ -81,5 +81,5 @@ def _with_training_state(
 
 
 def _place(array: np.ndarray, like: jax.Array) -> jax.Array:
-    """``array`` with the sharding of ``like``: a copy, because the training step takes over the memory of its state."""
+    """``array`` with the sharding of ``like``: a copy, because the training step donates its state."""
     return jax.make_array_from_callback(array.shape, like.sharding, lambda index: jnp.array(array[index]))
