@@ -11,7 +11,7 @@ from gw_jax.classification.recipes import paper_recipe
 
 
 def get_config() -> ClassificationConfig:
-    """No whitening; all else as with it."""
+    """No whitening; everything else is as in the run with it."""
     model = ModelConfig(
         name="resnet101",
         norm="bn",
