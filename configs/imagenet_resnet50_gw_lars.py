@@ -3,7 +3,7 @@
     python train.py --config=configs/imagenet_resnet50_gw_lars.py:16384
 
 Hardware: 32 devices for 4096 up to 256 for 32768. With 128 images per device, BatchNorm's groups stay on one.
-Expected: the aim is the 0.7772 of imagenet_resnet50_gw.py; nobody has measured it.
+Expected: the aim is the 0.7772 of imagenet_resnet50_gw.py. Not measured.
 """
 
 from gw_jax.classification import ClassificationConfig, ModelConfig, NormConfig, OptimizerConfig, ScheduleConfig
