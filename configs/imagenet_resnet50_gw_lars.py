@@ -11,7 +11,7 @@ from gw_jax.classification.recipes import imagenet_data
 from gw_jax.errors import ConfigError
 
 # Batch size: peak learning rate, epochs of warm-up, weight decay. The rates and warm-ups are those of TensorFlow's official
-# ResNet-50 (4096) and of Google's for MLPerf (the others), both with BatchNorm: a place to start from.
+# ResNet-50 (4096) and of Google's for MLPerf (the others), both with BatchNorm: a starting point.
 RECIPES = {
     4096: (5.0, 5, 5e-5),
     8192: (10.0, 5, 5e-5),
@@ -21,7 +21,7 @@ RECIPES = {
 
 
 def get_config(batch_size: str = "4096") -> ClassificationConfig:
-    """The recipe for ``batch_size``, which follows the colon of ``--config``."""
+    """The recipe for ``batch_size``, which stands after the colon of ``--config``."""
     if batch_size not in map(str, RECIPES):
         raise ConfigError(
             f"imagenet_resnet50_gw_lars.py has no recipe for a batch of {batch_size!r}; give one of "

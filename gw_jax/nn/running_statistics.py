@@ -1,4 +1,8 @@
-"""Running statistics, and groups of examples that share statistics."""
+"""Running statistics of batch norms, and groups of examples that share statistics.
+
+With ``statistics_sets`` every group of examples keeps running statistics of its own in training, sharded like the examples;
+evaluation and export average them.
+"""
 
 from collections.abc import Hashable
 from typing import Any, Protocol

@@ -1,32 +1,26 @@
-"""Checkpoints: the state, the position in the data and the metrics not yet written, kept by Orbax.
+"""Checkpoints: the state, the position in the data and the metrics not yet written.
 
-The only file that knows Orbax. A checkpoint is complete or absent: it is written into a temporary directory, which is
-renamed last, with the checksums of its files.
+A checkpoint is complete or absent: it is written into a temporary directory, which is renamed last, with the checksums of
+its files. :mod:`gw_jax.train.storage` writes and reads the arrays, by Orbax.
 """
 
 import contextlib
 import dataclasses
-import json
+import functools
 import pathlib
 import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
-
 from gw_jax.errors import CheckpointError, one_line
-from gw_jax.train.checksums import DamageError, add_late_checksums, verify, with_retries, write_checksums
+from gw_jax.train import storage
+from gw_jax.train.checkpoint_files import DIRECTORY, REPLACED, read_metric, saved_steps, tidy
+from gw_jax.train.checksums import DamageError, add_late_checksums, verify, write_checksums
 from gw_jax.train.config import CheckpointConfig
 from gw_jax.train.distributed import any_process, broadcast_from_main, is_main, run_on_main
 from gw_jax.train.state import TrainState
 
-DIRECTORY = "checkpoints"
-_ITEMS = ("state", "progress")
-# A checkpoint that the one being saved at the same step replaces, until that is complete.
-_REPLACED = "replaced-"
 _FORMAT = 2
 
 
@@ -49,26 +43,6 @@ class Progress:
     evaluation: dict[str, Any] | None
 
 
-class _UnreadableError(CheckpointError):
-    """The storage library could not restore a checkpoint: damage, if its files are not known to be what was saved."""
-
-
-def saved_steps(workdir: pathlib.Path) -> list[int]:
-    """The steps of the complete checkpoints in ``workdir``, in order. Anything else in the directory is no checkpoint."""
-    directory = workdir / DIRECTORY
-
-    def steps() -> list[int]:
-        if not directory.is_dir():
-            return []
-        return sorted(int(path.name) for path in directory.iterdir() if _is_checkpoint(path))
-
-    return with_retries(steps, f"{directory} cannot be read")
-
-
-def _is_checkpoint(path: pathlib.Path) -> bool:
-    return path.name.isdecimal() and all((path / item).is_dir() for item in _ITEMS)
-
-
 class Checkpoints:
     """The checkpoints of one work directory. Saving continues in the background; :meth:`close` waits for it.
 
@@ -82,42 +56,18 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, config: CheckpointConfig, best_metric: str, *, read_only: bool = False):
         self.directory = (workdir / DIRECTORY).absolute()
         self._workdir, self._config, self._best_metric = workdir, config, best_metric
-        self._opened: ocp.CheckpointManager | None = None
+        self._opened: storage.Manager | None = None
         self._saving: int | None = None
         if not read_only:
-            run_on_main("checkpoints tidied", self._tidy)
+            run_on_main("checkpoints tidied", lambda: tidy(self.directory))
 
     @property
-    def _manager(self) -> ocp.CheckpointManager:
+    def _manager(self) -> storage.Manager:
         """Opened late: it reads the metrics of every checkpoint, and a damaged one must be set aside before."""
         if self._opened is None:
             with self._named_failures():
-                self._opened = ocp.CheckpointManager(self.directory, options=self._options(), item_names=_ITEMS)
+                self._opened = storage.open_manager(self.directory, self._config, self._best_metric, self._add_checksums)
         return self._opened
-
-    def _options(self) -> ocp.CheckpointManagerOptions:
-        def metric(metrics: dict[str, float]) -> float:
-            return metrics[self._best_metric]
-
-        policies: list[Any] = [checkpoint_managers.LatestN(self._config.keep_last)]
-        if self._config.keep_best:
-            policies.append(
-                checkpoint_managers.BestN(
-                    get_metric_fn=metric, n=self._config.keep_best, reverse=False, keep_checkpoints_without_metrics=False
-                )
-            )
-        return ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-            best_fn=metric,
-            best_mode="max",
-            create=True,
-            # Called when everything is written, before the directory gets its final name.
-            async_options=ocp.AsyncOptions(
-                post_finalization_callback=self._add_checksums,
-                # Else threads wait 20 minutes for a directory that cannot be created.
-                create_directories_asynchronously=False,
-            ),
-        )
 
     def last_step(self) -> int | None:
         """The newest step that is saved."""
@@ -129,18 +79,14 @@ class Checkpoints:
         Raises:
             CheckpointError: the metrics of a checkpoint cannot be read.
         """
-        found = {}
-        for step in saved_steps(self._workdir):
-            path = self.path(step) / "metrics" / "metrics"
-            if not path.exists():
-                continue
-            try:
-                found[step] = float(json.loads(with_retries(path.read_bytes, f"{path} cannot be read"))[self._best_metric])
-            except (ValueError, KeyError, TypeError) as error:
-                raise CheckpointError(
-                    f"{path} is damaged ({type(error).__name__}), so the best checkpoint is not known. Nothing was "
-                    "changed. Use config.checkpoint.evaluate=last, or resume training, which sets damage aside."
-                ) from error
+        try:
+            metrics = {step: read_metric(self.path(step), self._best_metric) for step in saved_steps(self._workdir)}
+        except DamageError as error:
+            raise CheckpointError(
+                f"{error}, so the best checkpoint is not known. Nothing was changed. Use config.checkpoint.evaluate=last, "
+                "or resume training, which sets damage aside."
+            ) from error
+        found = {step: metric for step, metric in metrics.items() if metric is not None}
         return max(found, key=lambda step: (found[step], step)) if found else self.last_step()
 
     def path(self, step: int) -> pathlib.Path:
@@ -156,20 +102,19 @@ class Checkpoints:
         step = int(state.step)
         best = None if metrics is None else {self._best_metric: metrics[self._best_metric]}
         content = {"format": _FORMAT, **dataclasses.asdict(progress)}
-        args = ocp.args.Composite(state=ocp.args.StandardSave(_as_dict(state)), progress=ocp.args.JsonSave(content))
         self.wait()
         replaces = step in self._manager.all_steps()
         if replaces:
             # A stop during the evaluation saved this step, before its metrics were known. It stays until the new one is
             # complete.
-            self._rename(self.path(step), self.directory / f"{_REPLACED}{step}")
+            self._rename(self.path(step), self.directory / f"{REPLACED}{step}")
         self._saving = step
         with self._named_failures():
-            self._manager.save(step, args=args, metrics=best, force=True)
+            storage.start_save(self._manager, step, _as_dict(state), content, best)
         if replaces:
             self.wait()
             if is_main():
-                shutil.rmtree(self.directory / f"{_REPLACED}{step}", ignore_errors=True)
+                shutil.rmtree(self.directory / f"{REPLACED}{step}", ignore_errors=True)
         return self.path(step)
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, Progress]:
@@ -214,12 +159,13 @@ class Checkpoints:
                 failure = error
             if any_process("checkpoint read", failure is not None):
                 # Files that are what was saved are not damaged, whatever the reason is.
-                intact = outcome["verified"] or (failure is not None and not isinstance(failure, _UnreadableError))
+                intact = outcome["verified"] or (failure is not None and not isinstance(failure, storage.UnreadableError))
                 if any_process("checkpoint is intact", intact):
                     raise failure or CheckpointError(f"Another host could not read the checkpoint {self.path(step)}.")
                 damaged[step] = str(failure)
                 continue
             assert restored is not None
+            damaged |= dict(run_on_main("metrics verified", functools.partial(self._damaged_metrics, step)))
             self._set_aside(damaged, step)
             return step, *restored
         newest = max(damaged)
@@ -251,46 +197,43 @@ class Checkpoints:
         """The outcome of verifying the checkpoint of ``step``, as JSON values for the other processes."""
         outcome: dict[str, Any] = {"verified": False, "damage": None, "error": None}
         try:
-            outcome["verified"] = verify(self.path(step), step)
+            outcome["verified"] = verify(self.path(step))
         except DamageError as error:
             outcome["damage"] = one_line(str(error))
         except CheckpointError as error:
             outcome["error"] = one_line(str(error))
         return outcome
 
+    def _damaged_metrics(self, newest: int) -> list[tuple[int, str]]:
+        """Checkpoints before ``newest`` whose metrics, which decide what is kept, are damaged, and the damage."""
+        damaged = []
+        for step in saved_steps(self._workdir):
+            try:
+                if step < newest:
+                    read_metric(self.path(step), self._best_metric)
+            except DamageError as error:
+                damaged.append((step, one_line(str(error))))
+        return damaged
+
     def _read(self, step: int, like: TrainState) -> tuple[TrainState, Progress]:
-        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), _as_dict(like))
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
-
-        def read() -> Any:
-            # Not the manager, which reads the metrics of all checkpoints, and one of them may be damaged.
-            with ocp.Checkpointer(ocp.CompositeCheckpointHandler(*_ITEMS)) as checkpointer:
-                return checkpointer.restore(self.path(step), args=args)
-
-        try:
-            restored = with_retries(read, f"The checkpoint {self.path(step)} cannot be read")
-            progress = dict(restored.progress)
-            state = TrainState(**restored.state)
-        except CheckpointError:
-            raise
-        except Exception as error:  # The storage library's own errors are not documented.
-            out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
-            raise (CheckpointError if out_of_memory else _UnreadableError)(
-                f"The checkpoint {self.path(step)} cannot be restored ({type(error).__name__}: "
-                f"{one_line(str(error), 300)}). It belongs to another network or version, or memory ran out. "
-                "Nothing was changed."
-            ) from error
+        arrays, progress = storage.read(self.path(step), _as_dict(like))
         if progress.pop("format", 1) != _FORMAT:
             raise CheckpointError(
                 f"The checkpoint {self.path(step)} was saved by an older version of gw_jax. Finish that run with the "
                 "version in its config.json, or give another --workdir."
             )
+        try:
+            state, position = TrainState(**arrays), Progress(**progress)
+        except TypeError as error:
+            raise storage.UnreadableError(
+                f"The checkpoint {self.path(step)} has other fields than expected ({error})."
+            ) from error
         if int(state.step) != step:
             raise CheckpointError(
                 f"{self.path(step)} holds a checkpoint of step {int(state.step)}, so it was copied or renamed. Rename it "
                 f"to {int(state.step)}, or move it out of the work directory."
             )
-        return state, Progress(**progress)
+        return state, position
 
     def _set_aside(self, damaged: dict[int, str], step: int) -> None:
         """Moves the checkpoints of ``damaged`` away, and says why and from which ``step`` the run resumes."""
@@ -315,36 +258,18 @@ class Checkpoints:
         if self._opened is not None:
             self._opened.reload()
 
-    def _tidy(self) -> None:
-        """Restores a checkpoint whose replacement was never completed, and moves away what only looks like one."""
-        if not self.directory.is_dir():
-            if self.directory.exists():
-                raise CheckpointError(f"{self.directory} is a file; checkpoints need that place. Move it away.")
-            return
-        for path in sorted(self.directory.glob(f"{_REPLACED}*")):
-            final = self.directory / path.name.removeprefix(_REPLACED)
-            if _is_checkpoint(final):
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.rename(final)
-        for path in sorted(self.directory.iterdir()):
-            if path.name.isdecimal() and not _is_checkpoint(path):
-                aside = path.with_name(f"not-a-checkpoint-{path.name}")
-                print(f"warning: {path} is no checkpoint; it was moved to {aside}.", file=sys.stderr)
-                path.rename(aside)
-
     def _add_checksums(self) -> None:
         if self._saving is None or not is_main():
             return
         for path in self.directory.glob(f"{self._saving}.*tmp*"):
-            write_checksums(path, self._saving)
+            write_checksums(path)
 
     @contextlib.contextmanager
     def _named_failures(self) -> Iterator[None]:
         """Saving continues in the background, and what failed there is raised by the next call."""
         try:
             yield
-        except Exception as error:  # The storage library's own errors are not documented.
+        except Exception as error:  # Orbax's own errors are not documented.
             if not self.directory.is_dir():
                 raise CheckpointError(
                     f"The directory {self.directory} was removed while the run used it, and its checkpoints with it."

@@ -24,38 +24,35 @@ class DamageError(CheckpointError):
     """Files of a checkpoint are not those that were saved."""
 
 
-def write_checksums(directory: pathlib.Path, step: int) -> None:
-    """Writes ``checksums.json`` into ``directory``, which has its temporary name: SHA-256 of the files, and the step."""
-    content = {"step": step, "sha256": _digests(directory, late=False)}
-    write_atomically(directory / FILE, json.dumps(content, indent=1) + "\n")
+def write_checksums(directory: pathlib.Path) -> None:
+    """Writes ``checksums.json`` into ``directory``, which has its temporary name: the SHA-256 of its files.
+
+    It holds nothing else, since nothing would tell that it is damaged.
+    """
+    write_atomically(directory / FILE, json.dumps({"sha256": _digests(directory, late=False)}, indent=1) + "\n")
 
 
 def add_late_checksums(directory: pathlib.Path) -> None:
     """Adds the files that were written when the checkpoint got its final name."""
     path = directory / FILE
-    content = json.loads(path.read_text())
+    early = json.loads(path.read_text())["sha256"]
     late = {name: _digest(directory / name) for name in _LATE if (directory / name).is_file()}
-    write_atomically(path, json.dumps({**content, "sha256": {**content["sha256"], **late}}, indent=1) + "\n")
+    write_atomically(path, json.dumps({"sha256": {**early, **late}}, indent=1) + "\n")
 
 
-def verify(directory: pathlib.Path, step: int) -> bool:
+def verify(directory: pathlib.Path) -> bool:
     """Compares the files below ``directory`` with the checksums that were written when it was saved.
 
     Returns:
-        False if there are no checksums: the run was killed between the two, or an older version saved it.
+        False if there are no checksums, as in a checkpoint of an older version.
 
     Raises:
         DamageError: a file differs, is missing or was added.
-        CheckpointError: it was saved at another step, or cannot be read, although that was tried repeatedly.
+        CheckpointError: it cannot be read, although that was tried repeatedly.
     """
-    path = directory / FILE
-    if not with_retries(path.exists, f"{path} cannot be read"):
+    expected = _expected(directory)
+    if expected is None:
         return False
-    try:
-        content = json.loads(with_retries(path.read_bytes, f"{path} cannot be read"))
-        expected, saved_at = dict(content["sha256"]), int(content["step"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamageError(f"{path} is damaged ({type(error).__name__})") from error
     found = with_retries(lambda: _digests(directory), f"The checkpoint {directory} cannot be read")
     if found != expected:
         # A second look: bytes can also be damaged on their way from the disk.
@@ -65,12 +62,33 @@ def verify(directory: pathlib.Path, step: int) -> bool:
     if differing:
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         raise DamageError(f"{directory / differing[0]}{more} is not what was saved (SHA-256 differs)")
-    if saved_at != step:
-        raise CheckpointError(
-            f"{directory} holds a checkpoint of step {saved_at}, so it was copied or renamed. Rename it to {saved_at}, or "
-            "move it out of the work directory."
-        )
     return True
+
+
+def read_verified(directory: pathlib.Path, name: str) -> bytes:
+    """The content of the file ``name`` below ``directory``, which is compared with its checksum, if there are any.
+
+    Raises:
+        DamageError: it is not what was saved.
+        CheckpointError: it cannot be read, although that was tried repeatedly.
+    """
+    path = directory / name
+    content = with_retries(path.read_bytes, f"{path} cannot be read")
+    expected = _expected(directory)
+    if expected is not None and hashlib.sha256(content).hexdigest() != expected.get(name):
+        raise DamageError(f"{path} is not what was saved (SHA-256 differs)")
+    return content
+
+
+def _expected(directory: pathlib.Path) -> dict[str, str] | None:
+    """The checksums in ``directory``, by the names of the files; None if there are none."""
+    path = directory / FILE
+    if not with_retries(path.exists, f"{path} cannot be read"):
+        return None
+    try:
+        return dict(json.loads(with_retries(path.read_bytes, f"{path} cannot be read"))["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamageError(f"{path} is damaged ({type(error).__name__})") from error
 
 
 def with_retries(read: Callable[[], T], failure: str, pause: Callable[[float], Any] = time.sleep) -> T:

@@ -16,7 +16,7 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
     """SGD with momentum, LARS or AdamW, as :class:`OptimizerConfig` defines them.
 
     L2 weight decay of SGD and LARS is added to the gradient before the momentum, as in PyTorch. LARS differs from
-    ``optax.lars`` under a schedule: the learning rate is outside the momentum.
+    ``optax.lars`` under a schedule: the learning rate is applied after the momentum.
     """
 
     def mask(params: Any) -> Any:

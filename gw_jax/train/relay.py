@@ -23,7 +23,7 @@ class Relay:
     """A local port that leads to ``host:port``, and stays open when the connection breaks.
 
     JAX's client aborts its process as soon as its connection to the service in process 0 closes. Through the relay it only
-    notices that nobody answers, and :class:`Peers` has the time to say in words what happened.
+    notices that nobody answers, and :class:`Peers` has the time to report what happened.
     """
 
     def __init__(self, host: str, port: int, timeout: float):

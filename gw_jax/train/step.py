@@ -21,7 +21,7 @@ _FIRST_PART_KEY = 5
 
 
 class TrainStep(Protocol):
-    """What ``jax.jit`` returns for a training step."""
+    """A jitted training step."""
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         """The state after the step, and the metrics of the batch before it; the old state's memory is reused."""
@@ -33,7 +33,7 @@ class TrainStep(Protocol):
 
 
 class EvalStep(Protocol):
-    """What ``jax.jit`` returns for an evaluation step."""
+    """A jitted evaluation step."""
 
     def __call__(self, params: Any, batch_stats: Any, batch: Batch) -> dict[str, Any]:
         """``{"outputs": task.predict(...)}``, replicated."""

@@ -32,9 +32,11 @@ from tests.helpers import shapes
         ({"model.norm": "bn", "model.norm_options.group_size": 5}, r"model.norm_options.group_size=5 does not divide"),
         ({"data.shift": 16}, r"data.shift=16 moves images of 16 x 16 pixels out of sight"),
         ({"init_new_head": True}, r"init_new_head=True keeps the last layer random when .* config.init_from is not set"),
-        ({"init_new_head": True, "init_from": "x", "mode": "evaluate"}, "would evaluate a random last layer"),
         ({"optimizer.learning_rate": float("inf")}, r"optimizer.learning_rate=inf is out of range"),
-        ({"schedule.milestones": (3.0, 2.0)}, r"schedule.milestones=\(3.0, 2.0\) must be above 0, each larger"),
+        (
+            {"schedule.name": "step", "schedule.milestones": (3.0, 2.0)},
+            r"schedule.milestones=\(3.0, 2.0\) must be above 0, each larger",
+        ),
         ({"data.crop_scale": (0.5, float("nan"))}, r"data.crop_scale=nan must be a finite number"),
     ],
 )

@@ -51,6 +51,53 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_resumes(finished, 
     assert saved_steps(workdir)[-1] == 30
 
 
+@pytest.mark.parametrize("how", ["another number", "no JSON"])
+def test_a_damaged_metric_of_an_older_checkpoint_does_not_stay(finished, config, tmp_path, how, capfd):
+    """It would decide which checkpoints are kept, and Orbax reads all of them before it saves."""
+    workdir = tmp_path / "run"
+    run(config, workdir, hooks=stop_at(25))
+    path = workdir / "checkpoints" / "20" / "metrics" / "metrics"
+    path.write_text(json.dumps({"eval/score": 1e9}) if how == "another number" else "{")
+    run(config, workdir)
+    assert "checkpoints/20 is damaged" in capfd.readouterr().err
+    assert results(workdir) == results(finished[0])
+    assert (workdir / "checkpoints" / "damaged-20").is_dir()
+
+
+def test_a_damaged_checksum_is_damage(finished, config, capfd):
+    """The file holds checksums only. A step in it, with one digit flipped, once looked like another checkpoint's."""
+    workdir, result = finished
+    path = workdir / "checkpoints" / "30" / "checksums.json"
+    content = json.loads(path.read_text())
+    assert content.keys() == {"sha256"}
+    name = next(iter(content["sha256"]))
+    content["sha256"][name] = content["sha256"][name].translate(str.maketrans("0123456789abcdef", "123456789abcdef0"))
+    path.write_text(json.dumps(content))
+    assert run(config, workdir).metrics == result.metrics
+    assert "the run resumes from step 20" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "commit_success.txt"])
+def test_damage_before_the_late_checksums(finished, config, name, capfd):
+    """The run was killed after the rename, before the checksums of what is written then were added."""
+    workdir, result = finished
+    directory = workdir / "checkpoints" / "30"
+    content = json.loads((directory / "checksums.json").read_text())
+    for late in ("_CHECKPOINT_METADATA", "commit_success.txt"):
+        content["sha256"].pop(late, None)
+    (directory / "checksums.json").write_text(json.dumps(content))
+    flip_bit(directory / name)
+    assert run(config, workdir).metrics == result.metrics
+
+
+def test_the_best_checkpoint_is_not_chosen_by_damaged_metrics(finished, config):
+    workdir, _ = finished
+    config.mode = "evaluate"
+    (workdir / "checkpoints" / "20" / "metrics" / "metrics").write_text(json.dumps({"eval/score": -1e9}))
+    with pytest.raises(CheckpointError, match=r"metrics is not what was saved .*the best checkpoint is not known"):
+        run(config, workdir)
+
+
 def test_checkpoints_that_are_all_damaged_stay_and_are_named(finished, config):
     workdir, _ = finished
     before = results(workdir)

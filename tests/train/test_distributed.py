@@ -245,7 +245,7 @@ def test_one_process_needs_nobody(monkeypatch):
     distributed.finish()
     with pytest.raises(SystemExit):
         distributed.leave(1, "x")
-    with pytest.raises(ZeroDivisionError), distributed.telling_failures():
+    with pytest.raises(ZeroDivisionError), distributed.reporting_failures():
         _ = 1 / 0
 
 
@@ -287,7 +287,10 @@ def test_an_error_of_process_0_is_raised_everywhere(two_as_one):
 
 def test_what_a_lost_process_causes_becomes_its_name(two_as_one):
     two_as_one.failure = "Process 1 of 2 (b) is lost"
-    with pytest.raises(TrainingError, match=r"Process 1 of 2 \(b\) is lost\. Its own log"), distributed.telling_failures():
+    with (
+        pytest.raises(TrainingError, match=r"Process 1 of 2 \(b\) is lost\. Its own log"),
+        distributed.reporting_failures(),
+    ):
         raise ValueError("Gloo AllGather failed")
 
 
