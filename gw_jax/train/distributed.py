@@ -201,7 +201,11 @@ def any_process(name: str, flag: bool) -> bool:
 
 
 def run_on_main(name: str, function: Callable[[], T]) -> T:
-    """Calls ``function`` in process 0 only; all processes return its result, a JSON value, or raise its UserError."""
+    """Calls ``function`` in process 0 only; all processes return its result, a JSON value.
+
+    Raises:
+        UserError: in all processes, the one that ``function`` raised. Other errors are as for :func:`gather`.
+    """
     answer: dict[str, Any] = {}
     if is_main():
         try:
@@ -242,7 +246,9 @@ def check_same_everywhere(facts: dict[str, Any]) -> None:
 def reporting_failures() -> Iterator[None]:
     """Reports an exception to the other processes at once: it may take long to leave code that waits for them.
 
-    What other processes cause (a collective operation that breaks off) becomes a TrainingError that names the lost process.
+    Raises:
+        TrainingError: instead of an exception that a lost process caused, such as a collective operation that broke off;
+            the message names that process. Other exceptions pass.
     """
     try:
         yield

@@ -1,7 +1,6 @@
 """Assembles a run: task, network, optimiser and steps, with every check that needs more than the configuration."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +44,7 @@ class Experiment:
     schedule: optax.Schedule
     length: Length
 
-    def shard_batch(self, batch: Batch) -> Any:
+    def shard_batch(self, batch: Batch) -> Batch:
         """Places this process's shard of a batch on the devices."""
         sharding = batch_sharding(self.mesh)
         return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)

@@ -20,6 +20,7 @@ from gw_jax.train.modes import RunResult
 from gw_jax.train.plot import CURVES_FILE, plot_curves
 from gw_jax.train.profiler import Profiler
 from gw_jax.train.stop import MAX_STEPS_AHEAD, STOP_FIELD, StopConsensus, StopRequest
+from gw_jax.train.task import Batch
 from gw_jax.train.terminal import Terminal
 from gw_jax.train.throughput import Throughput
 from gw_jax.train.totals import Totals
@@ -49,7 +50,7 @@ class Trainer:
         self._totals = Totals()
         self._saved_at: int | None = None
         # Metrics on the devices, of steps that may still be running.
-        self._in_flight: list[Any] = []
+        self._in_flight: list[dict[str, Any]] = []
         if run_on_main("checkpoints found", lambda: bool(saved_steps(workdir))):
             self.step, self.state, progress = self.checkpoints.restore_newest(experiment.state)
             self._check_length()
@@ -75,7 +76,7 @@ class Trainer:
         )
         self._profiler = Profiler(workdir, config.log)
         self._throughput = Throughput(task.example_name)
-        self._compiled: dict[Any, tuple[Any, float | None]] = {}
+        self._compiled: dict[Any, tuple[jax.stages.Compiled, float | None]] = {}
 
     def train(self) -> RunResult:
         """Trains to the end, or to a stop request."""
@@ -159,7 +160,7 @@ class Trainer:
         self._throughput.count(self.experiment.task.batch_size, waited)
         self._hooks.after_step(self)
 
-    def _compiled_step(self, batch: Any) -> Any:
+    def _compiled_step(self, batch: Batch) -> jax.stages.Compiled:
         """The step for the shapes of ``batch``, compiled when they are seen first."""
         leaves, structure = jax.tree.flatten(batch)
         shapes = (structure, *((leaf.shape, leaf.dtype) for leaf in leaves))

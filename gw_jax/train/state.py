@@ -39,7 +39,14 @@ class TrainState:
 
 
 def update_ema(state: TrainState, params: Any, batch_stats: Any, decay: float) -> Any:
-    """The averages after a step: ``ema <- d ema + (1 - d) new`` with ``d = min(decay, (1 + step) / (10 + step))``."""
+    """The averages after a step: ``ema <- d ema + (1 - d) new`` with ``d = min(decay, (1 + step) / (10 + step))``.
+
+    Args:
+        state: the state before the step, with its averages.
+        params: the parameters after the step.
+        batch_stats: the batch statistics after the step.
+        decay: the final decay.
+    """
     if state.ema is None:
         return None
     step = state.step.astype(jnp.float32)

@@ -27,7 +27,7 @@ class TrainStep(Protocol):
         """The state after the step, and the metrics of the batch before it; the old state's memory is reused."""
         ...
 
-    def lower(self, state: TrainState, batch: Batch) -> Any:
+    def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
         """The program for these shapes, to be compiled."""
         ...
 
@@ -39,7 +39,7 @@ class EvalStep(Protocol):
         """``{"outputs": task.predict(...)}``, replicated."""
         ...
 
-    def lower(self, params: Any, batch_stats: Any, batch: Batch) -> Any:
+    def lower(self, params: Any, batch_stats: Any, batch: Batch) -> jax.stages.Lowered:
         """The program for these shapes, to be compiled."""
         ...
 

@@ -173,5 +173,15 @@ class Task(Protocol):
         ...
 
     def export(self, directory: pathlib.Path, params: Any, batch_stats: Any, source: dict[str, Any]) -> None:
-        """Writes a model as a directory that users load. ``batch_stats`` have one running statistic per layer."""
+        """Writes a model as a directory that users load.
+
+        Args:
+            directory: a new directory.
+            params: the parameters.
+            batch_stats: the batch statistics, one running statistic per layer.
+            source: the origin of the model (work directory, step), as JSON values.
+
+        Raises:
+            CheckpointError: ``directory`` exists or cannot be written.
+        """
         ...

@@ -1,4 +1,4 @@
-"""What does not fit is named before anything is written; random numbers are independent of each other."""
+"""Invalid combinations are named before anything is written; uses of random numbers have independent keys."""
 
 import dataclasses
 
@@ -40,7 +40,7 @@ from tests.helpers import shapes
         ({"data.crop_scale": (0.5, float("nan"))}, r"data.crop_scale=nan must be a finite number"),
     ],
 )
-def test_what_does_not_fit_is_named_before_anything_is_written(config, set_field, tmp_path, changes, message):
+def test_invalid_combinations_are_named_before_anything_is_written(config, set_field, tmp_path, changes, message):
     for path, value in changes.items():
         set_field(config, path, value)
     with pytest.raises(ConfigError, match=message):
@@ -48,7 +48,7 @@ def test_what_does_not_fit_is_named_before_anything_is_written(config, set_field
     assert not (tmp_path / "run").exists()
 
 
-def test_randaugment_of_images_that_it_cannot_serve_is_refused(config, tmp_path):
+def test_randaugment_of_unsupported_images_is_refused(config, tmp_path):
     config.augment.randaugment_layers = 2
     run_config = dataclasses.replace(config, num_steps=1)
     spec = dataclasses.replace(shapes.SPEC, image_shape=(16, 16, 4), mean=(0.5,) * 4, std=(0.5,) * 4)

@@ -56,7 +56,7 @@ def test_bad_values_are_named(path, value, message):
         validate(config)
 
 
-def test_something_else_than_a_config_is_named():
+def test_an_object_that_is_no_config_is_named():
     with pytest.raises(ConfigError, match=r"returned a dict; it must return a gw_jax\.train\.TrainConfig"):
         validate({"seed": 0})
 

@@ -163,7 +163,7 @@ def test_groups_of_examples_and_dropout_may_differ(config, model_directory):
     assert not np.array_equal(start.params["head"]["kernel"], experiment.state.params["head"]["kernel"])
 
 
-def test_what_cannot_be_resumed(config, model_directory, tmp_path):
+def test_models_that_cannot_be_resumed_are_refused(config, model_directory, tmp_path):
     config.resume_from = str(model_directory)
     with pytest.raises(CheckpointError, match="a model without a training state"):
         run(config, tmp_path / "new")

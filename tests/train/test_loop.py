@@ -93,7 +93,7 @@ def test_stopped_and_resumed_ends_with_the_same_numbers(finished, config, tmp_pa
 
 
 def test_stopped_before_the_first_step(finished, config, tmp_path, capfd):
-    """What the message names is there."""
+    """The checkpoint that the message names exists."""
     workdir = tmp_path / "stopped"
 
     class Batches(toy.ToyBatches):
@@ -236,7 +236,7 @@ def counted(loss, compiled):
     return wrapper
 
 
-def test_a_directory_that_is_no_checkpoint_is_none(config, tmp_path, capfd):
+def test_a_directory_that_is_no_checkpoint_is_moved_away(config, tmp_path, capfd):
     """An empty directory and a file among the checkpoints do not keep a run from its warm start."""
     (tmp_path / "run" / "checkpoints" / "7").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "30").touch()
@@ -258,7 +258,7 @@ def test_a_configuration_without_a_task_is_named(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_does_not_fit_is_named_before_anything_is_written(config, tmp_path):
+def test_invalid_combinations_are_named_before_anything_is_written(config, tmp_path):
     config.batch_size = 12
     with pytest.raises(ConfigError, match="batch_size=12 does not fit 8 devices"):
         run(config, tmp_path / "run")
