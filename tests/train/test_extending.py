@@ -1,4 +1,4 @@
-"""The code of docs/extending.md: its task trains, is killed, resumes and evaluates through the loop that every task shares."""
+"""The code of docs/extending.md: its task trains, is killed, resumes and evaluates through the loop of every task."""
 
 import pathlib
 import re
