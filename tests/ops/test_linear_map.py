@@ -55,7 +55,7 @@ def test_the_written_transpose_is_the_one_that_runs():
         return scale * 5 * cotangent
 
     def apply(x):
-        return linear_map(twice, wrong_on_purpose, jnp.float32(3), x)
+        return linear_map(twice, wrong_on_purpose, jnp.float32(3), x, like=x)
 
     x = jnp.arange(4.0)
     chex.assert_trees_all_close(jax.jvp(apply, (x,), (x,)), (6 * x, 6 * x))
@@ -71,7 +71,7 @@ def test_axes_of_vmap_may_be_missing_in_operand_or_residual():
         return matrix.T @ y
 
     def apply(matrix, x):
-        return linear_map(multiply, transpose, matrix, x)
+        return linear_map(multiply, transpose, matrix, x, like=matrix @ x)
 
     rng = np.random.default_rng(0)
     matrices, vectors = jnp.asarray(rng.standard_normal((3, 2, 4)), "float32"), jnp.ones((3, 4))

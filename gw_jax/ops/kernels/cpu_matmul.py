@@ -115,9 +115,9 @@ def _whiten_jvp(
 ) -> tuple[jax.Array, jax.Array]:
     x, scale, bias = primals
     y, residuals = _forward(x, scale, bias, num_groups, inverse_sqrt)
-    return y, linear_map(
-        functools.partial(_derivative, num_groups), functools.partial(_backward, num_groups, x.dtype), residuals, tangents
-    )
+    derivative = functools.partial(_derivative, num_groups)
+    backward = functools.partial(_backward, num_groups, x.dtype)
+    return y, linear_map(derivative, backward, residuals, tangents, like=y)
 
 
 def _derivative(num_groups: int, residuals: Any, tangents: tuple[jax.Array, ...]) -> jax.Array:
