@@ -3,7 +3,7 @@
     python train.py --config=configs/imagenet_resnet50_iternorm_sigma_df.py
 
 Hardware: any number of devices that divides 256, such as one host with 8.
-Expected: see the paper's table; the authors' code gives no number. Not run here to its end.
+Expected: see the paper's table; the authors' code gives no number. Not yet run in full.
 """
 
 from gw_jax.classification import ClassificationConfig, ModelConfig, NormConfig

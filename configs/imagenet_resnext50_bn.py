@@ -3,7 +3,7 @@
     python train.py --config=configs/imagenet_resnext50_bn.py
 
 Hardware: any number of devices that divides 256, such as one host with 8.
-Expected: eval/top1 0.7701, the authors' result. Not run here to its end.
+Expected: eval/top1 0.7701, the authors' result. Not yet run in full.
 """
 
 from gw_jax.classification import ClassificationConfig, ModelConfig
@@ -11,7 +11,7 @@ from gw_jax.classification.recipes import paper_recipe
 
 
 def get_config() -> ClassificationConfig:
-    """No whitening; everything else is as in the run with it."""
+    """No whitening; all else as with it."""
     model = ModelConfig(
         name="resnext50_32x4d",
         norm="bn",

@@ -1,5 +1,6 @@
 """Images on the host, with Pillow: decoding, the random crop of training and the centre crop of evaluation.
 
+Pillow, not TensorFlow: evaluation is then byte for byte what PyTorch's transforms give, and training needs no TensorFlow.
 The results are uint8. Flip, shift, mixing and normalisation happen on the device: see :mod:`gw_jax.augment`.
 """
 

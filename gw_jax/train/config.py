@@ -44,7 +44,7 @@ class OptimizerConfig:
         epsilon: added to the square root of the second moment, for "adamw".
         weight_decay: coefficient of the L2 term.
         no_decay: patterns of parameters without weight decay and without a trust ratio. Empty, the reference's choice,
-            decays all. ``scale$,bias$`` exempts norms and biases.
+            decays all. ``("scale$", "bias$")`` exempts norms and biases.
         trust_coefficient: of "lars".
         learning_rate_factors: ``PATTERN=FACTOR``: parameters whose path matches have that multiple of the learning rate;
             the first match counts.

@@ -168,6 +168,7 @@ class Trainer:
             # Compilation does not count as training time.
             jax.block_until_ready(self._in_flight)
             self._throughput.pause()
+            # Lowered first: that gives the number of operations for "train/mfu" without compiling twice.
             lowered = self.experiment.train_step.lower(self.state, batch)
             # FLOPs of the global batch, before it is partitioned over the devices.
             flops = (lowered.cost_analysis() or {}).get("flops")
