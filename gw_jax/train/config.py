@@ -67,11 +67,15 @@ class OptimizerConfig:
         """Checks the patterns, and fields against each other.
 
         Raises:
-            ConfigError: a pattern that is no regular expression, a factor that is no number, or a ``momentum`` of 1 with
-                "adamw", whose bias correction divides by ``1 - momentum``.
+            ConfigError: a pattern that is no regular expression, a factor that is no number, ``nesterov`` without momentum,
+                or a ``momentum`` of 1 with "adamw", whose bias correction divides by ``1 - momentum``.
         """
         if self.name == "adamw" and self.momentum == 1:
             raise ConfigError("config.optimizer.momentum=1.0 is out of range for adamw; choose less than 1 (0.9 is usual).")
+        if self.nesterov and not self.momentum:
+            raise ConfigError(
+                "config.optimizer.nesterov=True has no effect with config.optimizer.momentum=0; set one of them."
+            )
         for field in ("no_decay", "frozen"):
             for pattern in getattr(self, field):
                 _check_pattern(field, pattern)

@@ -69,6 +69,11 @@ def build_experiment(config: TrainConfig, devices: list[jax.Device] | None = Non
     task.check(mesh.size, training=training)
     length = Length.of(config, max(task.steps_per_epoch, 1))
     if training:
+        if task.batch_size % config.accumulate_steps:
+            raise ConfigError(
+                f"config.accumulate_steps={config.accumulate_steps} does not divide the batch of {task.batch_size} "
+                f"{task.example_name}; choose a divisor."
+            )
         check_schedule(config.schedule, length)
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, length.steps_per_epoch, length.total_steps)
     optimizer = make_optimizer(config.optimizer, schedule)

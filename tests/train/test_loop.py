@@ -262,7 +262,10 @@ def test_invalid_combinations_are_named_before_anything_is_written(config, tmp_p
     config.batch_size = 12
     with pytest.raises(ConfigError, match="batch_size=12 does not fit 8 devices"):
         run(config, tmp_path / "run")
-    config.batch_size, config.dtype = 16, "float64"
+    config.batch_size, config.accumulate_steps = 16, 3
+    with pytest.raises(ConfigError, match="accumulate_steps=3 does not divide the batch of 16 examples; choose a divisor"):
+        run(config, tmp_path / "run")
+    config.accumulate_steps, config.dtype = 1, "float64"
     with pytest.raises(ConfigError, match="needs 64-bit types; set the environment variable JAX_ENABLE_X64=1"):
         run(config, tmp_path / "run")
     config.dtype, config.optimizer.frozen = "auto", ("haed",)

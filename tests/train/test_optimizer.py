@@ -101,6 +101,7 @@ def test_milestones_of_one_step_all_count():
         (ScheduleConfig(warmup_from=0.5), "schedule.warmup_from=0.5 has no effect without a warm-up"),
         (ScheduleConfig(warmup_from=0.5, warmup_epochs=1.0, warmup_steps=0), "has no effect without a warm-up"),
         (OptimizerConfig(name="adamw", momentum=1.0), "optimizer.momentum=1.0 is out of range for adamw"),
+        (OptimizerConfig(nesterov=True, momentum=0.0), "nesterov=True has no effect with config.optimizer.momentum=0"),
         (OptimizerConfig(learning_rate_factors=("bias$=1e400",)), "learning_rate_factors='bias\\$=1e400'"),
     ],
 )
@@ -186,10 +187,14 @@ def test_factors_and_frozen_parameters(float64, name):
     np.testing.assert_allclose(after["head"]["bias"] - 1, 2 * (before["head"]["bias"] - 1), rtol=1e-12)
 
 
-def test_patterns_that_match_nothing_are_named():
+def test_patterns_that_match_nothing_are_named(capsys):
     params = {"head": {"kernel": jnp.ones(2)}}
     with pytest.raises(ConfigError, match=r"learning_rate_factors names 'bias\$'"):
         check_patterns(OptimizerConfig(learning_rate_factors=("bias$=2",)), params)
+    check_patterns(OptimizerConfig(no_decay=("kernel$", "baias$")), params)
+    assert (
+        capsys.readouterr().err == "warning: config.optimizer.no_decay names 'baias$', which no parameter's path matches.\n"
+    )
     with pytest.raises(ConfigError, match=r"freezes every parameter"):
         check_patterns(OptimizerConfig(frozen=("head",)), params)
     with pytest.raises(ConfigError, match=r"learning_rate_factors='bias\$'; give PATTERN=FACTOR"):
