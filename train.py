@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
         line = command_line.parse(arguments, DEFAULT_CONFIG)
         timeout_s = line.config.distributed.timeout_s
         distributed.initialize(line.coordinator, line.num_processes, line.process_id, timeout_s=timeout_s)
-        with distributed.telling_failures():
+        with distributed.reporting_failures():
             outcome = run(line.config, line.workdir, given=line.given)
             distributed.finish()
     except UserError as error:

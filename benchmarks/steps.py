@@ -38,7 +38,7 @@ class Program:
         arguments: bytes of the arguments.
         temporaries: bytes of everything in between.
         peak: bytes at the most: arguments, results that do not take an argument's place, and temporaries.
-        donated: bytes of arguments whose place results take.
+        donated: bytes of arguments whose memory results reuse.
         collectives: number and bytes of results by kind.
         copies: ``copy`` operations.
         seconds: time to compile, on this machine.

@@ -7,7 +7,7 @@
 For the training and the evaluation step it reports, a chip: memory, bytes moved, operations, collectives by kind with their
 bytes, and the bound on images a second that the chip's published peak sets (whatever is slower, arithmetic or memory; no
 run reaches it). ``--largest_batch`` finds the largest batch that fits: it compiles two batches, extends the line through
-their memory, and compiles the batch where it meets the chip's. A ResNet-50 step takes two minutes to compile.
+their memory, and compiles the batch where it meets the chip's. Compiling a ResNet-50 step takes two minutes.
 ``--implementation=prefer_kernel`` counts with the kernels of Group Whitening, which "auto" does not choose since no TPU has
 run them.
 """
@@ -47,7 +47,7 @@ def bound(program: tpu.Program, images: float, chip: Chip) -> float:
 
 
 def largest_batch(config: ClassificationConfig, devices: list[Any], chip: Chip) -> tuple[int, tpu.Program]:
-    """The largest batch (a multiple of 8 a chip) whose training step fits into ``chip.memory``, and its program.
+    """The largest batch (a multiple of 8 per chip) whose training step fits into ``chip.memory``, and its program.
 
     Raises:
         ConfigError: not even the smallest batch fits.
@@ -111,7 +111,7 @@ def report(
 
 
 def print_report(result: dict[str, Any]) -> None:
-    """A few lines for people."""
+    """Prints a few human-readable lines."""
     print(f"{result['topology']}: {result['chips']} chips ({result['device']}), batch {result['batch_size']:,}")
     for step in ("train", "eval"):
         if step not in result:

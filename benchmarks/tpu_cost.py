@@ -7,7 +7,7 @@ One chip of the slice, bfloat16 activations. For a layer: bytes accessed, forwar
 ("passes"). For a network: the whole training step on images of 224 pixels, with the norm at the paper's place (S1-B2, 64
 groups) and BatchNorm elsewhere. The compiler (libtpu, extra ``plan``) says what it would move; no time is measured. Kernels
 count with the arrays that they read and write. "auto" chooses no kernel on a TPU, since none has run on one; the default
-here, ``--implementation=prefer_kernel``, does. A ResNet-50 step takes two minutes to compile.
+here, ``--implementation=prefer_kernel``, does. Compiling a ResNet-50 step takes two minutes.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python train.py --config=configs/imagenet_resnet50_gw.py
 
 Hardware: any number of devices that divides 256, such as one host with 8.
-Expected: eval/top1 0.7772, the authors' result; 0.7623 with BatchNorm (imagenet_resnet50_bn.py). Not run to the end here.
+Expected: eval/top1 0.7772, the authors' result; 0.7623 with BatchNorm (imagenet_resnet50_bn.py). Not yet run in full.
 """
 
 from gw_jax.classification import ClassificationConfig, ModelConfig, NormConfig

@@ -2,8 +2,8 @@
 
     python train.py --config=configs/imagenet_resnet50_gw_lars.py:16384
 
-Hardware: 32 devices for 4096 up to 256 for 32768. With 128 images a device, BatchNorm's groups stay on one.
-Expected: the aim is the 0.7772 of imagenet_resnet50_gw.py; nobody has measured it.
+Hardware: 32 devices for 4096 up to 256 for 32768. With 128 images per device, BatchNorm's groups stay on one.
+Expected: the aim is the 0.7772 of imagenet_resnet50_gw.py. Not measured.
 """
 
 from gw_jax.classification import ClassificationConfig, ModelConfig, NormConfig, OptimizerConfig, ScheduleConfig
@@ -11,7 +11,7 @@ from gw_jax.classification.recipes import imagenet_data
 from gw_jax.errors import ConfigError
 
 # Batch size: peak learning rate, epochs of warm-up, weight decay. The rates and warm-ups are those of TensorFlow's official
-# ResNet-50 (4096) and of Google's for MLPerf (the others), both with BatchNorm: a place to start from.
+# ResNet-50 (4096) and of Google's for MLPerf (the others), both with BatchNorm: a starting point.
 RECIPES = {
     4096: (5.0, 5, 5e-5),
     8192: (10.0, 5, 5e-5),

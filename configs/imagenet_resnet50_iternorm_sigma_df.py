@@ -1,9 +1,9 @@
-"""ResNet-50 with IterNorm (running covariance) at S1-B2, 256 channels a group, and on the features.
+"""ResNet-50 with IterNorm (running covariance) at S1-B2, 256 channels per group, and on the features.
 
     python train.py --config=configs/imagenet_resnet50_iternorm_sigma_df.py
 
 Hardware: any number of devices that divides 256, such as one host with 8.
-Expected: see the paper's table; the authors' code gives no number. Not run to the end here.
+Expected: see the paper's table; the authors' code gives no number. Not yet run in full.
 """
 
 from gw_jax.classification import ClassificationConfig, ModelConfig, NormConfig

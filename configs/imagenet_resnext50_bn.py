@@ -3,7 +3,7 @@
     python train.py --config=configs/imagenet_resnext50_bn.py
 
 Hardware: any number of devices that divides 256, such as one host with 8.
-Expected: eval/top1 0.7701, the authors' result. Not run to the end here.
+Expected: eval/top1 0.7701, the authors' result. Not yet run in full.
 """
 
 from gw_jax.classification import ClassificationConfig, ModelConfig

@@ -3,7 +3,7 @@
     python train.py --config=configs/imagenet_resnext50_gn.py
 
 Hardware: any number of devices that divides 256, such as one host with 8.
-Expected: see the paper's table; the authors' code gives no number. Not run to the end here.
+Expected: see the paper's table; the authors' code gives no number. Not yet run in full.
 """
 
 from gw_jax.classification import ClassificationConfig, ModelConfig, NormConfig

@@ -1,9 +1,9 @@
-"""ResNeXt-50 32x4d with IterNorm (running covariance) at S1-B2, 256 channels a group.
+"""ResNeXt-50 32x4d with IterNorm (running covariance) at S1-B2, 256 channels per group.
 
     python train.py --config=configs/imagenet_resnext50_iternorm_sigma_df.py
 
 Hardware: any number of devices that divides 256, such as one host with 8.
-Expected: see the paper's table; the authors' code gives no number. Not run to the end here.
+Expected: see the paper's table; the authors' code gives no number. Not yet run in full.
 """
 
 from gw_jax.classification import ClassificationConfig, ModelConfig, NormConfig
@@ -11,7 +11,7 @@ from gw_jax.classification.recipes import paper_recipe
 
 
 def get_config() -> ClassificationConfig:
-    """The reference makes a norm before the last layer, as for ResNet-50, and forgets to apply it."""
+    """The reference makes a norm before the last layer, as for ResNet-50, and does not apply it."""
     model = ModelConfig(
         name="resnext50_32x4d",
         norm="iternorm_sigma",
@@ -21,5 +21,5 @@ def get_config() -> ClassificationConfig:
         last_norm=True,
         apply_last_norm=False,  # True whitens the features, which was meant
     )
-    # Its parameters have no use and stay at their initial values, as in the reference.
+    # Its parameters are unused and keep their initial values, as in the reference.
     return paper_recipe(model, no_decay=("^last_norm/",))

@@ -1,6 +1,6 @@
 """Group Whitening for JAX and Flax: the operation, the layers, the networks.
 
-Importing this package takes jax and flax only and touches no accelerator. The trainer (``gw_jax.train``) and the data
+Importing this package needs jax and flax only and touches no accelerator. The trainer (``gw_jax.train``) and the data
 pipeline (``gw_jax.data``) need the extra ``examples``.
 """
 

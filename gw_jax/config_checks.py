@@ -11,7 +11,7 @@ from gw_jax.errors import ConfigError, unknown_name
 def choice(default: str | None, allowed: Iterable[str]) -> Any:
     """A string field of a configuration dataclass with the values ``allowed``.
 
-    The annotation is ``str``: the flag parser does not know ``typing.Literal``.
+    The annotation is ``str``: the flag parser does not support ``typing.Literal``.
     """
     return dataclasses.field(default=default, metadata={"choices": tuple(allowed)})
 

@@ -19,7 +19,7 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A data set that is missing, not prepared, or not an image-classification set."""
+    """A data set that is missing, not prepared, damaged, or not of the kind that the task needs."""
 
 
 class CheckpointError(UserError):

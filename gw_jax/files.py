@@ -18,7 +18,7 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path, *, overwrite: bool = True) -> Iterator[pathlib.Path]:
-    """Gives the path of an empty temporary file beside ``path``, which replaces it at the end, or vanishes on an error.
+    """Yields the path of an empty temporary file beside ``path``, which replaces it at the end, or vanishes on an error.
 
     Raises:
         FileExistsError: with ``overwrite=False``, if there is something at ``path`` in the end.
@@ -40,7 +40,7 @@ def replacing(path: pathlib.Path, *, overwrite: bool = True) -> Iterator[pathlib
 
 @contextlib.contextmanager
 def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a temporary directory beside ``path``, which becomes ``path`` at the end, or vanishes on an error.
+    """Yields a temporary directory beside ``path``, which becomes ``path`` at the end, or vanishes on an error.
 
     On an error the parents that were made for it vanish, too, unless something else is in them.
 
@@ -77,11 +77,11 @@ def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def require_new(path: pathlib.Path) -> None:
-    """Raises CheckpointError if there is something at ``path``, or if no file system can have such a name."""
+    """Raises CheckpointError if there is something at ``path``, or if it is no valid path."""
     try:
         exists = os.path.lexists(path)
         if not exists:
-            # lexists takes a name that is too long for one that does not exist.
+            # lexists returns False for a name that is too long.
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 os.lstat(path)
     except (OSError, ValueError) as error:

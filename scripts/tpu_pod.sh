@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # A run on a slice of TPU VMs: every host gets the same checkout and the same packages and starts the same command.
 #
-#   scripts/tpu_pod.sh create                          a slice; SPOT=1 for one that may be taken away
+#   scripts/tpu_pod.sh create                          a slice; SPOT=1 for one that may be preempted
 #   scripts/tpu_pod.sh install                         what is committed here, and its packages, on all hosts
 #   scripts/tpu_pod.sh each 'COMMAND'                  any command on all hosts, such as mounting a disk
-#   scripts/tpu_pod.sh start [--config.FIELD=VALUE]    train.py on all hosts; goes on where WORKDIR stands
+#   scripts/tpu_pod.sh start [--config.FIELD=VALUE]    train.py on all hosts; resumes what is in WORKDIR
 #   scripts/tpu_pod.sh watch                           its messages and metrics.jsonl as they grow; Ctrl-C ends the watching
 #   scripts/tpu_pod.sh stop                            SIGTERM: saves and ends
 #   scripts/tpu_pod.sh delete
 #
-# The variables below are taken from the environment. docs/pods.md explains the whole.
+# The variables below are read from the environment. docs/pods.md explains each step.
 set -euo pipefail
 
 NAME=${NAME:-gw}                                   # of the slice
@@ -21,7 +21,7 @@ DATA_DISK=${DATA_DISK:-}                           # projects/PROJECT/zones/ZONE
 CONFIG=${CONFIG:-configs/imagenet_resnet50_gw_lars.py:4096}
 DATA_DIR=${DATA_DIR:-/mnt/data/tensorflow_datasets} # the prepared set, on every host
 WORKDIR=${WORKDIR:-/mnt/runs/lars4096}             # one directory that all hosts share
-WORKERS=${WORKERS:-32}                             # reading processes a host
+WORKERS=${WORKERS:-32}                             # reading processes per host
 
 cd "$(dirname "$0")/.."
 

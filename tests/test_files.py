@@ -71,7 +71,7 @@ def test_a_failure_leaves_nothing(tmp_path, make):
 
 
 @pytest.mark.parametrize("make", [files.new_directory, files.new_file])
-def test_what_exists_is_not_replaced(tmp_path, make):
+def test_existing_paths_are_not_replaced(tmp_path, make):
     (tmp_path / "link").symlink_to("nowhere")
     with pytest.raises(FileExistsError), make(tmp_path / "link"):
         pass

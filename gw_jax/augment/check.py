@@ -1,4 +1,4 @@
-"""Whether an augmentation fits the images of a data set, asked before a run claims its work directory."""
+"""Checks of an augmentation against the images of a data set, before a run claims its work directory."""
 
 from gw_jax.augment.randaugment import CHANNELS, MAX_PIXELS, MAX_SIDE
 from gw_jax.errors import ConfigError

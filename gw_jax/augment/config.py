@@ -11,7 +11,7 @@ class AugmentConfig:
 
     Attributes:
         mixup: alpha of mixup: pairs of images are blended with a weight from Beta(alpha, alpha).
-        cutmix: alpha of CutMix: a box of one image is pasted into the other. With both, a step takes either at random.
+        cutmix: alpha of CutMix: a box of one image is pasted into the other. With both, each step applies one at random.
         random_erasing: probability that a rectangle of an image is erased.
         randaugment_layers: random operations of RandAugment on each image; 2 is usual.
         randaugment_magnitude: their strength, 0 to 30; 9 is usual.

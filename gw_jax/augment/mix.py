@@ -16,12 +16,12 @@ ERASING_ATTEMPTS = 10
 def one_hot(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
     """``(1 - smoothing) onehot + smoothing / num_classes``, float32 ``[n, k]``, for integer labels ``[n]``.
 
+    Rounded once: ``optax.smooth_labels`` multiplies and adds in float32, and is off by one unit in the last place for some
+    numbers of classes.
+
     Raises:
         TypeError: the labels are not integers.
         ValueError: ``smoothing`` is not in [0, 1].
-
-    Rounded once: ``optax.smooth_labels`` multiplies and adds in float32, and is one unit in the last place off for some
-    numbers of classes.
 
     Source: Szegedy et al. 2016, section 7, as in torch's ``CrossEntropyLoss(label_smoothing=...)``.
     """
@@ -42,7 +42,7 @@ def mix(
     ``lam ~ Beta(alpha, alpha)``. mixup: ``lam x + (1 - lam) partner``. CutMix: a box with the partner's pixels, of the
     image's shape and ``1 - lam`` of its area, its centre uniform over the image, cut off at the image's edge; then
     ``lam`` is the share of pixels that stayed. Targets become ``lam t + (1 - lam) partner's t`` in both. With both alphas
-    above 0 each is taken with probability 1/2; with both 0 the inputs are returned unchanged.
+    above 0 each is applied with probability 1/2; with both 0 the inputs are returned unchanged.
 
     Pairs are neighbours so that devices exchange nothing where each holds an even number of consecutive examples. They
     are as random as the order of the batch.

@@ -1,4 +1,4 @@
-"""What fits what: batches and devices, images and batches, data and configuration."""
+"""Checks of batches, devices, images and configuration against each other."""
 
 from typing import TYPE_CHECKING
 

@@ -67,7 +67,3 @@ class ClassificationConfig(TrainConfig):
                 "config.init_new_head=True keeps the last layer random when config.init_from is read, and config.init_from "
                 "is not set. Set it, or leave init_new_head out."
             )
-        if self.init_new_head and self.mode == "evaluate":
-            raise ConfigError(
-                "config.init_new_head=True with mode=evaluate would evaluate a random last layer. Leave it out."
-            )

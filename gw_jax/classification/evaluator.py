@@ -45,7 +45,7 @@ class TopKEvaluator:
         self._sums: list[dict[str, jax.Array]] = []
 
     def add(self, outputs: dict[str, jax.Array]) -> None:
-        """Takes the sums of a batch."""
+        """Adds the sums of a batch."""
         self._sums.append(outputs)
 
     def result(self) -> dict[str, Any]:

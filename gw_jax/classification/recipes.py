@@ -18,7 +18,7 @@ def imagenet_data(batch_size: int, eval_batch_size: int) -> DataConfig:
 
 
 def paper_recipe(model: ModelConfig, *, no_decay: tuple[str, ...] = ()) -> ClassificationConfig:
-    """How the paper trains on ImageNet: 100 epochs of batches of 256, the learning rate falling from 0.1 every 30 epochs.
+    """The paper's training on ImageNet: 100 epochs of batches of 256, the learning rate falling from 0.1 every 30 epochs.
 
     SGD with momentum 0.9 and weight decay 1e-4 on every parameter but those that ``no_decay`` names; seed 1.
     Source: the authors' scripts.

@@ -17,6 +17,7 @@ from gw_jax.classification.inputs import evaluation_inputs, training_inputs
 from gw_jax.classification.weights import read_weights
 from gw_jax.data.datasets import Dataset, open_dataset
 from gw_jax.data.pipeline import EvalBatches, TrainBatches
+from gw_jax.errors import ConfigError
 from gw_jax.models import create_model
 from gw_jax.models.config import model_arguments
 from gw_jax.models.pretrained import save_pretrained
@@ -154,8 +155,13 @@ class ClassificationTask:
 
         Raises:
             CheckpointError: the directory is damaged.
-            ConfigError: it holds another network than ``config.model`` describes.
+            ConfigError: it holds another network than ``config.model`` describes, or ``init_new_head`` is set in an
+                evaluation.
         """
+        if self.config.init_new_head and self.config.mode == "evaluate":
+            raise ConfigError(
+                "config.init_new_head=True with config.mode=evaluate would evaluate a random last layer. Leave it out."
+            )
         return read_weights(directory, self.plain_model_arguments, self._make, new_head=self.config.init_new_head)
 
     def export(self, directory: pathlib.Path, params: Any, batch_stats: Any, source: dict[str, Any]) -> None:

@@ -1,9 +1,12 @@
 """Files that are no ``.pth`` files of tensors: what they are, and what to do with them."""
 
+import contextlib
+import itertools
 import pathlib
 import pickletools
 import re
 import zipfile
+from typing import IO
 
 from gw_jax.errors import CheckpointError, one_line, shown
 
@@ -105,27 +108,30 @@ def unreadable(path: pathlib.Path, error: Exception) -> CheckpointError:
 def _advice(path: pathlib.Path) -> str:
     """The call that saves the state dict of the file; the file's pickle says where it is, without being unpickled."""
     loaded = f"torch.load({path.name!r}, weights_only=False)"
+    strings = _strings(path)
     for name in _STATE_NAMES:
-        if name in _strings(path):
+        if name in strings:
             return f"torch.save({loaded}[{name!r}], 'weights.pth')"
     return f"torch.save({loaded}.state_dict(), 'weights.pth')"
 
 
-def _strings(path: pathlib.Path, limit: int = 2000) -> set[str]:
-    """The first strings in the pickle of the file."""
+def _strings(path: pathlib.Path) -> set[str]:
+    """The first strings in the pickles of the file."""
     found: set[str] = set()
-    try:
+    # What is damaged behind the first strings does not matter.
+    with contextlib.suppress(Exception):
         if is_zip(path):
             with zipfile.ZipFile(path) as archive:
-                pickles = [archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))]
+                name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+                with archive.open(name) as file:
+                    _add_strings(file, found)
         else:
             with path.open("rb") as file:
-                pickles = file.read(1 << 20).split(b".", 3)  # Before the content there are a number, a version, sizes.
-                pickles = [b".".join(pickles[index:]) for index in range(len(pickles))]
-        for pickle in pickles:
-            for _, (_, argument, _) in zip(range(limit), pickletools.genops(pickle), strict=False):
-                if isinstance(argument, str):
-                    found.add(argument)
-    except Exception:  # Damaged behind the first strings: those count.
-        return found
+                for _ in range(4):  # A number, a version, sizes of the machine's types, the content.
+                    _add_strings(file, found)
     return found
+
+
+def _add_strings(file: IO[bytes], found: set[str], limit: int = 2000) -> None:
+    operations = itertools.islice(pickletools.genops(file), limit)
+    found.update(argument for _, argument, _ in operations if isinstance(argument, str))

@@ -10,7 +10,7 @@ from gw_jax.errors import ConfigError
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class DataConfig:
-    """Data sets, batch sizes, and what the host does with images.
+    """Data sets, batch sizes, and the processing of images on the host.
 
     Attributes:
         name: TFDS name of the set.
@@ -73,7 +73,7 @@ class DataConfig:
             )
 
     def transform(self) -> Transform:
-        """How the host brings images to their size."""
+        """Resizing and cropping of the images on the host."""
         scale, ratio = self.crop_scale, self.crop_ratio
         return Transform(
             size=self.image_size,

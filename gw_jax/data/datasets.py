@@ -149,7 +149,9 @@ def load_builder(name: str, data_dir: str | None = None) -> Any:
     except ImportError as error:
         raise_missing_package(error, "Reading a data set")
     if data_dir is not None and not data_dir.strip():
-        raise DataError("The data directory is empty text; give a path, or None for the default (~/tensorflow_datasets).")
+        raise DataError(
+            "The data directory is an empty string; give a path, or None for the default (~/tensorflow_datasets)."
+        )
     if not _NAME.fullmatch(name):
         raise DataError(
             f"{shown(name)} is no name of a data set. Names are those of TFDS, such as mnist5k, cifar10 or "
@@ -194,7 +196,7 @@ def one_line_errors(name: str, data_dir: str | None) -> Iterator[None]:
 
 
 def digest(builder: Any) -> str:
-    """A digest of what a prepared set says about itself, without reading its examples: 16 hexadecimal digits.
+    """A digest of the description of a prepared set, without reading its examples: 16 hexadecimal digits.
 
     Its name, version, features, and for each split the number of examples and of their bytes.
     """

@@ -62,7 +62,7 @@ class BrokenRecords:
 
 
 def name_of(source: Sequence[Any], index: int) -> str:
-    """How messages call an example."""
+    """The name of an example in messages."""
     return source.where(index) if hasattr(source, "where") else f"example {index}"
 
 

@@ -1,5 +1,6 @@
 """Images on the host, with Pillow: decoding, the random crop of training and the centre crop of evaluation.
 
+Pillow, not TensorFlow: evaluation is then byte for byte what PyTorch's transforms give, and training needs no TensorFlow.
 The results are uint8. Flip, shift, mixing and normalisation happen on the device: see :mod:`gw_jax.augment`.
 """
 
@@ -44,12 +45,12 @@ class RandomNumbers(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transform:
-    """How an image gets its final size.
+    """Resizing and cropping of an image to its final size.
 
     Attributes:
         size: edge of the square result in pixels; None keeps the size of images.
-        crop: False resizes the whole image to the square. True is what ImageNet is trained with: a random crop in
-            training; in evaluation the shorter edge is resized to ``eval_resize`` and the centre is cut out.
+        crop: False resizes the whole image to the square. True is usual for ImageNet: a random crop in training; in
+            evaluation the shorter edge is resized to ``eval_resize`` and the centre is cut out.
         eval_resize: length of the shorter edge before the centre crop.
         scale: smallest and largest share of the image's area in a random crop.
         ratio: smallest and largest width / height of a random crop.

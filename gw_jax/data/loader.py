@@ -17,7 +17,7 @@ from gw_jax.errors import DataError, raise_missing_package
 
 Batch = dict[str, np.ndarray]
 
-# Most examples that a thread loads in one task: a task by itself costs a tenth of the time of an image.
+# Examples that a thread loads per task, at most: a task alone costs a tenth of the time of an image.
 CHUNK = 16
 
 # How often in a row dead workers are restarted before the run gives up.
@@ -59,7 +59,7 @@ class BatchReader:
         return self.num_batches * self.batch_size
 
     def read(self) -> Batch:
-        """The batch at :attr:`position`, which moves on.
+        """The batch at :attr:`position`, which advances.
 
         Raises:
             StopIteration: the pass is over, and the reader is not cyclic.
@@ -86,7 +86,7 @@ class BatchReader:
             return batch
 
     def skip(self) -> None:
-        """Moves :attr:`position` on without reading, and ends the workers.
+        """Advances :attr:`position` without reading, and ends the workers.
 
         Raises:
             StopIteration: as in :meth:`read`.

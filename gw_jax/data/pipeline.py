@@ -15,7 +15,7 @@ from gw_jax.data.images import Transform
 from gw_jax.data.loader import BatchReader
 from gw_jax.errors import DataError, raise_missing_package
 
-# How many examples are tried for a substitute batch.
+# Examples that are tried for a substitute batch, at most.
 _MAX_SUBSTITUTES = 1000
 
 
@@ -25,8 +25,8 @@ class _Batches:
     Attributes:
         broken: the examples that could not be read so far.
         failure: the error that ended the reading. A single process raises it at once. One of several processes keeps it
-            here and hands out substitute batches, because a step that only the others take would never end: let all
-            processes agree on stopping, and raise it then.
+            here and yields substitute batches, because a step without this process would never end. Let all processes
+            agree to stop, and raise it then.
     """
 
     def __init__(self, source: Sequence[Any], reader: BatchReader, *, max_broken: int, process_count: int):
@@ -117,7 +117,7 @@ class TrainBatches(_Batches, Iterator[Batch]):
         self.steps_per_epoch = len(source) // batch_size
         if self.steps_per_epoch == 0:
             raise DataError(
-                f"data.batch_size={batch_size} exceeds the {len(source)} examples of the training split; "
+                f"config.data.batch_size={batch_size} exceeds the {len(source)} examples of the training split; "
                 f"choose at most {len(source)}."
             )
         per_epoch = self.steps_per_epoch * batch_size

@@ -1,7 +1,7 @@
 """Worker processes: their initialisation, and a watchdog for their death.
 
 Grain 0.2.18 reports a worker that has died, except one that died while writing to its queue: then the reader waits for the
-rest for ever. This file can go once Grain's reader no longer does.
+rest forever. This file can be removed once Grain's reader no longer does.
 """
 
 import multiprocessing
@@ -20,7 +20,7 @@ _SECONDS_TO_CLOSE = 10.0
 
 
 class WorkerDiedError(Exception):
-    """A worker process has ended by itself."""
+    """A worker process has ended unexpectedly."""
 
 
 def init_worker(index: int, count: int) -> None:

@@ -15,7 +15,7 @@ class GroupWhitening(linen.Module):
     The number of channels is read from the input, as usual in Linen. Parameters are ``scale`` and ``bias`` ``[c]``.
 
     Attributes:
-        num_groups: blocks the channels are cut into; must divide them. More than the channels are clamped to them.
+        num_groups: groups of channels; must divide them. More than the channels are clamped to them.
         method: "newton" or "zca".
         num_iterations: Newton-Schulz iterations.
         epsilon: added to the covariance's diagonal; None for the reference's value (0, or 1e-5 with "zca").
@@ -44,7 +44,7 @@ class GroupWhitening(linen.Module):
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, *, relu: bool = False) -> jax.Array:
         """Whitens ``x`` ``[n, *spatial, c]``; ``mask`` ``[n, *spatial]`` is true where a position counts.
 
-        ``relu``: whether ``max(., 0)`` is taken of the output, on GPUs in the same kernel.
+        ``relu``: whether ``max(., 0)`` is applied to the output, on GPUs in the same kernel.
         """
         shape = (x.shape[-1],)
         ones, zeros = linen.initializers.ones, linen.initializers.zeros

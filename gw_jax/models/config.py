@@ -1,12 +1,13 @@
 """The configuration of a network, and the arguments of ``create_model`` that follow from it."""
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 from gw_jax.config_checks import choice, number
 from gw_jax.models.create_model import MNIST_NETWORKS
 from gw_jax.models.resnet import ARCHITECTURES, PLACEMENTS
 from gw_jax.nn import NORM_NAMES, norm_options
+from gw_jax.ops.options import Implementation
 
 # Networks that a classifier's loss can train: an auto-encoder has no logits.
 CLASSIFIERS = (*ARCHITECTURES, *(name for name in MNIST_NETWORKS if name != "autoencoder"))
@@ -26,7 +27,7 @@ class NormConfig:
         group_size: examples that share batch statistics; None for the whole batch.
         use_scale: whether a learned per-channel scale follows.
         use_bias: whether a learned per-channel bias follows.
-        implementation: how gw is computed: auto, plain, matmul or kernel. It changes speed only, and is not exported.
+        implementation: how gw is computed; see :func:`gw_jax.group_whiten`. It changes speed only, and is not exported.
     """
 
     num_groups: int | None = number(None, 1)
@@ -37,7 +38,7 @@ class NormConfig:
     group_size: int | None = number(None, 1)
     use_scale: bool | None = None
     use_bias: bool | None = None
-    implementation: str | None = None
+    implementation: str | None = choice(None, get_args(Implementation))
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

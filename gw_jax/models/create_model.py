@@ -30,7 +30,7 @@ ALIASES = {name: meaning for name, meaning in REFERENCE_RESNETS.items() if name 
 
 
 def list_models() -> list[str]:
-    """The names that :func:`create_model` knows: this project's, then those of the reference that differ from them."""
+    """The names of :func:`create_model`: this project's, then those of the reference that differ from them."""
     return [*ARCHITECTURES, *MNIST_NETWORKS, *ALIASES, *REFERENCE_MNIST]
 
 
@@ -84,7 +84,7 @@ def create_model(
             is this project's: ``resnet50`` has the norm where ``whiten`` says, not in the stem only. An
             :class:`gw_jax.models.resnet.Architecture` makes a residual network that has no name.
         num_classes: length of the logits.
-        norm: the norm that takes the places of ``whiten``; a name that :func:`gw_jax.make_norm` knows.
+        norm: the norm at the places of ``whiten``; a name of :func:`gw_jax.make_norm`.
         norm_options: its keyword arguments, such as ``{"num_groups": 64}``.
         whiten: where ``norm`` replaces BatchNorm in a residual network: "S1" is the stem, "B1", "B2", "B3" the norms of
             each block. One of S1-B2 (the paper's choice), S1, S1-B1, S1-B3, S1-B12, all (shortcuts too), none. None for

@@ -23,8 +23,8 @@ CODE_SIZES = (128, 64, 12, 3)
 class MLP(nnx.Module):
     """``depth`` hidden layers of ``width``, each linear, norm and ReLU, and a linear layer to the logits.
 
-    With ``linear_after_norm``, each hidden layer is linear, norm, linear and ReLU: the second linear layer takes the place
-    of the norm's scale and bias, which are left out unless ``norm_options`` ask for them.
+    With ``linear_after_norm``, each hidden layer is linear, norm, linear and ReLU: the second linear layer replaces
+    the norm's scale and bias, which are left out unless ``norm_options`` ask for them.
 
     Source: the reference's ``MLP`` and ``MLP_NormAFLinear``.
     """

@@ -45,7 +45,7 @@ class BatchNorm(nnx.Module):
 
     Args:
         num_features: channels ``c`` of the input.
-        momentum: the share of the old running statistics that is kept. PyTorch's ``momentum`` is 1 minus this.
+        momentum: the decay, the share of the old running statistics. PyTorch's ``momentum`` is 1 minus this.
         epsilon: added to the variance.
         use_scale: whether there is a ``scale`` ``[c]``, initially ones.
         use_bias: whether there is a ``bias`` ``[c]``, initially zeros.
@@ -59,7 +59,7 @@ class BatchNorm(nnx.Module):
         use_running_average: whether the layer starts in evaluation; ``model.train()`` and ``model.eval()`` switch it.
         dtype: type of the output; None for the input's.
         param_dtype: type of ``scale`` and ``bias``.
-        rngs: taken as by every NNX layer; nothing random is drawn.
+        rngs: an argument of every NNX layer; nothing random is drawn.
     """
 
     def __init__(
@@ -104,8 +104,8 @@ class BatchNorm(nnx.Module):
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, *, relu: bool = False) -> jax.Array:
         """Normalises ``x`` ``[n, *spatial, c]`` and, in training, updates the running statistics.
 
-        ``mask`` ``[n, *spatial]`` is true where a position counts; the others take no part in the statistics and come
-        out as zero. ``relu``: whether ``max(., 0)`` is taken of the output.
+        ``mask`` ``[n, *spatial]`` is true where a position counts; the others do not enter the statistics and come
+        out as zero. ``relu``: whether ``max(., 0)`` is applied to the output.
 
         Raises:
             TypeError: ``x`` is not floating point.

@@ -34,7 +34,7 @@ from gw_jax.ops.options import Method, check_whitening_options
 
 Running = Literal["whitening", "covariance"]
 
-# The reference's DBN takes 16; its IterNorm has no default.
+# The reference's DBN has 16; its IterNorm has no default.
 DEFAULT_CHANNELS_PER_GROUP: dict[str, int] = {"newton": 64, "zca": 16}
 
 
@@ -50,7 +50,7 @@ class BatchWhitening(nnx.Module):
 
     In evaluation the running mean replaces ``mu``, and the running whitening matrix, or ``C^(-1/2)`` of the running
     covariance, the one of the batch. Method "zca" is DBN, "newton" is IterNorm; with ``running="covariance"`` they are the
-    "Sigma" variants. The last group takes the channels that are left over when ``channels_per_group`` does not divide them.
+    "Sigma" variants. The last group has the remaining channels when ``channels_per_group`` does not divide them.
     All groups are computed at once.
 
     Warning:
@@ -68,7 +68,7 @@ class BatchWhitening(nnx.Module):
         method: "newton" or "zca".
         running: which matrix is averaged for evaluation, "whitening" or "covariance".
         num_iterations: Newton-Schulz iterations.
-        momentum: the share of the old running statistics that is kept. The reference's ``momentum`` is 1 minus this.
+        momentum: the decay, the share of the old running statistics. The reference's ``momentum`` is 1 minus this.
         epsilon: added to the covariance's diagonal; None for the reference's value (1e-5 with "newton", 1e-3 with "zca").
         use_scale: whether there is a ``scale`` ``[c]``, initially ones.
         use_bias: whether there is a ``bias`` ``[c]``, initially zeros.
@@ -77,12 +77,12 @@ class BatchWhitening(nnx.Module):
         statistics_sets: None for one running statistic, averaged over the groups. The number of groups in a training batch
             for a row each (the statistics get a leading axis), averaged in evaluation only: the same numbers, without the
             communication that the average needs where devices hold whole groups.
-        axis_name: mapped axis (of ``jax.shard_map``, ``pmap`` or ``vmap``) over which statistics are taken. Members with
+        axis_name: mapped axis (of ``jax.shard_map``, ``pmap`` or ``vmap``) over which statistics are computed. Members with
             more unmasked positions weigh more. With ``group_size``, only the running statistics are averaged.
         use_running_average: whether the layer starts in evaluation; ``model.train()`` and ``model.eval()`` switch it.
         dtype: type of the output; None for the input's. Statistics are in float32 (float64 for float64 input).
         param_dtype: type of ``scale`` and ``bias``.
-        rngs: taken as by every NNX layer; nothing random is drawn.
+        rngs: an argument of every NNX layer; nothing random is drawn.
 
     Raises:
         ValueError: options out of range; the message names what is allowed.
@@ -148,9 +148,9 @@ class BatchWhitening(nnx.Module):
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, *, relu: bool = False) -> jax.Array:
         """Whitens ``x`` ``[n, *spatial, c]`` and, in training, updates the running statistics.
 
-        ``mask`` ``[n, *spatial]`` is true where a position counts; the others take no part in the statistics and come
+        ``mask`` ``[n, *spatial]`` is true where a position counts; the others do not enter the statistics and come
         out as zero. A batch without any such position leaves the running statistics as they are. ``relu``: whether
-        ``max(., 0)`` is taken of the output.
+        ``max(., 0)`` is applied to the output.
 
         Raises:
             TypeError: ``x`` is not floating point.

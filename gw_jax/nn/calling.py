@@ -57,7 +57,7 @@ def finish(
         y: normalised values ``[n, *spatial, c]``, in the type of the statistics.
         x: the input as the caller gave it; the output has its sharding, and its type unless the layer has one.
         mask: ``[n, *spatial]``, false where the output is zero, or None.
-        relu: whether ``max(., 0)`` is taken of the output.
+        relu: whether ``max(., 0)`` is applied to the output.
         is_scaled: whether ``y`` was multiplied by ``scale`` already.
     """
     channel = (1,) * (y.ndim - 1) + (y.shape[-1],)

@@ -29,7 +29,7 @@ class GroupWhitening(nnx.Module):
 
     Args:
         num_features: channels ``c`` of the input.
-        num_groups: blocks the channels are cut into; must divide ``num_features``. More than that are clamped to it.
+        num_groups: groups of channels; must divide ``num_features``. More than that are clamped to it.
         channels_per_group: the size of a block instead of their number, which then grows with the layers of a network.
         method: "newton" or "zca".
         num_iterations: Newton-Schulz iterations.
@@ -39,7 +39,7 @@ class GroupWhitening(nnx.Module):
         dtype: type of the output; None for the input's.
         param_dtype: type of ``scale`` and ``bias``.
         implementation: how it is computed, see :func:`gw_jax.group_whiten`.
-        rngs: taken as by every NNX layer; nothing random is drawn.
+        rngs: an argument of every NNX layer; nothing random is drawn.
 
     Raises:
         ValueError: options that do not fit each other or ``num_features``.
@@ -77,7 +77,7 @@ class GroupWhitening(nnx.Module):
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, *, relu: bool = False) -> jax.Array:
         """Whitens ``x`` ``[n, *spatial, num_features]``; ``mask`` ``[n, *spatial]`` is true where a position counts.
 
-        ``relu``: whether ``max(., 0)`` is taken of the output, on GPUs in the same kernel.
+        ``relu``: whether ``max(., 0)`` is applied to the output, on GPUs in the same kernel.
         """
         require_num_features(self, x, self.num_features)
         return group_whiten(

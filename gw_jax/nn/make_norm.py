@@ -46,7 +46,7 @@ _COMMON = ("dtype", "param_dtype", "group_size", "statistics_sets", "axis_name")
 
 @functools.cache
 def norm_options(name: str) -> tuple[str, ...]:
-    """The options that :func:`make_norm` takes for ``name``.
+    """The options that :func:`make_norm` accepts for ``name``.
 
     Raises:
         ValueError: no norm is called ``name``.

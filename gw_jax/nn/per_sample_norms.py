@@ -23,13 +23,13 @@ class GroupNorm(nnx.Module):
 
     Args:
         num_features: channels ``c`` of the input.
-        num_groups: groups the channels are cut into; must divide ``num_features``. It is not clamped.
+        num_groups: groups of channels; must divide ``num_features``. It is not clamped.
         epsilon: added to the variance.
         use_scale: whether there is a ``scale`` ``[c]``, initially ones.
         use_bias: whether there is a ``bias`` ``[c]``, initially zeros.
         dtype: type of the output; None for the input's. Statistics are in float32 (float64 for float64 input).
         param_dtype: type of ``scale`` and ``bias``.
-        rngs: taken as by every NNX layer; nothing random is drawn.
+        rngs: an argument of every NNX layer; nothing random is drawn.
 
     Raises:
         ValueError: ``num_groups`` does not divide ``num_features``.
@@ -66,7 +66,7 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, *, relu: bool = False) -> jax.Array:
         """Normalises ``x`` ``[n, *spatial, c]``; ``mask`` ``[n, *spatial]`` is true where a position counts.
 
-        Masked positions take no part in the statistics and come out as zero. ``relu``: whether ``max(., 0)`` is taken of
+        Masked positions do not enter the statistics and come out as zero. ``relu``: whether ``max(., 0)`` is applied to
         the output.
         """
         given, (x, mask) = x, prepare(self, x, mask)
@@ -95,7 +95,7 @@ class InstanceNorm(GroupNorm):
         use_bias: whether there is a ``bias`` ``[c]``, initially zeros.
         dtype: type of the output; None for the input's. Statistics are in float32 (float64 for float64 input).
         param_dtype: type of ``scale`` and ``bias``.
-        rngs: taken as by every NNX layer; nothing random is drawn.
+        rngs: an argument of every NNX layer; nothing random is drawn.
 
     Source: Ulyanov et al., Instance Normalization (arXiv 1607.08022); ``torch.nn.InstanceNorm2d``.
     """
@@ -141,7 +141,7 @@ class LayerNorm(nnx.Module):
         use_bias: whether there is a ``bias`` ``[c]``, initially zeros.
         dtype: type of the output; None for the input's. Statistics are in float32 (float64 for float64 input).
         param_dtype: type of ``scale`` and ``bias``.
-        rngs: taken as by every NNX layer; nothing random is drawn.
+        rngs: an argument of every NNX layer; nothing random is drawn.
 
     Raises:
         ValueError: ``epsilon`` is negative.
@@ -170,7 +170,7 @@ class LayerNorm(nnx.Module):
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, *, relu: bool = False) -> jax.Array:
         """Normalises ``x`` ``[n, *spatial, c]``; where ``mask`` ``[n, *spatial]`` is false the output is zero.
 
-        ``relu``: whether ``max(., 0)`` is taken of the output.
+        ``relu``: whether ``max(., 0)`` is applied to the output.
 
         Raises:
             TypeError: ``x`` is not floating point.

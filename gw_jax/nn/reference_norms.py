@@ -23,7 +23,7 @@ REFERENCE_NORMS: dict[str, str] = {
 GROUP_WHITENING = ("IGWItN", "IGWSVD")
 BATCH_WHITENING = ("ItN", "ItNSigma", "DBN", "DBNSigma")
 
-# Keys that some layer of the reference takes. Every layer swallows those of the others, so that one --norm-cfg serves
+# Keys that some layer of the reference accepts. Every layer swallows those of the others, so that one --norm-cfg serves
 # networks with several norms.
 NORM_CFG_KEYS = ("T", "num_groups", "num_channels", "eps", "momentum", "affine", "dim", "mode", "track_running_stats")
 

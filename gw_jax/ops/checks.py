@@ -25,7 +25,7 @@ def as_floating(x: ArrayLike, operation: str) -> jax.Array:
     Raises:
         TypeError: ``x`` holds other numbers.
     """
-    if isinstance(x, np.ndarray) and x.dtype == np.float64 and not jax.config.jax_enable_x64:
+    if isinstance(x, np.ndarray) and x.dtype == np.float64 and jax.dtypes.canonicalize_dtype(x.dtype) != x.dtype:
         warnings.warn(
             f"{operation} got a float64 NumPy array and computes in float32, since JAX's float64 is switched off. Pass "
             "x.astype(numpy.float32), or set jax.config.update('jax_enable_x64', True).",

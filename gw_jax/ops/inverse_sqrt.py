@@ -224,7 +224,7 @@ def _inverse_sqrt_jvp(
     def vjp(residuals: NewtonResiduals, cotangent: jax.Array) -> jax.Array:
         return newton_vjp(cotangent, residuals, _matmul)
 
-    return whitening, linear_map(newton_jvp, vjp, residuals, *tangents)
+    return whitening, linear_map(newton_jvp, vjp, residuals, *tangents, like=whitening)
 
 
 def inverse_sqrt_newton_vjp(covariance: jax.Array, num_iterations: int, epsilon: float) -> jax.Array:

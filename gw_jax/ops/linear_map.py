@@ -18,7 +18,7 @@ _linear_map.multiple_results = True
 
 
 def linear_map(
-    function: Callable[[Any, Any], Any], transpose: Callable[[Any, Any], Any], residuals: Any, operand: Any
+    function: Callable[[Any, Any], Any], transpose: Callable[[Any, Any], Any], residuals: Any, operand: Any, like: Any
 ) -> Any:
     """``function(residuals, operand)``, linear in ``operand``, with the transpose ``transpose(residuals, cotangent)``.
 
@@ -28,29 +28,37 @@ def linear_map(
             ``operand``. Only its value is used, so it may be cheaper than what JAX would derive.
         residuals: pytree of arrays.
         operand: pytree of arrays.
+        like: arrays of the types of the result, such as the value whose tangent it is. Reverse mode then never traces
+            ``function``: tracing both took 0.03 s more per layer.
     """
     residual_leaves, residual_tree = jax.tree.flatten(residuals)
     leaves, tree = jax.tree.flatten(operand)
+    like_leaves, result_tree = jax.tree.flatten(like)
     count = len(residual_leaves)
-    result_tree = jax.tree.structure(jax.eval_shape(function, residuals, operand))
 
     def flat(of: Callable[[Any, Any], Any], tree: Any) -> Callable[..., list[jax.Array]]:
         def call(*arrays: jax.Array) -> list[jax.Array]:
-            return jax.tree.leaves(of(residual_tree.unflatten(arrays[:count]), tree.unflatten(arrays[count:])))
+            return jax.tree.leaves(
+                of(jax.tree.unflatten(residual_tree, arrays[:count]), jax.tree.unflatten(tree, arrays[count:]))
+            )
 
         return call
 
     functions = {"function": flat(function, tree), "transpose": flat(transpose, result_tree)}
-    return result_tree.unflatten(_linear_map.bind(*residual_leaves, *leaves, count=count, **functions))
+    types = tuple(map(jax.typeof, leaves)), tuple(map(jax.typeof, like_leaves))
+    return jax.tree.unflatten(
+        result_tree, _linear_map.bind(*residual_leaves, *leaves, count=count, types=types, **functions)
+    )
 
 
-def _evaluate(*arrays: Any, function: Callable[..., Any], transpose: Callable[..., Any], count: int) -> Any:
-    del transpose, count
+def _evaluate(*arrays: Any, function: Callable[..., Any], **params: Any) -> Any:
+    del params
     return function(*arrays)
 
 
-def _abstract(*avals: Any, **params: Any) -> Any:
-    return jax.make_jaxpr(params["function"])(*avals).out_avals
+def _abstract(*avals: Any, types: tuple[tuple[Any, ...], tuple[Any, ...]], **params: Any) -> Any:
+    del avals, params
+    return list(types[1])
 
 
 def _jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[Any, Any]:
@@ -75,9 +83,10 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tupl
 
 def _transpose(cotangents: Sequence[Any], *primals: Any, **params: Any) -> list[Any]:
     count = params["count"]
-    swapped = {"function": params["transpose"], "transpose": params["function"], "count": count}
+    operand_types, result_types = params["types"]
+    swapped = {"function": params["transpose"], "transpose": params["function"], "types": (result_types, operand_types)}
     cotangents = [ad.instantiate_zeros(cotangent) for cotangent in cotangents]
-    return [None] * count + list(_linear_map.bind(*primals[:count], *cotangents, **swapped))
+    return [None] * count + list(_linear_map.bind(*primals[:count], *cotangents, count=count, **swapped))
 
 
 def _batch(arrays: Sequence[Any], dims: Sequence[Any], **params: Any) -> tuple[Any, Any]:
@@ -92,7 +101,9 @@ def _batch(arrays: Sequence[Any], dims: Sequence[Any], **params: Any) -> tuple[A
         return lambda *arrays: jax.vmap(function, residual_dims + (0,) * (len(arrays) - count))(*arrays)
 
     functions = {name: mapped(params[name]) for name in ("function", "transpose")}
-    result = _linear_map.bind(*arrays[:count], *operands, count=count, **functions)
+    result_types = jax.make_jaxpr(functions["function"])(*arrays[:count], *operands).out_avals
+    types = tuple(map(jax.typeof, operands)), tuple(result_types)
+    result = _linear_map.bind(*arrays[:count], *operands, count=count, types=types, **functions)
     return result, [0] * len(result)
 
 

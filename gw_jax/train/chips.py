@@ -1,4 +1,4 @@
-"""Public figures of accelerators: what they can compute and move at most."""
+"""Published peak figures of accelerators: arithmetic, memory bandwidth and memory size."""
 
 import dataclasses
 
@@ -8,8 +8,8 @@ class Chip:
     """The peak of one device (one TPU chip, one GPU).
 
     Attributes:
-        flops: bfloat16 operations a second, dense, without sparsity.
-        bandwidth: bytes a second between the chip and its memory.
+        flops: dense bfloat16 operations per second, without sparsity.
+        bandwidth: bytes per second between the chip and its memory.
         memory: bytes of that memory.
     """
 

@@ -21,7 +21,7 @@ _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
 
 @dataclasses.dataclass(frozen=True)
 class CommandLine:
-    """What ``train.py`` was asked for.
+    """The parsed command line of ``train.py``.
 
     Attributes:
         config: the configuration of the config file with the fields of the command line.
@@ -48,9 +48,9 @@ def parse(arguments: list[str], default_config: pathlib.Path) -> CommandLine:
     Raises:
         ConfigError: a name or a value that does not fit, in one line.
     """
-    file, rest = _take_config_file(arguments, default_config)
+    file, rest = _pop_config_file(arguments, default_config)
     config = load_config(file)
-    rest, unset = _take_none(rest, config)
+    rest, unset = _pop_unset(rest, config)
     values = flags.FlagValues()
     try:
         # Defining the flag already sets the fields that the command line names, so the names were checked before.
@@ -84,7 +84,7 @@ def parse(arguments: list[str], default_config: pathlib.Path) -> CommandLine:
 
 def help_text(arguments: list[str], default_config: pathlib.Path) -> str:
     """The flags, with every field of the configuration and its default."""
-    file, _ = _take_config_file(arguments, default_config)
+    file, _ = _pop_config_file(arguments, default_config)
     kind = type(load_config(file))
     lines = [
         "--config=FILE    a file with get_config() -> TrainConfig; default: configs/quickstart.py",
@@ -97,7 +97,7 @@ def help_text(arguments: list[str], default_config: pathlib.Path) -> str:
     return "\n".join(lines)
 
 
-def _take_config_file(arguments: list[str], default: pathlib.Path) -> tuple[str, list[str]]:
+def _pop_config_file(arguments: list[str], default: pathlib.Path) -> tuple[str, list[str]]:
     """The value of ``--config``, and the arguments without it."""
     file, rest, position = str(default), [], 0
     while position < len(arguments):
@@ -119,7 +119,7 @@ def _take_config_file(arguments: list[str], default: pathlib.Path) -> tuple[str,
     return file, rest
 
 
-def _take_none(arguments: list[str], config: TrainConfig) -> tuple[list[str], frozenset[str]]:
+def _pop_unset(arguments: list[str], config: TrainConfig) -> tuple[list[str], frozenset[str]]:
     """The arguments without those that set an optional field to None, and the names of these fields."""
     rest, unset, position = arguments[:1], set(), 1
     while position < len(arguments):
@@ -153,7 +153,7 @@ def _is_flag(config: TrainConfig, name: str) -> bool:
 
 
 def load_config(file: str) -> TrainConfig:
-    """What ``get_config()`` of ``file`` returns; of "FILE:ARGUMENT", ``get_config(ARGUMENT)``.
+    """The configuration that ``get_config()`` of ``file`` returns; for "FILE:ARGUMENT", ``get_config(ARGUMENT)``.
 
     Raises:
         ConfigError: the file cannot be run, or returns something else than a configuration; the message gives the line.
@@ -181,7 +181,7 @@ def load_config(file: str) -> TrainConfig:
 
 
 def _line_in(name: str, error: BaseException) -> str:
-    """Where in the file ``error`` arose, as far as that is known."""
+    """The line of the file in which ``error`` arose, if it is known."""
     if isinstance(error, SyntaxError):
         return ""  # Its message has the line.
     frames = [frame for frame in traceback.extract_tb(sys.exc_info()[2]) if frame.filename == name]

@@ -6,6 +6,7 @@ the whole once, and nothing writes to it after that. What configures a task stan
 
 import dataclasses
 import itertools
+import math
 import re
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float64")
 OPTIMIZERS = ("sgd", "lars", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "polynomial")
 CHECKPOINT_CHOICES = ("best", "last")
+_FACTOR = re.compile(r"\d+(\.\d*)?([eE][+-]?\d+)?")
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -42,11 +44,11 @@ class OptimizerConfig:
         epsilon: added to the square root of the second moment, for "adamw".
         weight_decay: coefficient of the L2 term.
         no_decay: patterns of parameters without weight decay and without a trust ratio. Empty, the reference's choice,
-            decays all. ``scale$,bias$`` spares norms and biases.
+            decays all. ``("scale$", "bias$")`` exempts norms and biases.
         trust_coefficient: of "lars".
         learning_rate_factors: ``PATTERN=FACTOR``: parameters whose path matches have that multiple of the learning rate;
             the first match counts.
-        frozen: patterns of parameters that are not trained.
+        frozen: patterns of parameters that are not trained; the running statistics of their layers still change.
     """
 
     name: str = choice("sgd", OPTIMIZERS)
@@ -62,17 +64,24 @@ class OptimizerConfig:
     frozen: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Checks the patterns.
+        """Checks the patterns, and fields against each other.
 
         Raises:
-            ConfigError: one that is no regular expression, or a factor that is no number.
+            ConfigError: a pattern that is no regular expression, a factor that is no number, ``nesterov`` without momentum,
+                or a ``momentum`` of 1 with "adamw", whose bias correction divides by ``1 - momentum``.
         """
+        if self.name == "adamw" and self.momentum == 1:
+            raise ConfigError("config.optimizer.momentum=1.0 is out of range for adamw; choose less than 1 (0.9 is usual).")
+        if self.nesterov and not self.momentum:
+            raise ConfigError(
+                "config.optimizer.nesterov=True has no effect with config.optimizer.momentum=0; set one of them."
+            )
         for field in ("no_decay", "frozen"):
             for pattern in getattr(self, field):
                 _check_pattern(field, pattern)
         for entry in self.learning_rate_factors:
             pattern, _, factor = entry.rpartition("=")
-            if not pattern or not re.fullmatch(r"\d+(\.\d*)?([eE][+-]?\d+)?", factor):
+            if not pattern or not _FACTOR.fullmatch(factor) or not math.isfinite(float(factor)):
                 raise ConfigError(
                     f"config.optimizer.learning_rate_factors={entry!r}; give PATTERN=FACTOR, such as bias$=2.0."
                 )
@@ -106,11 +115,23 @@ class ScheduleConfig:
     power: float = number(2.0, 0)
 
     def check(self) -> None:
-        """Checks the milestones.
+        """Checks fields against each other.
 
         Raises:
-            ConfigError: they do not rise, or are given in both units.
+            ConfigError: milestones that do not rise, are given in both units, or have no effect on this schedule; or a
+                ``warmup_from`` without a warm-up.
         """
+        if self.name != "step" and (self.milestones or self.milestone_steps):
+            field = "milestones" if self.milestones else "milestone_steps"
+            raise ConfigError(
+                f"config.schedule.{field} has no effect on config.schedule.name={self.name!r}; leave it out, or choose "
+                "'step'."
+            )
+        if self.warmup_from and not (self.warmup_epochs if self.warmup_steps is None else self.warmup_steps):
+            raise ConfigError(
+                f"config.schedule.warmup_from={self.warmup_from} has no effect without a warm-up; set "
+                "config.schedule.warmup_epochs or config.schedule.warmup_steps, or leave it out."
+            )
         if self.milestones and self.milestone_steps:
             raise ConfigError("config.schedule.milestones and config.schedule.milestone_steps are both set; set one.")
         for field in ("milestones", "milestone_steps"):
@@ -121,7 +142,7 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class CheckpointConfig:
-    """When checkpoints are saved, which are kept, and which is evaluated. Every evaluation saves one, too.
+    """Checkpoints: when they are saved, which are kept, which is evaluated. Every evaluation saves one, too.
 
     Attributes:
         every_steps: steps between saves; None for none.
@@ -140,7 +161,7 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class LogConfig:
-    """What a run reports.
+    """Metrics, progress, plots and profile of a run.
 
     Attributes:
         every_steps: steps between two training lines of ``metrics.jsonl``; the end of an epoch writes one, too.
@@ -170,18 +191,18 @@ class TrainConfig:
         init_from: directory of a model that ``python -m gw_jax.convert`` wrote, from whose parameters and statistics a new
             run starts, or which "evaluate" evaluates.
         resume_from: the same with the momentum and the number of epochs done, for a run that PyTorch began.
-        seed: decides initial parameters, order of the data and augmentation.
+        seed: determines initial parameters, order of the data and augmentation.
         num_epochs: length of the run in epochs.
         num_steps: length of the run in steps; None for ``num_epochs``.
         eval_every_epochs: epochs between evaluations; the end of the run is always evaluated.
         eval_every_steps: steps between evaluations; None for ``eval_every_epochs``.
-        accumulate_steps: parts into which a batch is cut, one after the other, where it does not fit into memory; the
-            gradient is that of the whole batch. BatchNorm sees one part at a time.
+        accumulate_steps: microbatches into which a batch is cut where it does not fit into memory; the gradient is that of
+            the whole batch. Batch statistics are those of a microbatch.
         ema_decay: decay of the exponential moving average of parameters and statistics that is evaluated and exported
             instead of the last ones; 0 for none. It starts faster: ``min(ema_decay, (1 + step) / (10 + step))``.
         dtype: type of the activations: "float32", "bfloat16" (parameters and statistics stay float32), or "float64",
-            parameters too, which needs JAX_ENABLE_X64=1. "auto" is bfloat16 on devices that multiply it (TPUs, GPUs of
-            compute capability 8.0 and above), else float32.
+            parameters too, which needs JAX_ENABLE_X64=1. "auto" is bfloat16 on TPUs and on GPUs of compute capability 8.0
+            and above, else float32.
     """
 
     # Names of fields, or of groups with a dot at their end. These may change between the starts of one run, because they
@@ -207,12 +228,16 @@ class TrainConfig:
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
     def make_task(self) -> Task:
-        """Opens what the task needs, such as its data. The only place that says which task a run has.
+        """Opens what the task needs, such as its data. The only dispatch on the kind of task.
 
         Raises:
             UserError: the data are missing, or do not fit the configuration.
+            ConfigError: this class has no task.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no task; use the configuration of one.")
+        raise ConfigError(
+            f"A {type(self).__name__} has no task. Use the configuration of one, such as "
+            "gw_jax.classification.ClassificationConfig, or a subclass with a make_task of its own."
+        )
 
     def check(self) -> None:
         """Checks fields against each other. A subclass calls this one, too.
@@ -224,10 +249,6 @@ class TrainConfig:
             raise ConfigError(
                 "config.init_from and config.resume_from are both set. The first reads the weights only, the second "
                 "momentum and epoch, too; set one."
-            )
-        if self.mode == "evaluate" and self.resume_from is not None:
-            raise ConfigError(
-                "config.resume_from is for training; config.mode=evaluate reads the weights of config.init_from."
             )
         if self.schedule.warmup_steps is None and self.num_steps is None and self.schedule.warmup_epochs > self.num_epochs:
             raise ConfigError(

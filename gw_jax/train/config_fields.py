@@ -53,10 +53,10 @@ def check_field_name(config: Any, path: str) -> None:
     for depth, part in enumerate(parts):
         names = [field.name for field in dataclasses.fields(config)]
         if part not in names:
-            group = "".join(f"{parent}." for parent in parts[:depth])
+            group = ".".join(["config", *parts[:depth]])
             elsewhere = [name for name in flatten(root) if name.rsplit(".", 1)[-1] == part]
             hint = f" There is --config.{elsewhere[0]}." if elsewhere else ""
-            raise ConfigError(unknown_name("config field", group + part, [group + name for name in names]) + hint)
+            raise ConfigError(unknown_name(f"Field of {group}", part, names) + hint)
         config = getattr(config, part)
         last = depth == len(parts) - 1
         if last and dataclasses.is_dataclass(config):

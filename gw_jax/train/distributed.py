@@ -1,4 +1,4 @@
-"""Runs on several hosts: finding the others, doing the same as they do, and ending when one of them is lost.
+"""Runs on several hosts: connecting the processes, exchanging small values, and ending all when one is lost.
 
 On one host everything here does nothing.
 """
@@ -20,7 +20,7 @@ from gw_jax.train.relay import Relay
 from gw_jax.train.rendezvous import meet
 
 T = TypeVar("T")
-# How many times longer than for a sign of life processes wait for each other: one may have to read or prepare data.
+# Processes wait for each other this many times ``timeout_s``: one of them may have to read or prepare data.
 _PATIENCE = 10
 _ERRORS = {kind.__name__: kind for kind in (UserError, ConfigError, DataError, CheckpointError, TrainingError)}
 
@@ -29,7 +29,7 @@ _peers: Peers | None = None
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class DistributedConfig:
-    """How the processes of a run on several hosts watch each other.
+    """Supervision of the processes of a run on several hosts.
 
     Attributes:
         timeout_s: seconds within which all processes must have started, and after which a process that gives no sign of
@@ -71,7 +71,7 @@ def initialize(
                 f"{' and '.join(missing)} missing: {', '.join(given)} belong together; give all three or none."
             )
     else:
-        found = _ask_jax(timeout_s, local_devices)
+        found = _detect_cluster(timeout_s, local_devices)
         if found is None:
             return
         coordinator, num_processes, process_id, local_devices = found
@@ -86,9 +86,9 @@ def initialize(
     if _peers is not None:
         raise ConfigError("The processes of this run are connected already; initialize() is called once.")
     peers = meet(host, port, num_processes, process_id, timeout_s)
-    # From here on a failure is told to the others.
+    # From here on a failure is reported to the others.
     _peers = peers
-    # Signals are ours: see stop.py.
+    # Signals are handled in stop.py.
     with contextlib.suppress(AttributeError):
         jax.config.update("jax_enable_preemption_service", False)
     address = f"127.0.0.1:{port if process_id == 0 else Relay(host, port, timeout_s).port}"
@@ -117,10 +117,10 @@ def _split_address(coordinator: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _ask_jax(timeout_s: float, local_devices: list[int] | None) -> tuple[str, int, int, list[int] | None] | None:
-    """Coordinator, number of processes, number of this one and its devices, as the launcher says; None for one process."""
+def _detect_cluster(timeout_s: float, local_devices: list[int] | None) -> tuple[str, int, int, list[int] | None] | None:
+    """Coordinator, process count, process index and local devices, as the launcher gives them; None for one process."""
     try:
-        # No public function tells without connecting.
+        # No public function detects a cluster without connecting.
         from jax._src.cloud_tpu_init import running_in_cloud_tpu_vm
         from jax._src.clusters import ClusterEnv
 
@@ -201,7 +201,11 @@ def any_process(name: str, flag: bool) -> bool:
 
 
 def run_on_main(name: str, function: Callable[[], T]) -> T:
-    """Calls ``function`` in process 0 only; all processes return its result, a JSON value, or raise its UserError."""
+    """Calls ``function`` in process 0 only; all processes return its result, a JSON value.
+
+    Raises:
+        UserError: in all processes, the one that ``function`` raised. Other errors are as for :func:`gather`.
+    """
     answer: dict[str, Any] = {}
     if is_main():
         try:
@@ -239,10 +243,12 @@ def check_same_everywhere(facts: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def telling_failures() -> Iterator[None]:
-    """Tells the other processes at once of an exception, which may take long to leave code that waits for them.
+def reporting_failures() -> Iterator[None]:
+    """Reports an exception to the other processes at once: it may take long to leave code that waits for them.
 
-    What other processes cause (a collective operation that breaks off) becomes a TrainingError that names the lost process.
+    Raises:
+        TrainingError: instead of an exception that a lost process caused, such as a collective operation that broke off;
+            the message names that process. Other exceptions pass.
     """
     try:
         yield
@@ -266,7 +272,7 @@ def finish() -> None:
 
 
 def leave(code: int, reason: str) -> NoReturn:
-    """Ends this process, whose run has failed, with exit code ``code``; the others are told the ``reason``.
+    """Ends this process, whose run has failed, with exit code ``code``, and reports the ``reason`` to the others.
 
     Not through Python's own end, where JAX waits for the other processes and then aborts.
     """

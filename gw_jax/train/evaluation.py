@@ -16,9 +16,13 @@ from gw_jax.train.task import EvalBatches
 def evaluate(
     experiment: Experiment, state: TrainState, batches: EvalBatches, consensus: StopConsensus
 ) -> dict[str, float] | None:
-    """The metrics of ``state`` over the evaluation split, or None if the run was stopped on the way.
+    """The metrics of ``state`` over the evaluation split, or None if a stop request came first.
 
-    All processes must use the ``consensus`` of the whole run, or some would continue where others have stopped.
+    Args:
+        experiment: the run.
+        state: the state to evaluate.
+        batches: the evaluation data.
+        consensus: that of the whole run; with one of its own, a process would continue where others have stopped.
 
     Raises:
         DataError: nothing could be evaluated.
@@ -43,5 +47,8 @@ def evaluate(
     metrics = evaluator.result()
     for name, value in metrics.items():
         if not math.isfinite(value):
-            raise TrainingError(f"{name} at step {int(state.step)} is {value}: the network diverged.")
+            raise TrainingError(
+                f"{name} at step {int(state.step)} is {value}, so the network has diverged. Lower "
+                "config.optimizer.learning_rate, in another --workdir."
+            )
     return metrics

@@ -1,7 +1,6 @@
-"""Puts a run together: task, network, optimiser and compiled steps, with every check that needs more than the config."""
+"""Assembles a run: task, network, optimiser and steps, with every check that needs more than the configuration."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from gw_jax.errors import ConfigError
 from gw_jax.train.config import TrainConfig
 from gw_jax.train.mesh import batch_sharding, make_mesh
 from gw_jax.train.optimizer import check_patterns, make_optimizer
-from gw_jax.train.schedule import Length, make_schedule
+from gw_jax.train.schedule import Length, check_schedule, make_schedule
 from gw_jax.train.state import TrainState, create_state
 from gw_jax.train.step import EvalStep, TrainStep, make_eval_step, make_train_step
 from gw_jax.train.task import Batch, Task
@@ -45,7 +44,7 @@ class Experiment:
     schedule: optax.Schedule
     length: Length
 
-    def shard_batch(self, batch: Batch) -> Any:
+    def shard_batch(self, batch: Batch) -> Batch:
         """Places this process's shard of a batch on the devices."""
         sharding = batch_sharding(self.mesh)
         return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)
@@ -69,6 +68,13 @@ def build_experiment(config: TrainConfig, devices: list[jax.Device] | None = Non
     task = config.make_task()
     task.check(mesh.size, training=training)
     length = Length.of(config, max(task.steps_per_epoch, 1))
+    if training:
+        if task.batch_size % config.accumulate_steps:
+            raise ConfigError(
+                f"config.accumulate_steps={config.accumulate_steps} does not divide the batch of {task.batch_size} "
+                f"{task.example_name}; choose a divisor."
+            )
+        check_schedule(config.schedule, length)
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, length.steps_per_epoch, length.total_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     try:

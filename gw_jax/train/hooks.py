@@ -1,4 +1,4 @@
-"""Calls from a run to the outside: for other loggers, and to inject faults in tests."""
+"""Hooks of a run, for other loggers and for fault injection in tests."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 class Hooks:
     """Methods that a run calls on every process. A subclass overrides those it needs; an exception ends the run.
 
-    ``trainer.step`` is the number of steps taken, ``trainer.state`` the state after them.
+    ``trainer.step`` is the number of steps done, ``trainer.state`` the state after them.
     """
 
     def before_step(self, trainer: "Trainer") -> None:

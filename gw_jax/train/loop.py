@@ -11,7 +11,7 @@ import jax
 from gw_jax.errors import CheckpointError, TrainingError
 from gw_jax.train.checkpoint import Checkpoints, Progress, saved_steps
 from gw_jax.train.chips import CHIPS
-from gw_jax.train.distributed import is_main, run_on_main, telling_failures
+from gw_jax.train.distributed import is_main, reporting_failures, run_on_main
 from gw_jax.train.evaluation import evaluate
 from gw_jax.train.experiment import Experiment
 from gw_jax.train.hooks import Hooks
@@ -20,6 +20,7 @@ from gw_jax.train.modes import RunResult
 from gw_jax.train.plot import CURVES_FILE, plot_curves
 from gw_jax.train.profiler import Profiler
 from gw_jax.train.stop import MAX_STEPS_AHEAD, STOP_FIELD, StopConsensus, StopRequest
+from gw_jax.train.task import Batch
 from gw_jax.train.terminal import Terminal
 from gw_jax.train.throughput import Throughput
 from gw_jax.train.totals import Totals
@@ -30,11 +31,11 @@ class Trainer:
     """One training run and what it carries from step to step.
 
     Attributes:
-        experiment: what it trains.
+        experiment: task, network and steps of the run.
         workdir: its work directory.
-        step: steps taken.
+        step: number of steps done.
         state: the state after them, on the devices.
-        checkpoints: those of the work directory.
+        checkpoints: the checkpoints of the work directory.
     """
 
     def __init__(self, experiment: Experiment, workdir: pathlib.Path, stop: StopRequest, hooks: Hooks):
@@ -48,9 +49,9 @@ class Trainer:
         self.state, self._evaluated, self._evaluation = experiment.state, True, None
         self._totals = Totals()
         self._saved_at: int | None = None
-        # Metrics of steps that may still be running, on the devices.
-        self._in_flight: list[Any] = []
-        if saved_steps(workdir):
+        # Metrics on the devices, of steps that may still be running.
+        self._in_flight: list[dict[str, Any]] = []
+        if run_on_main("checkpoints found", lambda: bool(saved_steps(workdir))):
             self.step, self.state, progress = self.checkpoints.restore_newest(experiment.state)
             self._check_length()
             self._batches.set_state(progress.data)
@@ -75,14 +76,14 @@ class Trainer:
         )
         self._profiler = Profiler(workdir, config.log)
         self._throughput = Throughput(task.example_name)
-        self._compiled: dict[Any, tuple[Any, float | None]] = {}
+        self._compiled: dict[Any, tuple[jax.stages.Compiled, float | None]] = {}
 
     def train(self) -> RunResult:
         """Trains to the end, or to a stop request."""
         length = self.experiment.length
         self._announce()
         try:
-            with telling_failures():
+            with reporting_failures():
                 if not self._evaluated and not self._consensus.should_stop:
                     self._evaluate_and_save()
                 while self.step < length.total_steps and not self._consensus.should_stop:
@@ -113,7 +114,7 @@ class Trainer:
         return self.step % every == 0 or length.ends_epoch(self.step) or self.step == length.total_steps
 
     def _announce(self) -> None:
-        """Says where the run starts."""
+        """Reports the start of the run."""
         devices = self.experiment.mesh.devices.flat
         hosts = f" of {jax.process_count()} hosts" if jax.process_count() > 1 else ""
         where = f"{self.experiment.mesh.size} {devices[0].device_kind} device(s){hosts}"
@@ -146,7 +147,7 @@ class Trainer:
         train_step = self._compiled_step(batch)
         self._profiler.before(self.step)
         self._throughput.start()
-        # Whatever moves between host and devices here moves on purpose.
+        # Every transfer between host and devices is explicit here.
         with jax.transfer_guard("disallow"):
             self.state, metrics = train_step(self.state, batch)
         self.step += 1
@@ -159,22 +160,23 @@ class Trainer:
         self._throughput.count(self.experiment.task.batch_size, waited)
         self._hooks.after_step(self)
 
-    def _compiled_step(self, batch: Any) -> Any:
+    def _compiled_step(self, batch: Batch) -> jax.stages.Compiled:
         """The step for the shapes of ``batch``, compiled when they are seen first."""
         leaves, structure = jax.tree.flatten(batch)
         shapes = (structure, *((leaf.shape, leaf.dtype) for leaf in leaves))
         if shapes not in self._compiled:
-            # Compilation is no time of training.
+            # Compilation does not count as training time.
             jax.block_until_ready(self._in_flight)
             self._throughput.pause()
+            # Lowered first: that gives the number of operations for "train/mfu" without compiling twice.
             lowered = self.experiment.train_step.lower(self.state, batch)
-            # Operations of the whole batch, before the compiler splits it up.
+            # FLOPs of the global batch, before it is partitioned over the devices.
             flops = (lowered.cost_analysis() or {}).get("flops")
             self._compiled[shapes] = lowered.compile(), flops
         return self._compiled[shapes][0]
 
     def _peak_steps_per_second(self) -> float | None:
-        """Steps per second at the devices' peak, where that and the operations of a step are known."""
+        """Steps per second at the devices' peak, where that and the FLOPs of a step are known."""
         chip = CHIPS.get(self.experiment.mesh.devices.flat[0].device_kind)
         flops = [flops for _, flops in self._compiled.values()]
         if chip is None or len(flops) != 1 or not flops[0]:
@@ -182,7 +184,7 @@ class Trainer:
         return self.experiment.mesh.size * chip.flops / flops[0]
 
     def _collect(self) -> None:
-        """Waits for all steps taken and moves their metrics to the host.
+        """Waits for all dispatched steps and moves their metrics to the host.
 
         Raises:
             TrainingError: the loss or the gradient of one of them is not finite.
@@ -230,7 +232,7 @@ class Trainer:
 
     def _evaluate_and_save(self) -> None:
         """Evaluates, writes the line and saves; does neither if a stop request came first."""
-        # The devices' memory is for the evaluation now.
+        # Steps in flight would hold memory that the evaluation needs.
         jax.block_until_ready(self._in_flight)
         self._throughput.pause()
         self._hooks.before_evaluation(self)
@@ -245,8 +247,10 @@ class Trainer:
         jax.block_until_ready(self._in_flight)
         self._throughput.pause()
         self._collect()
+        # A process whose data failed has trained on substitutes since.
+        self._consensus.raise_failure(self._batches.failure)
         self._hooks.before_save(self)
-        # A save that is still being written takes room, too.
+        # A save that is still being written needs space, too.
         self.checkpoints.wait()
         run_on_main("room to save", lambda: check_room_to_save(self.workdir, self.state))
         progress = Progress(
@@ -279,4 +283,4 @@ class Trainer:
             if self.experiment.config.log.plot:
                 with warn_unwritable(self.workdir / CURVES_FILE):
                     print(f"Curves: {plot_curves(self.workdir, self.experiment.task.curves)}")
-        return RunResult(metrics)
+        return RunResult(metrics or None)

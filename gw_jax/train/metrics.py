@@ -40,7 +40,7 @@ def is_evaluation(line: dict[str, Any]) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Damaged:
-    """A line that cannot be read: its number, from 1; how many readable lines precede it; its step, if that is legible."""
+    """A line that cannot be read: its number, from 1; how many readable lines precede it; its step, if it can be read."""
 
     number: int
     num_before: int
@@ -176,7 +176,7 @@ def _is_repeated(damaged: _Damaged, lines: list[dict[str, Any]], step: int, eval
         return True
     if any(not _is_before(line, step, evaluated) for line in before):
         return True
-    # Behind the last line that the run needs, nothing else of it follows.
+    # No line that the run keeps follows its last line of this step.
     at_step = [line for line in before if line["step"] == step]
     return any(is_evaluation(line) for line in at_step) or (bool(at_step) and not evaluated)
 

@@ -1,4 +1,4 @@
-"""What is done with a finished checkpoint or an imported model: evaluation and export."""
+"""Evaluation and export of a checkpoint, and evaluation of an imported model."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ EVALUATION_FILE = "evaluation.json"
 
 @dataclasses.dataclass(frozen=True)
 class RunResult:
-    """How a run ended.
+    """The outcome of a run.
 
     Attributes:
         metrics: the last evaluation, by the names of ``metrics.jsonl``; None if there was none.

@@ -1,6 +1,7 @@
 """The optimiser of a run, from its configuration."""
 
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +11,14 @@ import optax
 
 from gw_jax.errors import ConfigError
 from gw_jax.train.config import OptimizerConfig
+from gw_jax.train.distributed import is_main
 
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """SGD with momentum, LARS or AdamW, as :class:`OptimizerConfig` defines them.
 
     L2 weight decay of SGD and LARS is added to the gradient before the momentum, as in PyTorch. LARS differs from
-    ``optax.lars`` under a schedule: the learning rate is outside the momentum.
+    ``optax.lars`` under a schedule: the learning rate is applied after the momentum.
     """
 
     def mask(params: Any) -> Any:
@@ -62,6 +64,8 @@ def matching(params: Any, patterns: Sequence[str]) -> Any:
 def check_patterns(config: OptimizerConfig, params: Any) -> None:
     """Checks that each pattern of ``learning_rate_factors`` and ``frozen`` matches a parameter, and that some are trained.
 
+    One of ``no_decay`` that matches nothing is a warning: recipes exempt scales also of networks that have none.
+
     Raises:
         ConfigError: a pattern that matches nothing, which is a spelling mistake, or everything is frozen.
     """
@@ -74,6 +78,11 @@ def check_patterns(config: OptimizerConfig, params: Any) -> None:
                     f"config.optimizer.{field} names {pattern!r}, which no parameter's path matches. Paths look like "
                     f"{', '.join(names[:3])}."
                 )
+    for pattern in config.no_decay:
+        if is_main() and not any(re.search(pattern, name) for name in names):
+            print(
+                f"warning: config.optimizer.no_decay names {pattern!r}, which no parameter's path matches.", file=sys.stderr
+            )
     if config.frozen and all(any(re.search(pattern, name) for pattern in config.frozen) for name in names):
         raise ConfigError(f"config.optimizer.frozen={config.frozen} freezes every parameter; nothing would be trained.")
 

@@ -1,4 +1,4 @@
-"""Control connections between the processes of a run: who is there, who is lost, and small values that all must know.
+"""Control connections between the processes of a run: their presence, their loss, and small values that all of them need.
 
 JAX's own service ends a process by SIGABRT and a C++ stack trace when another one is lost, and after five minutes when one
 never came. So the processes meet here first, over plain TCP, and watch each other as long as the run lasts::
@@ -28,7 +28,7 @@ class Peers:
 
     def __init__(self, process_id: int, num_processes: int, timeout: float):
         self.process_id, self.num_processes, self.timeout = process_id, num_processes, timeout
-        # How long a process that hears of a failure may take to end by itself, before it is ended.
+        # Seconds that a process has to end by itself after a failure was reported, before it is ended.
         self.grace = min(5.0, timeout / 4)
         self.failure: str | None = None
         self.hosts = [""] * num_processes
@@ -42,7 +42,7 @@ class Peers:
         self._reason: str | None = None
         self._closed = False
 
-    # What the run uses.
+    # Interface of the run.
 
     def gather(self, name: str, value: Any, timeout: float) -> list[Any]:
         """The ``value`` of every process, in their order; JSON values. All processes must call it in the same order.
@@ -70,18 +70,18 @@ class Peers:
             return self._results.pop(number)
 
     def fail(self, reason: str) -> None:
-        """Tells all others that this process has failed; they end, and this one is ended if it does not end soon."""
+        """Reports to all others that this process has failed; they end, and this one is ended if it does not end soon."""
         self._reason = reason
         self._spread(f"{self._name(self.process_id)} has failed: {one_line(reason)}")
 
     def wait_for_failure(self) -> str | None:
-        """What is known of a failure of another process, waiting a moment for the news."""
+        """The failure of another process, or None if none is reported within a moment."""
         with self.changed:
             self.changed.wait_for(lambda: self.failure is not None, self.grace)
             return self.failure
 
     def close(self) -> None:
-        """Says goodbye: from now on nobody counts this process as lost."""
+        """Says goodbye: from now on no process counts this one as lost."""
         for other in list(self.connections):
             self._send(other, {"bye": True})
         self._closed = True

@@ -1,4 +1,4 @@
-"""The curves of a run as a picture."""
+"""The plot of a run's curves."""
 
 import pathlib
 from collections.abc import Sequence

@@ -8,7 +8,17 @@ from collections.abc import Callable
 
 
 def dial(host: str, port: int, deadline: float, failed: Callable[[OSError | None], Exception]) -> socket.socket:
-    """Connects, trying again until ``deadline``; ``failed`` makes the error from the last reason."""
+    """Connects, and retries until ``deadline``.
+
+    Args:
+        host: address to connect to.
+        port: its port.
+        deadline: on ``time.monotonic``'s clock.
+        failed: makes the error from the last reason, if there is one.
+
+    Raises:
+        Exception: what ``failed`` makes, when the deadline has passed.
+    """
     error: OSError | None = None
     while (left := deadline - time.monotonic()) > 0:
         try:
@@ -23,7 +33,7 @@ class Relay:
     """A local port that leads to ``host:port``, and stays open when the connection breaks.
 
     JAX's client aborts its process as soon as its connection to the service in process 0 closes. Through the relay it only
-    notices that nobody answers, and :class:`Peers` has the time to say in words what happened.
+    notices that nobody answers, and :class:`Peers` has the time to report what happened.
     """
 
     def __init__(self, host: str, port: int, timeout: float):

@@ -1,4 +1,4 @@
-"""How the processes of a run find each other: all that were started, each with a number of its own."""
+"""Rendezvous of the processes of a run: all that were started, each with a number of its own."""
 
 import contextlib
 import platform

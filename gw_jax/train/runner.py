@@ -46,8 +46,8 @@ def run(
     Args:
         config: the run and its task.
         workdir: directory of its checkpoints and metrics; one run owns it.
-        given: names of the fields that were set on purpose, such as those of a command line. Evaluation and export take all
-            others from the run in ``workdir``. None means that all were.
+        given: names of the fields that were set explicitly, such as on a command line. Evaluation and export read all
+            others from the run in ``workdir``. None means all fields.
         hooks: calls from the training loop.
         devices: devices to run on; None for all.
 
@@ -71,7 +71,10 @@ def run(
         if config.mode == "train":
             return _train(config, workdir, stop, hooks or Hooks(), devices)
         if stored is None and (config.mode != "evaluate" or config.init_from is None):
-            raise CheckpointError(f"{workdir} holds no run to {config.mode}. Train first, or give the --workdir of a run.")
+            imported = ", or set config.init_from to evaluate a converted model" if config.mode == "evaluate" else ""
+            raise CheckpointError(
+                f"{workdir} holds no run to {config.mode}. Train first, or give the --workdir of a run{imported}."
+            )
         experiment = build_experiment(config, devices, training=False)
         if stored is None:
             return evaluate_imported(experiment, workdir, stop)
@@ -82,7 +85,7 @@ def _train(
     config: TrainConfig, workdir: pathlib.Path, stop: StopRequest, hooks: Hooks, devices: list[jax.Device] | None
 ) -> RunResult:
     experiment = build_experiment(config, devices)
-    if not saved_steps(workdir):
+    if not run_on_main("saved checkpoints", lambda: bool(saved_steps(workdir))):
         # Before the directory is claimed: a run that cannot start must not claim it.
         experiment = dataclasses.replace(experiment, state=initial_state(experiment))
     wait_for_everyone("ready")

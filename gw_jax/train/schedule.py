@@ -1,10 +1,14 @@
 """The length of a run in steps, and its learning-rate schedule."""
 
+import collections
 import dataclasses
+import sys
 
 import optax
 
+from gw_jax.errors import ConfigError
 from gw_jax.train.config import ScheduleConfig, TrainConfig
+from gw_jax.train.distributed import is_main
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +17,7 @@ class Length:
 
     Attributes:
         steps_per_epoch: training steps per epoch.
-        total_steps: of the run.
+        total_steps: steps of the run.
         num_epochs: epochs that have begun when it ends.
     """
 
@@ -56,13 +60,19 @@ class Length:
 
 
 def make_schedule(config: ScheduleConfig, learning_rate: float, steps_per_epoch: int, total_steps: int) -> optax.Schedule:
-    """The learning rate as a function of the number of steps taken.
+    """The learning rate as a function of the number of steps done.
 
     With ``w`` steps of warm-up and ``t = (step - w) / (total_steps - w)``, "constant" is ``learning_rate``, "step" is
     ``learning_rate * gamma^k`` after ``k`` milestones, "cosine" is ``learning_rate * (1 + cos(pi t)) / 2`` and "polynomial"
     is ``learning_rate * (1 - t)^power``. The first ``w`` steps rise linearly from ``warmup_from * learning_rate`` instead.
+
+    Args:
+        config: the kind of schedule, the warm-up and the milestones.
+        learning_rate: the peak.
+        steps_per_epoch: training steps per epoch.
+        total_steps: steps of the run.
     """
-    warmup = round(config.warmup_epochs * steps_per_epoch) if config.warmup_steps is None else config.warmup_steps
+    warmup = _warmup_steps(config, steps_per_epoch)
     peak = learning_rate
     if config.name == "constant":
         after = optax.constant_schedule(learning_rate)
@@ -70,8 +80,9 @@ def make_schedule(config: ScheduleConfig, learning_rate: float, steps_per_epoch:
         boundaries = _milestones(config, steps_per_epoch, total_steps)
         # Milestones are counted from the start of the run, join_schedules counts from the end of the warm-up.
         peak *= config.gamma ** sum(boundary <= warmup for boundary in boundaries)
-        later = {boundary - warmup: config.gamma for boundary in boundaries if boundary > warmup}
-        after = optax.piecewise_constant_schedule(peak, later)
+        # Milestones may round to one step, and all of them count.
+        later = collections.Counter(boundary - warmup for boundary in boundaries if boundary > warmup)
+        after = optax.piecewise_constant_schedule(peak, {step: config.gamma**count for step, count in later.items()})
     elif config.name == "polynomial":
         after = optax.polynomial_schedule(learning_rate, 0.0, config.power, max(total_steps - warmup, 1))
     else:
@@ -79,6 +90,33 @@ def make_schedule(config: ScheduleConfig, learning_rate: float, steps_per_epoch:
     if warmup == 0:
         return after
     return optax.join_schedules([optax.linear_schedule(config.warmup_from * peak, peak, warmup), after], [warmup])
+
+
+def check_schedule(config: ScheduleConfig, length: Length) -> None:
+    """Checks the schedule against the length of the run; warns of a warm-up that a short trial does not finish.
+
+    Raises:
+        ConfigError: milestones follow each other within one step.
+    """
+    warmup = _warmup_steps(config, length.steps_per_epoch)
+    if warmup > length.total_steps:
+        field = "warmup_epochs" if config.warmup_steps is None else "warmup_steps"
+        if is_main():
+            print(
+                f"warning: config.schedule.{field}={getattr(config, field)} is a warm-up of {warmup} steps, and the run "
+                f"has {length.total_steps}; it ends below config.optimizer.learning_rate.",
+                file=sys.stderr,
+            )
+    by_epochs = config.name == "step" and not config.milestones and not config.milestone_steps
+    if by_epochs and config.step_epochs * length.steps_per_epoch < 1:
+        raise ConfigError(
+            f"config.schedule.step_epochs={config.step_epochs} is less than one step; an epoch has "
+            f"{length.steps_per_epoch} steps."
+        )
+
+
+def _warmup_steps(config: ScheduleConfig, steps_per_epoch: int) -> int:
+    return round(config.warmup_epochs * steps_per_epoch) if config.warmup_steps is None else config.warmup_steps
 
 
 def _milestones(config: ScheduleConfig, steps_per_epoch: int, total_steps: int) -> list[int]:

@@ -19,7 +19,7 @@ class TrainState:
     """Everything that training changes.
 
     Attributes:
-        step: number of steps taken, int32.
+        step: number of steps done, int32.
         params: parameters by module path.
         batch_stats: running statistics by module path.
         opt_state: optimiser state.
@@ -39,7 +39,14 @@ class TrainState:
 
 
 def update_ema(state: TrainState, params: Any, batch_stats: Any, decay: float) -> Any:
-    """The averages after a step: ``ema <- d ema + (1 - d) new`` with ``d = min(decay, (1 + step) / (10 + step))``."""
+    """The averages after a step: ``ema <- d ema + (1 - d) new`` with ``d = min(decay, (1 + step) / (10 + step))``.
+
+    Args:
+        state: the state before the step, with its averages.
+        params: the parameters after the step.
+        batch_stats: the batch statistics after the step.
+        decay: the final decay.
+    """
     if state.ema is None:
         return None
     step = state.step.astype(jnp.float32)
@@ -57,8 +64,8 @@ def update_ema(state: TrainState, params: Any, batch_stats: Any, decay: float) -
 def activation_dtype(dtype: str, device: jax.Device | None = None) -> str:
     """``config.dtype`` with "auto" resolved for ``device``, by default the first one.
 
-    bfloat16 on TPUs and on GPUs of compute capability 8.0 and above. Older GPUs, such as the T4, emulate its products, and
-    CPUs gain nothing: float32 there.
+    bfloat16 on TPUs and on GPUs of compute capability 8.0 and above. Float32 on older GPUs, such as the T4, which emulate
+    bfloat16 products, and on CPUs, which gain nothing.
     """
     if dtype != "auto":
         return dtype
@@ -69,10 +76,8 @@ def activation_dtype(dtype: str, device: jax.Device | None = None) -> str:
         return "bfloat16"
     try:
         return "bfloat16" if float(device.compute_capability) >= 8.0 else "float32"
-    except (
-        AttributeError,
-        ValueError,
-    ):  # AMD names architectures, such as gfx942; all of them multiply bfloat16.
+    except (AttributeError, ValueError):
+        # AMD reports architectures, such as gfx942; all of them compute bfloat16 products.
         return "bfloat16"
 
 
@@ -91,7 +96,18 @@ def create_state(
     *,
     with_ema: bool = False,
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """Initialises the model that ``make_model(rngs)`` makes, directly on the devices of ``mesh``."""
+    """Initialises the model that ``make_model(rngs)`` makes, directly on the devices of ``mesh``.
+
+    Args:
+        make_model: makes the network from its generators.
+        seed: determines the initial parameters.
+        optimizer: makes the optimiser's state.
+        mesh: the devices.
+        with_ema: whether the state has moving averages.
+
+    Returns:
+        The static part of the model, and the state.
+    """
     graphdef, initialise, abstract = state_initializer(make_model, seed, optimizer, with_ema=with_ema)
     return graphdef, jax.jit(initialise, out_shardings=state_shardings(mesh, abstract))()
 
@@ -103,13 +119,16 @@ def state_initializer(
     *,
     with_ema: bool = False,
 ) -> tuple[nnx.GraphDef, Callable[[], TrainState], TrainState]:
-    """The static part of the model of ``make_model(rngs)``, a function that initialises its state, and its shapes."""
+    """The static part of the model of ``make_model(rngs)``, a function that initialises its state, and its shapes.
+
+    Arguments are those of :func:`create_state`.
+    """
     graphdefs = []
 
     def initialise() -> TrainState:
         graphdef, params, batch_stats = model_to_dicts(make_model(nnx.Rngs(seed)))
         graphdefs.append(graphdef)
-        # Copies: the training step takes over the memory of every array of the state.
+        # Copies: the training step donates every array of the state.
         ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if with_ema else None
         return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), ema)
 

@@ -36,7 +36,7 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
-                # Not so for SIGINT, which shell scripts have their background jobs ignore without being asked.
+                # Not SIGINT, which background jobs of shell scripts ignore by default.
                 if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                     self._previous[number] = signal.signal(number, self._handle)
         return self
@@ -58,15 +58,15 @@ class StopConsensus:
     """The decision to stop, made alike in every process.
 
     In one process that is :class:`StopRequest` itself. Several processes must all stop before the same step, or they would
-    wait for each other for ever. So a stop request travels in the batch, the compiled step returns the maximum over the
-    batch, and every process looks at the answer of the same earlier step::
+    wait for each other forever. So a stop request travels in the batch, the compiled step returns the maximum over the
+    batch, and every process reads the answer of the same earlier step::
 
         consensus = StopConsensus(stop)
-        metrics = step(state, put(consensus.attach(batch)))     # metrics["stop"] = batch["stop"].max()
+        metrics = step(state, consensus.attach(batch))     # metrics["stop"] = batch["stop"].max()
         consensus.observe(metrics_of_an_earlier_step)
         if consensus.should_stop: ...
 
-    A decision is final, so one object must serve training and evaluation: what one of them observed holds for the other.
+    A decision is final, so one object must serve training and evaluation.
     A failure that one process alone has seen, such as data that it cannot read, travels the same way and ends all of them.
     """
 
@@ -88,7 +88,7 @@ class StopConsensus:
         return {**batch, STOP_FIELD: np.full(size, _FAILURE if failed else bool(self._stop), np.uint8)}
 
     def observe(self, metrics: dict[str, Any]) -> None:
-        """Receives the answer in what a step returned. Every process must observe the same steps."""
+        """Reads the answer from the outputs of a step. Every process must observe the same steps."""
         if STOP_FIELD in metrics:
             answer = int(jax.device_get(metrics[STOP_FIELD]))
             self._decided = self._decided or answer > 0

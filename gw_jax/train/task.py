@@ -1,7 +1,7 @@
 """The interface between a run and its task.
 
-A run knows steps, checkpoints and processes; a task knows its network, its data, its loss and its evaluation. One loop then
-serves every task, and the hard parts (exact resume, a stop that all hosts agree on, damaged checkpoints) exist once.
+A run handles steps, checkpoints and processes; a task provides network, data, loss and evaluation. One loop then serves
+every task, and the hard parts (exact resume, a stop that all hosts agree on, damaged checkpoints) exist once.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-# A pytree of arrays whose first axis is the batch.
-Batch = Any
+# Arrays, or pytrees of them, by name; their first axis is the batch. The name "stop" is reserved.
+Batch = dict[str, Any]
 # (total, count) of a metric; what is reported is the sum of the totals over the sum of the counts.
 Mean = tuple[jax.Array, jax.Array]
 
@@ -26,7 +26,7 @@ class TrainBatches(Protocol):
     def failure(self) -> Exception | None:
         """The error after which the run must end, or None.
 
-        One of several processes does not raise it, but goes on with substitutes, so that all can end at the same step.
+        One of several processes does not raise it, but continues with substitute batches, so that all end at the same step.
         """
         ...
 
@@ -52,7 +52,7 @@ class TrainBatches(Protocol):
 
 
 class EvalBatches(Protocol):
-    """This process's shard of the evaluation batches: each pass gives the same, and every process as many."""
+    """This process's shard of the evaluation batches: every pass yields the same, and every process the same number."""
 
     @property
     def failure(self) -> Exception | None:
@@ -72,7 +72,7 @@ class Evaluator(Protocol):
     """Adds up what :meth:`Task.predict` returned for each batch of one pass, on the device or on the host."""
 
     def add(self, outputs: Any) -> None:
-        """Takes the outputs for one batch: replicated arrays, perhaps still being computed."""
+        """Adds the outputs for one batch: replicated arrays, perhaps still being computed."""
         ...
 
     def result(self) -> dict[str, float]:
@@ -111,7 +111,7 @@ class Weights:
 
 
 class Task(Protocol):
-    """Everything that a run must know of its task. :meth:`TrainConfig.make_task` makes one.
+    """Everything that a run needs from its task, which :meth:`gw_jax.train.TrainConfig.make_task` makes.
 
     Attributes:
         best_metric: the metric of the evaluation by which checkpoints are the best; larger is better.
@@ -173,5 +173,15 @@ class Task(Protocol):
         ...
 
     def export(self, directory: pathlib.Path, params: Any, batch_stats: Any, source: dict[str, Any]) -> None:
-        """Writes a model as a directory that users load. ``batch_stats`` have one running statistic per layer."""
+        """Writes a model as a directory that users load.
+
+        Args:
+            directory: a new directory.
+            params: the parameters.
+            batch_stats: the batch statistics, one running statistic per layer.
+            source: the origin of the model (work directory, step), as JSON values.
+
+        Raises:
+            CheckpointError: ``directory`` exists or cannot be written.
+        """
         ...

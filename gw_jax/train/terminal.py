@@ -1,4 +1,4 @@
-"""What a run shows: a progress bar or one line per epoch, on streams that may be closed."""
+"""Terminal output of a run: a progress bar or one line per epoch, on streams that may be closed."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ class Terminal:
         step: steps that are done.
         steps_per_epoch: steps between two lines.
         progress_bar: whether a terminal gets a bar.
-        shown: what stands beside the bar: short name to metric, ``{"loss": "train/loss"}``.
+        shown: metrics beside the bar, by short name: ``{"loss": "train/loss"}``.
     """
 
     def __init__(self, *, total: int, step: int, steps_per_epoch: int, progress_bar: bool, shown: Mapping[str, str]):
@@ -49,7 +49,9 @@ class Terminal:
             seconds_per_step = (time.perf_counter() - self._started) / max(step - self._first_step, 1)
             left = f"{seconds_per_step * (self._total - step):.0f} s left" if step < self._total else "done"
             numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-            self.say(f"epoch {step // self._steps_per_epoch}/{self._total // self._steps_per_epoch}  {numbers}  {left}")
+            # A run of a length in steps may end within an epoch.
+            num_epochs = -(-self._total // self._steps_per_epoch)
+            self.say(f"epoch {step // self._steps_per_epoch}/{num_epochs}  {numbers}  {left}")
 
     def say(self, message: str) -> None:
         """Prints a line to standard error without breaking the bar."""
@@ -130,7 +132,7 @@ class _TolerantStream:
             return False
 
     def _discard(self) -> None:
-        """Lets the stream's buffer flow to nowhere: Python reports what it cannot flush at its end."""
+        """Redirects the stream to the null device: Python reports what it cannot flush at exit."""
         try:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())

@@ -59,7 +59,7 @@ class Throughput:
         self._examples, self._steps, self._waited = self._examples + examples, self._steps + 1, self._waited + waited
 
     def read(self, peak_steps_per_second: float | None = None) -> dict[str, float]:
-        """What was counted since the last call; empty if nothing was. No step may be in flight.
+        """The throughput since the last call; empty if no step was counted. No step may be in flight.
 
         Args:
             peak_steps_per_second: how many steps per second the devices' peak allows, where that is known.

@@ -21,7 +21,7 @@ def initial_state(experiment: Experiment) -> TrainState:
 
     Raises:
         CheckpointError: the directory is damaged, or has no training state although ``resume_from`` needs it.
-        ConfigError: its network is not that of the configuration, or the run it comes from has done all epochs.
+        ConfigError: its network or its optimiser is not that of the configuration, or its run has done all steps.
     """
     config, old = experiment.config, experiment.state
     given = config.resume_from or config.init_from
@@ -37,7 +37,7 @@ def initial_state(experiment: Experiment) -> TrainState:
         return _place(np.broadcast_to(weights.arrays[path].astype(leaf.dtype), leaf.shape), leaf)
 
     params, batch_stats = map_by_path(assign, old.params), map_by_path(assign, old.batch_stats)
-    # Copies: the training step takes over the memory of every array of the state.
+    # Copies: the training step donates every array of the state.
     ema = None if old.ema is None else jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
     state = dataclasses.replace(old, params=params, batch_stats=batch_stats, ema=ema)
     if config.resume_from is None:
@@ -57,18 +57,20 @@ def _with_training_state(
     epochs = weights.training["epochs"]
     step = epochs * length.steps_per_epoch
     if step >= length.total_steps:
+        field = "num_epochs" if config.num_steps is None else "num_steps"
+        given = f"config.{field}={getattr(config, field)}"
         raise ConfigError(
-            f"The run in {directory} has done {epochs} epochs, and config.num_epochs={config.num_epochs} leaves none to "
-            "do. Raise config.num_epochs, or use config.init_from to start anew with its weights."
+            f"The run in {directory} has done {epochs} epochs ({step} steps), and {given} leaves nothing to do. Raise it, "
+            "or use config.init_from to start anew with its weights."
         )
     count = _place(np.asarray(step, np.int32), state.step)
     opt_state = optax.tree.set(state.opt_state, count=count)
     momentum = weights.momentum
     if momentum is not None and config.optimizer.momentum:
-        if config.optimizer.name == "adamw":
+        if config.optimizer.name != "sgd":
             raise ConfigError(
-                f"The momentum in {directory} is that of SGD, which config.optimizer.name='adamw' cannot use. Use "
-                "config.init_from to start with its weights."
+                f"The momentum in {directory} is that of SGD, which config.optimizer.name={config.optimizer.name!r} cannot "
+                "use: its own has another scale. Use config.init_from to start with the weights only."
             )
 
         def velocity(path: str, leaf: Any) -> Any:
@@ -79,5 +81,5 @@ def _with_training_state(
 
 
 def _place(array: np.ndarray, like: jax.Array) -> jax.Array:
-    """``array`` with the sharding of ``like``: a copy, because the training step takes over the memory of its state."""
+    """``array`` with the sharding of ``like``: a copy, because the training step donates its state."""
     return jax.make_array_from_callback(array.shape, like.sharding, lambda index: jnp.array(array[index]))

@@ -24,6 +24,7 @@ from gw_jax.files import write_atomically
 from gw_jax.train.checkpoint import saved_steps
 from gw_jax.train.config import TrainConfig
 from gw_jax.train.config_fields import flatten, set_field
+from gw_jax.train.state import TrainState
 
 CONFIG_FILE = "config.json"
 
@@ -118,6 +119,12 @@ def _check_no_orphans(workdir: pathlib.Path) -> None:
 
 def check_given(workdir: pathlib.Path, stored: Mapping[str, Any], given: Mapping[str, Any], config: TrainConfig) -> None:
     """Compares the ``given`` fields with those ``stored`` in ``workdir``, except those that ``config`` lets differ.
+
+    Args:
+        workdir: the work directory, for the message.
+        stored: the fields of the run that owns it.
+        given: the fields to compare.
+        config: gives the names of the fields that may differ, and the mode.
 
     Raises:
         ConfigError: they describe another run; the message lists the fields that differ.
@@ -216,7 +223,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def check_disk_space(workdir: pathlib.Path, state: Any) -> None:
+def check_disk_space(workdir: pathlib.Path, state: TrainState) -> None:
     """Checks that two checkpoints of ``state`` fit on the disk: the new one and the old one, which is removed after it.
 
     Raises:
@@ -230,7 +237,7 @@ def check_disk_space(workdir: pathlib.Path, state: Any) -> None:
         )
 
 
-def check_room_to_save(workdir: pathlib.Path, state: Any) -> None:
+def check_room_to_save(workdir: pathlib.Path, state: TrainState) -> None:
     """Checks that one more checkpoint of ``state`` fits on the disk, before half of it is written.
 
     Raises:
@@ -247,7 +254,7 @@ def check_room_to_save(workdir: pathlib.Path, state: Any) -> None:
         )
 
 
-def _size(state: Any) -> int:
+def _size(state: TrainState) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
 

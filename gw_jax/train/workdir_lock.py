@@ -84,7 +84,7 @@ class WorkdirLock:
             return
         self._ended.set()
         self._thread.join()
-        # Where the directory was removed or its disk is full, the lock ends all the same.
+        # Where the directory was removed or its disk is full, the lock is still released.
         with contextlib.suppress(OSError):
             os.ftruncate(self._file, 0)
         os.close(self._file)
@@ -165,7 +165,7 @@ def _flock(file: int) -> bool | None:
 
 
 def _read(file: int) -> dict[str, Any] | None:
-    """What the lock's file says; None for an empty one, or one that a dying process left half written."""
+    """The content of the lock file; None if it is empty, or half written by a process that died."""
     try:
         content = json.loads(os.pread(file, 4096, 0))
     except ValueError:
@@ -174,7 +174,7 @@ def _read(file: int) -> dict[str, Any] | None:
 
 
 def _machine() -> str:
-    """What tells this machine, since its start, from all others; containers on one machine share it."""
+    """An identifier of this machine since its last boot; containers on one machine share it."""
     try:
         return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -22,6 +22,6 @@ def test_without_augmentation_every_shape_is_accepted():
         ((28, 32, 1), {"shift": 28}, r"config.data.shift=28 moves images of 28 x 32 .* choose at most 27"),
     ],
 )
-def test_what_does_not_fit_is_named(shape, options, message):
+def test_unsuitable_images_are_named(shape, options, message):
     with pytest.raises(ConfigError, match=message):
         check_augment(shape, **options)

@@ -39,7 +39,7 @@ def mixed(quick_compilation):
 
 
 def is_blended(shares):
-    """Where an image was mixed by mixup: CutMix takes pixels as they are."""
+    """Where an image was mixed by mixup: CutMix does not change values of pixels."""
     return ((shares > 0) & (shares < 1)).any((1, 2))
 
 
@@ -71,7 +71,7 @@ def test_one_hot_smooths_as_torch():
     np.testing.assert_array_equal(one_hot(jnp.asarray([299, 43], jnp.int32), 300, 0.0), np.eye(300)[[299, 43]])
 
 
-def test_one_hot_refuses_targets_and_shares_above_one():
+def test_one_hot_refuses_targets_and_smoothing_above_one():
     with pytest.raises(TypeError, match=r"float32 and shape \(2, 3\); integers \[n\] are needed"):
         one_hot(jnp.zeros((2, 3)), 3, 0.1)
     with pytest.raises(ValueError, match=r"smoothing=1.5; 0 to 1"):
@@ -128,7 +128,7 @@ def test_mixup_alone_blends_neighbours(quick_compilation):
     np.testing.assert_allclose(labels, lam * targets + (1 - lam) * targets[partners], atol=1e-5)
 
 
-def test_devices_exchange_nothing_and_bfloat16_stays(quick_compilation):
+def test_devices_exchange_nothing_and_bfloat16_is_kept(quick_compilation):
     rng = np.random.default_rng(1)
     images = rng.normal(size=(32, 8, 8, 3)).astype(jnp.bfloat16)
     labels = rng.integers(0, 5, 32).astype(np.int32)
@@ -222,6 +222,6 @@ def test_erasing_happens_with_its_probability(erased):
         random_erasing(images, jax.random.key(0), 1.5)
 
 
-def test_images_where_nothing_fits_stay_whole(erased):
+def test_images_without_room_for_a_rectangle_are_unchanged(erased):
     # A rectangle of at least one row is not below the height of a row of pixels.
     assert not erased(1.0, 1, 400).any()

@@ -41,7 +41,7 @@ def samples():
 
 
 def pillow(operation, images, *args):
-    """What a Pillow operation makes of ``[n, h, w, c]``, where one channel is its mode L."""
+    """The result of a Pillow operation on ``[n, h, w, c]``; one channel is its mode L."""
     pictures = [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in images]
     return np.stack([np.asarray(operation(picture, *args)) for picture in pictures]).astype(int).reshape(images.shape)
 
@@ -111,7 +111,7 @@ def test_warp_is_pillows():
 
 
 def expected_results(image, magnitude):
-    """What Pillow makes of an image, for every operation and sign, by torchvision's definitions."""
+    """Pillow's results for an image, every operation and sign, by torchvision's definitions."""
     m = magnitude / 30
     picture = Image.fromarray(image)
     results = {}
@@ -183,13 +183,13 @@ def test_devices_exchange_nothing(compiled, augmented):
     assert augmented.sharding.is_equivalent_to(copies().sharding, 4)
 
 
-def test_the_key_alone_decides(compiled, augmented):
+def test_results_depend_on_the_key_only(compiled, augmented):
     again, other = (np.asarray(compiled(copies(), jax.random.key(seed))) for seed in (0, 1))
     np.testing.assert_array_equal(again, augmented)
     assert (other != augmented).any((1, 2, 3)).mean() > 0.8
 
 
-def test_magnitude_zero_leaves_all_but_autocontrast_and_equalize_and_layers_draw_anew(quick_compilation):
+def test_magnitude_zero_changes_only_autocontrast_and_equalize_and_layers_are_independent(quick_compilation):
     image = natural()
     with quick_compilation():
         images = np.broadcast_to(image, (NUM_COPIES, *image.shape))

@@ -39,6 +39,7 @@ def test_the_peer_in_pytorch_is_the_same_function():
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_training_step_is_measured(capsys, quick_compilation):
     with quick_compilation():
         train_step.main(["--small", "--model=resnet18", "--norms=gw", "--json"])

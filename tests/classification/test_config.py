@@ -56,7 +56,7 @@ def test_bad_values_are_named(path, value, message):
         validate(config)
 
 
-def test_something_else_than_a_config_is_named():
+def test_an_object_that_is_no_config_is_named():
     with pytest.raises(ConfigError, match=r"returned a dict; it must return a gw_jax\.train\.TrainConfig"):
         validate({"seed": 0})
 
@@ -71,9 +71,9 @@ def test_known_fields_are_found(path):
     [
         (
             "optimizer.learningrate",
-            r"config field='optimizer.learningrate' is not known; .* Did you mean 'optimizer.learning_rate'\?",
+            r"Field of config.optimizer='learningrate' is not known; .* Did you mean 'learning_rate'\?",
         ),
-        ("learning_rate", r"config field='learning_rate' is not known; .* There is --config.optimizer.learning_rate"),
+        ("learning_rate", r"Field of config='learning_rate' is not known; .* There is --config.optimizer.learning_rate"),
         ("optimizer", r"config.optimizer is a group of fields; set one of --config.optimizer.name"),
         ("seed.value", r"config.seed is a value and has no field 'value'"),
     ],

@@ -25,7 +25,7 @@ from gw_jax.train.optimizer import matching
 from gw_jax.train.schedule import make_schedule
 from gw_jax.train.state import model_to_dicts
 
-# ml_collections loads files with what Python will drop one day.
+# ml_collections loads files with a deprecated function of Python.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -158,7 +158,7 @@ def test_the_papers_runs_differ_in_their_networks_only(stem):
 
 
 @pytest.mark.parametrize("stem", NETWORKS)
-def test_all_that_is_used_decays_as_in_the_reference(stem):
+def test_weight_decay_covers_all_used_parameters_as_in_the_reference(stem):
     config = load(stem)
     _, params, _ = model_to_dicts(make(config))
     mask = decay_mask(params, config)
@@ -191,7 +191,7 @@ def test_large_batches(batch_size):
     config = load(f"imagenet_resnet50_gw_lars:{batch_size}")
     validate(config)
     assert config.data.batch_size == batch_size
-    # 128 images a device, and any smaller number of devices.
+    # 128 images per device, and any smaller number of devices.
     for num_devices in (1, 32, batch_size // 128):
         check_devices(config, num_devices)
     peak, warmup = config.optimizer.learning_rate, config.schedule.warmup_epochs

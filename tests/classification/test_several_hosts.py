@@ -49,7 +49,7 @@ def assert_same_run(lines, expected):
 
 
 @pytest.mark.slow
-def test_two_hosts_train_stop_and_go_on_like_one(config, tmp_path):
+def test_two_hosts_train_stop_and_resume_like_one(config, tmp_path):
     for path, value in CHANGES.items():
         set_field(config, path, value)
     expected = run_here(config, tmp_path / "one", 1)
@@ -58,7 +58,7 @@ def test_two_hosts_train_stop_and_go_on_like_one(config, tmp_path):
     for num_devices in (2, 4):
         assert_same_run(run_here(config, tmp_path / f"on{num_devices}", num_devices), expected)
 
-    # Only the second host is told to stop; both save the same step.
+    # Only the second host receives the signal; both save the same step.
     workdir = tmp_path / "two_hosts"
     codes, said = end(start("shapes", workdir, [CHANGES] * 2, ("none", "SIGTERM@after_step@3"), **ENVIRONMENT))
     assert codes == [0, 0], said
@@ -74,7 +74,7 @@ def test_two_hosts_train_stop_and_go_on_like_one(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_of_four_devices_goes_on_with_one_and_with_two_hosts(config, tmp_path):
+def test_a_run_of_four_devices_resumes_on_one_and_on_two_hosts(config, tmp_path):
     for path, value in CHANGES.items():
         set_field(config, path, value)
     config.num_epochs = 1

@@ -1,4 +1,4 @@
-"""What a run may have beside the plain step: parts of a batch, averages, soft targets, a new last layer."""
+"""Options beyond the plain step: microbatches, moving averages, soft targets, a new head."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ def steps(config, count, num_devices=2):
 
 
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(config, float64):
-    """Without BatchNorm, whose statistics are those of a part."""
+    """Without BatchNorm, whose statistics are those of a microbatch."""
     config.dtype, config.model.whiten, config.data.shift = "float64", "all", 0
     (whole, numbers), *_ = steps(config, 1)
     config.accumulate_steps = 4
@@ -88,7 +88,7 @@ def test_the_loss_of_training_is_that_of_smoothed_targets(config):
     np.testing.assert_allclose(smoothed["loss"], optax.softmax_cross_entropy(logits, targets).mean(), rtol=1e-5)
 
 
-def test_a_model_with_other_classes_gets_a_new_last_layer(config, tmp_path):
+def test_a_model_with_other_classes_gets_a_new_head(config, tmp_path):
     experiment = build_experiment(config)
     arguments = {**experiment.task.plain_model_arguments, "num_classes": 7}
     model = gw_jax.create_model(**arguments, rngs=nnx.Rngs(3))
@@ -103,7 +103,7 @@ def test_a_model_with_other_classes_gets_a_new_last_layer(config, tmp_path):
     np.testing.assert_array_equal(state.params["head"]["kernel"], experiment.state.params["head"]["kernel"])
 
 
-def test_groups_of_examples_keep_rows_that_are_averaged_in_evaluation(config):
+def test_statistics_of_groups_are_averaged_in_evaluation(config):
     config.model.batch_norm_group_size = 4
     (state, _), *_ = steps(config, 1)
     rows = state.batch_stats["stage1"][0]["norm2"]["mean"]

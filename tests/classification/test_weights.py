@@ -56,6 +56,16 @@ def test_an_imported_model_is_evaluated(finished, config, tmp_path):
     assert json.loads((tmp_path / "new" / "evaluation.json").read_text())["eval/count"] == 50
 
 
+def test_a_run_with_a_new_head_is_evaluated(finished, config, tmp_path):
+    """Its own configuration has ``init_new_head``, which means nothing once there is a checkpoint."""
+    config.init_from, config.init_new_head, config.num_epochs = str(export(config, finished)), True, 1
+    trained = run(config, tmp_path / "new").metrics
+    config.mode = "evaluate"
+    assert run(config, tmp_path / "new").metrics == trained
+    with pytest.raises(ConfigError, match="would evaluate a random last layer"):
+        run(config, tmp_path / "empty")
+
+
 def test_an_imported_model_is_trained_on(finished, config, tmp_path):
     config.init_from = str(export(config, finished))
     config.num_epochs, config.optimizer.learning_rate = 1, 0.0
@@ -63,7 +73,7 @@ def test_an_imported_model_is_trained_on(finished, config, tmp_path):
     # Nothing is learned at a learning rate of zero, so only the start can explain it. (Its BatchNorm statistics move.)
     assert metrics["eval/top1"] > 0.8
     assert read_metrics(tmp_path / "new")[-1]["step"] == 10
-    # The same command goes on with the run, not with the imported model.
+    # The same command resumes the run and does not read the imported model.
     assert run(config, tmp_path / "new").metrics == metrics
 
 
@@ -97,6 +107,13 @@ def test_a_run_that_pytorch_began_ends_like_one_of_our_own(finished, config, tmp
     resumed, whole = results(tmp_path / "resumed", after=20), results(finished[0], after=20)
     assert resumed == whole
     assert [line["step"] for line in resumed] == [24, 28, 30, 30]
+    config.mode, config.checkpoint.evaluate = "evaluate", "last"
+    evaluated = run(config, tmp_path / "resumed").metrics
+    assert evaluated == {name: value for name, value in resumed[-1].items() if name.startswith("eval/")}
+    # LARS has velocities of another scale.
+    config.mode, config.optimizer.name = "train", "lars"
+    with pytest.raises(ConfigError, match=r"momentum in .* is that of SGD, which config.optimizer.name='lars' cannot use"):
+        run(config, tmp_path / "lars")
 
 
 @pytest.fixture
@@ -146,13 +163,13 @@ def test_groups_of_examples_and_dropout_may_differ(config, model_directory):
     assert not np.array_equal(start.params["head"]["kernel"], experiment.state.params["head"]["kernel"])
 
 
-def test_what_cannot_be_resumed(config, model_directory, tmp_path):
+def test_models_that_cannot_be_resumed_are_refused(config, model_directory, tmp_path):
     config.resume_from = str(model_directory)
     with pytest.raises(CheckpointError, match="a model without a training state"):
         run(config, tmp_path / "new")
     description = json.loads((model_directory / "config.json").read_text())
     (model_directory / "config.json").write_text(json.dumps({**description, "training": {"epochs": 3}}))
-    with pytest.raises(ConfigError, match=r"has done 3 epochs, and config.num_epochs=3 leaves none"):
+    with pytest.raises(ConfigError, match=r"has done 3 epochs \(30 steps\), and config.num_epochs=3 leaves nothing"):
         run(config, tmp_path / "new")
     config.resume_from = str(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="holds no model"):

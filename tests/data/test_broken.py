@@ -115,7 +115,7 @@ def test_evaluation_omits_a_broken_example_and_changes_no_other(capsys, how):
     assert len(warnings(capsys)) == len(broken)
 
 
-def test_a_process_does_not_report_the_example_that_fills_up_its_batches(capsys):
+def test_a_broken_example_that_pads_a_batch_is_not_reported(capsys):
     batches = EvalBatches(damaged([0], "corrupt"), batch_size=16, transform=CROPS, process_index=1, process_count=2)
     # The last of the three batches has 8 examples, all of the first process.
     assert joined(list(batches), "mask").tolist() == [True] * 16 + [False] * 8

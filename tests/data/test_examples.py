@@ -44,7 +44,7 @@ def test_a_label_outside_the_classes_is_named(read, label, num_workers):
 
 @pytest.mark.parametrize("read", [train, evaluate])
 @pytest.mark.parametrize("label", [1 << 32, 3.0, "cat", None, np.float32(2.0)])
-def test_what_is_no_label_is_named_also_without_a_number_of_classes(read, label):
+def test_an_invalid_label_is_named_also_without_a_number_of_classes(read, label):
     with pytest.raises(DataError, match=r"example 17 of ten_classes/train has the label .*; its set has integers from 0"):
         list(read(with_label(label), num_classes=None))
 
@@ -89,7 +89,7 @@ def broken():
 
 
 @pytest.mark.parametrize(("source", "message"), [(with_label(-1), "label -1"), (broken(), "1 examples cannot be read")])
-def test_one_of_several_processes_keeps_its_failure_and_hands_out_batches(source, message):
+def test_one_of_several_processes_keeps_its_failure_and_yields_batches(source, message):
     """The others take the same number of steps, so that all can agree to stop."""
     whole = list(train(labelled([0] * COUNT)))
     failures = []
@@ -117,7 +117,7 @@ def test_a_failure_in_the_first_batch_still_gives_batches():
     assert (first["label"] < 10).all()
 
 
-def test_a_set_without_any_label_fails_at_once_in_every_process():
+def test_an_unlabelled_set_fails_at_once_in_every_process():
     for process in range(2):
         batches = train(labelled([-1] * COUNT), process_index=process, process_count=2)
         with pytest.raises(DataError, match="label -1"):
@@ -125,7 +125,7 @@ def test_a_set_without_any_label_fails_at_once_in_every_process():
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_evaluation_in_one_of_several_processes_hands_out_batches_that_do_not_count(num_workers):
+def test_after_a_failure_one_of_several_processes_yields_masked_evaluation_batches(num_workers):
     batches = evaluate(with_label(12, index=9), process_index=0, process_count=2, num_workers=num_workers)
     for _ in range(2):
         masks = [batch["mask"].tolist() for batch in batches]
@@ -145,7 +145,7 @@ def test_arrays_that_are_no_images_name_the_set(read):
 
 
 @pytest.mark.parametrize("read", [train, evaluate])
-def test_memory_that_runs_out_breaks_no_example(read):
+def test_running_out_of_memory_breaks_no_example(read):
     class Huge(list):
         def __getitem__(self, index):
             raise MemoryError

@@ -78,7 +78,7 @@ def test_grey_data_sets_give_one_channel(mode):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_arrays_are_treated_as_files_are(mode):
+def test_arrays_are_processed_like_files(mode):
     file = image_file(mode, (50, 41))
     pixels = np.asarray(Image.open(io.BytesIO(file))).reshape(41, 50, -1)
     channels = pixels.shape[-1]
@@ -89,7 +89,7 @@ def test_arrays_are_treated_as_files_are(mode):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P", "RGBA"])
-def test_training_cuts_a_box_and_then_resizes_it(mode):
+def test_training_crops_before_resizing(mode):
     file = image_file(mode, (150, 110))
     picture = Image.open(io.BytesIO(file)).convert("RGB")
     for seed, size in itertools.product(range(10), (24, 64, 224)):
@@ -140,7 +140,7 @@ def assert_same_distribution(boxes, width, height):
 
 
 class QuickNumbers(random.Random):
-    """What is used of NumPy's generator, several times as fast for single numbers."""
+    """The methods of NumPy's generator that are used, several times as fast for single numbers."""
 
     integers = random.Random.randrange
 
@@ -166,7 +166,7 @@ def test_the_largest_centred_box_is_the_fallback(size, box):
     assert set(map(tuple, draw(300, *size).tolist())) == {box}
 
 
-def test_the_places_of_a_run_draw_as_one_generator_does(monkeypatch):
+def test_crops_by_position_are_distributed_like_those_of_one_generator(monkeypatch):
     corners = []
 
     def box_instead_of_image(image, channels, transform, rng):
@@ -263,7 +263,7 @@ def test_four_channels_stay_four():
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
 @pytest.mark.parametrize("size", [(1000, 7), (7, 1000), (97, 1), (1, 1), (200, 150), (61, 400), (99, 36)])
-def test_pixels_of_the_crop_alone_are_those_of_the_whole_image(monkeypatch, mode, size):
+def test_resizing_only_the_crop_gives_the_pixels_of_resizing_the_image(monkeypatch, mode, size):
     picture = Image.open(io.BytesIO(image_file(mode, size)))
     for resize, crop in [(256, 224), (1024, 100), (100, 120), (37, 64), (8, 7), (2, 1)]:
         whole = np.asarray(resize_and_centre_crop(picture, resize, crop))

@@ -39,7 +39,7 @@ def main(helper, port, count, index, devices, workdir, fault, *changes):
     try:
         address, timeout = f"127.0.0.1:{port}", config.distributed.timeout_s
         distributed.initialize(address, int(count), int(index), timeout_s=timeout)
-        with distributed.telling_failures():
+        with distributed.reporting_failures():
             run(config, workdir, hooks=hooks)
             distributed.finish()
     except UserError as error:

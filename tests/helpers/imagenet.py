@@ -58,7 +58,7 @@ def tar(members):
 
 
 def write_archives(directory):
-    """Writes both archives: a tar of tars, one a class, and a tar of images, here not in the order of their names."""
+    """Writes both archives: a tar of tars, one per class, and a tar of images, here not in the order of their names."""
     files = train_files()
     classes = [
         (f"{synset}.tar", tar((name, content) for name, _, content in files if name.startswith(synset)))

@@ -27,7 +27,7 @@ MLP_CFG = {"norm": "IGWItN", "norm_cfg": {"T": 5, "num_groups": 4}, "arch_cfg": 
 
 
 def contents():
-    """What is damaged: state dicts and training dicts, small ones."""
+    """Small state dicts and training dicts, to be damaged."""
     result = []
     for network in NETWORKS.values():
         model = abstract_model(network, None, np.float32)
@@ -218,7 +218,7 @@ def change_bytes(rng, data, end=None):
 
 
 def change_records(rng, data):
-    """A zip file with changed records, whose checksums are right all the same."""
+    """A zip file with changed records, whose checksums are still right."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         records = [(record.filename, archive.read(record)) for record in archive.infolist()]
     pickled = next(index for index, (name, _) in enumerate(records) if name.endswith("data.pkl"))

@@ -57,7 +57,7 @@ def golden_state(case):
 
 
 def arguments(case):
-    """What a user who knows the network says of it."""
+    """The arguments of a user who knows the network."""
     return {name: NETWORKS[case][name] for name in ("arch", "norm", "norm_cfg", "arch_cfg")}
 
 

@@ -51,7 +51,7 @@ def register_resnet6(patch):
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class ShapesModelConfig(ModelConfig):
-    """Knows one network more."""
+    """Accepts one more network."""
 
     name: str = choice("resnet6", (*CLASSIFIERS, "resnet6"))
 

@@ -460,7 +460,7 @@ def jaxpr_of(x):
     ("options", "message"),
     [
         ({"implementation": "fast"}, "choose one of auto, plain, matmul, kernel"),
-        ({"implementation": "matmul", "mask": True}, 'takes no mask; choose "auto" or "plain"'),
+        ({"implementation": "matmul", "mask": True}, 'accepts no mask; choose "auto" or "plain"'),
         ({"implementation": "kernel"}, r"There are kernels for TPU v4, .* Choose \"auto\""),
     ],
 )

@@ -17,7 +17,7 @@ def main(port, count, index, timeout, victim=None):
     jax.config.update("jax_num_cpu_devices", 1)
     try:
         distributed.initialize(f"127.0.0.1:{port}", int(count), int(index), timeout_s=float(timeout))
-        with distributed.telling_failures():
+        with distributed.reporting_failures():
             work(index == victim, rounds=3 if victim is None else 1000)
             distributed.finish()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Checkpoints: damage is told from a failed read, nothing is deleted before it is replaced, copies are refused."""
+"""Checkpoints: damage is distinguished from a failed read, nothing is deleted before it is replaced, copies are refused."""
 
 import json
 import pathlib
@@ -114,7 +114,7 @@ def test_checkpoints_that_are_all_damaged_stay_and_are_named(finished, config):
 
 
 @pytest.mark.parametrize("failures", [2, 100])
-def test_a_read_that_fails_is_repeated_and_is_no_damage(finished, config, monkeypatch, failures):
+def test_a_failed_read_is_retried_and_is_not_damage(finished, config, monkeypatch, failures):
     """A network file system that answers late costs a pause; one that never answers ends the start, and nothing moves."""
     workdir, result = finished
     there = sorted(workdir.rglob("*"))
@@ -138,7 +138,7 @@ def test_a_read_that_fails_is_repeated_and_is_no_damage(finished, config, monkey
         assert sorted(workdir.rglob("*")) == there
 
 
-def test_memory_that_runs_out_is_no_damage(finished, config, monkeypatch):
+def test_running_out_of_memory_is_not_damage(finished, config, monkeypatch):
     workdir, _ = finished
 
     def restore(*arguments, **options):
@@ -195,7 +195,7 @@ def test_a_checkpoint_of_an_older_version_is_named(finished, config):
 
 
 @pytest.mark.parametrize("killed", ["before the new one is saved", "when it is complete"])
-def test_a_checkpoint_is_there_while_it_is_replaced(config, finished, tmp_path, killed, monkeypatch):
+def test_a_checkpoint_exists_while_it_is_replaced(config, finished, tmp_path, killed, monkeypatch):
     """A stop in an evaluation saves a step, which the evaluation's own save replaces; the run is killed in between."""
     workdir = tmp_path / "run"
     config.checkpoint.keep_last, config.checkpoint.keep_best = 1, 0

@@ -1,4 +1,4 @@
-"""Processes that find each other, watch each other, and end in words. Here they are mostly threads of one process."""
+"""Rendezvous, heartbeats and failures of processes. Here they are mostly threads of one process."""
 
 import contextlib
 import json
@@ -104,7 +104,7 @@ def test_a_lost_process_0_is_named(three):
         assert str(error).startswith("Process 0 of 3")
 
 
-def test_a_failure_is_told_to_all_and_ends_those_that_wait_elsewhere(three, exits, capsys):
+def test_a_failure_ends_processes_that_wait_elsewhere(three, exits, capsys):
     for one in three:
         one.grace = 0.01
     three[1].fail("the data are broken")
@@ -216,7 +216,7 @@ def test_something_else_at_the_coordinators_port_is_named(answer):
     assert "is not process 0 of a run that starts now" in str(error)
 
 
-def test_who_is_no_process_of_the_run_is_ignored(port):
+def test_connections_from_outside_the_run_are_ignored(port):
     """Port scanners and health checks."""
 
     def scan():
@@ -235,7 +235,7 @@ def test_who_is_no_process_of_the_run_is_ignored(port):
 # The functions that a run uses.
 
 
-def test_one_process_needs_nobody(monkeypatch):
+def test_a_single_process_needs_no_peers(monkeypatch):
     assert distributed.gather("x", 3) == [3]
     assert distributed.broadcast_from_main("x", 3) == 3
     assert distributed.any_process("x", True)
@@ -245,7 +245,7 @@ def test_one_process_needs_nobody(monkeypatch):
     distributed.finish()
     with pytest.raises(SystemExit):
         distributed.leave(1, "x")
-    with pytest.raises(ZeroDivisionError), distributed.telling_failures():
+    with pytest.raises(ZeroDivisionError), distributed.reporting_failures():
         _ = 1 / 0
 
 
@@ -285,9 +285,12 @@ def test_an_error_of_process_0_is_raised_everywhere(two_as_one):
     assert distributed.run_on_main("restore", lambda: 7) == 7
 
 
-def test_what_a_lost_process_causes_becomes_its_name(two_as_one):
+def test_an_error_caused_by_a_lost_process_names_that_process(two_as_one):
     two_as_one.failure = "Process 1 of 2 (b) is lost"
-    with pytest.raises(TrainingError, match=r"Process 1 of 2 \(b\) is lost\. Its own log"), distributed.telling_failures():
+    with (
+        pytest.raises(TrainingError, match=r"Process 1 of 2 \(b\) is lost\. Its own log"),
+        distributed.reporting_failures(),
+    ):
         raise ValueError("Gloo AllGather failed")
 
 
@@ -310,7 +313,7 @@ def test_bad_arguments_are_named(arguments, message):
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """What JAX finds, instead of looking."""
+    """The cluster that JAX detects."""
     from jax._src.clusters import ClusterEnv
 
     for name in list(os.environ):

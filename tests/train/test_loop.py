@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gw_jax.errors import ConfigError, DataError, TrainingError
-from gw_jax.train import run
+from gw_jax.train import TrainConfig, run
 from gw_jax.train.metrics import read_metrics
 from tests.helpers import toy
 from tests.helpers.runs import At, KilledError, evaluations, kill_at, results, stop_at
@@ -93,7 +93,7 @@ def test_stopped_and_resumed_ends_with_the_same_numbers(finished, config, tmp_pa
 
 
 def test_stopped_before_the_first_step(finished, config, tmp_path, capfd):
-    """What the message names is there."""
+    """The checkpoint that the message names exists."""
     workdir = tmp_path / "stopped"
 
     class Batches(toy.ToyBatches):
@@ -236,7 +236,7 @@ def counted(loss, compiled):
     return wrapper
 
 
-def test_a_directory_that_is_no_checkpoint_is_none(config, tmp_path, capfd):
+def test_a_directory_that_is_no_checkpoint_is_moved_away(config, tmp_path, capfd):
     """An empty directory and a file among the checkpoints do not keep a run from its warm start."""
     (tmp_path / "run" / "checkpoints" / "7").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "30").touch()
@@ -252,11 +252,20 @@ def test_a_directory_that_is_no_checkpoint_is_none(config, tmp_path, capfd):
     assert "checkpoints/7 is no checkpoint; it was moved to" in capfd.readouterr().err
 
 
-def test_what_does_not_fit_is_named_before_anything_is_written(config, tmp_path):
+def test_a_configuration_without_a_task_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="A TrainConfig has no task"):
+        run(TrainConfig(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_invalid_combinations_are_named_before_anything_is_written(config, tmp_path):
     config.batch_size = 12
     with pytest.raises(ConfigError, match="batch_size=12 does not fit 8 devices"):
         run(config, tmp_path / "run")
-    config.batch_size, config.dtype = 16, "float64"
+    config.batch_size, config.accumulate_steps = 16, 3
+    with pytest.raises(ConfigError, match="accumulate_steps=3 does not divide the batch of 16 examples; choose a divisor"):
+        run(config, tmp_path / "run")
+    config.accumulate_steps, config.dtype = 1, "float64"
     with pytest.raises(ConfigError, match="needs 64-bit types; set the environment variable JAX_ENABLE_X64=1"):
         run(config, tmp_path / "run")
     config.dtype, config.optimizer.frozen = "auto", ("haed",)

@@ -38,7 +38,7 @@ def resume(workdir, step, *, evaluated=True, **options):
     [b'{"step": 2, "epo', b"\xff\xfe\x00", b"[1, 2]", b'"step"', b'{"epoch": 1}', b'{"step": "2"}', b"[" * 100_000],
     ids=["cut", "no text", "a list", "a string", "no step", "a step of text", "deep"],
 )
-def test_a_damaged_line_hides_none_after_it_and_is_named(tmp_path, capsys, damage):
+def test_lines_after_a_damaged_line_are_read_and_the_damage_is_named(tmp_path, capsys, damage):
     write_lines(tmp_path, [LINES[0], damage, *LINES[2:]])
     assert read_metrics(tmp_path) == [LINES[0], *LINES[2:]]
     assert f"warning: Line 2 of {tmp_path / METRICS_FILE} cannot be read" in capsys.readouterr().err
@@ -95,7 +95,7 @@ def test_the_damaged_last_evaluation_of_a_finished_run_is_named(tmp_path, capsys
     assert "Line 6 of" in capsys.readouterr().err
 
 
-def test_lines_are_on_disk_at_once(tmp_path):
+def test_every_line_is_flushed_to_disk(tmp_path):
     writer = MetricsWriter(tmp_path, step=0, evaluated=True, tensorboard=True)
     for line in LINES:
         values = {name: value for name, value in line.items() if "/" in name}
@@ -139,7 +139,7 @@ def test_a_removed_directory_is_an_error(tmp_path):
     writer.close()
 
 
-def test_what_is_no_number_in_json_is_refused(tmp_path):
+def test_values_that_json_does_not_have_are_refused(tmp_path):
     writer = MetricsWriter(tmp_path, step=0, evaluated=True, tensorboard=False)
     with pytest.raises(ValueError, match="not JSON compliant"):
         writer.write(1, 1, {"train/loss": float("nan")})

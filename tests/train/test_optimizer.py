@@ -7,9 +7,9 @@ import optax
 import pytest
 
 from gw_jax.errors import ConfigError
-from gw_jax.train import OptimizerConfig, ScheduleConfig
+from gw_jax.train import OptimizerConfig, ScheduleConfig, TrainConfig
 from gw_jax.train.optimizer import check_patterns, make_optimizer, matching
-from gw_jax.train.schedule import make_schedule
+from gw_jax.train.schedule import Length, check_schedule, make_schedule
 
 STEPS, EPOCHS, PEAK = 10, 100, 0.4
 
@@ -85,6 +85,43 @@ def test_milestones_and_warm_up_in_epochs_and_in_steps(unit):
         assert float(schedule(step)) == pytest.approx(PEAK * factor, rel=1e-5)
 
 
+def test_milestones_of_one_step_all_count():
+    config = ScheduleConfig(name="step", gamma=0.5, milestones=(2.0, 2.01, 3.0))
+    assert [rate(config, epoch) / PEAK for epoch in (1.9, 2, 3)] == pytest.approx([1, 0.25, 0.125])
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            ScheduleConfig(name="cosine", milestones=(2.0,)),
+            "schedule.milestones has no effect on config.schedule.name='cos",
+        ),
+        (ScheduleConfig(name="constant", milestone_steps=(2,)), "schedule.milestone_steps has no effect on"),
+        (ScheduleConfig(warmup_from=0.5), "schedule.warmup_from=0.5 has no effect without a warm-up"),
+        (ScheduleConfig(warmup_from=0.5, warmup_epochs=1.0, warmup_steps=0), "has no effect without a warm-up"),
+        (OptimizerConfig(name="adamw", momentum=1.0), "optimizer.momentum=1.0 is out of range for adamw"),
+        (OptimizerConfig(nesterov=True, momentum=0.0), "nesterov=True has no effect with config.optimizer.momentum=0"),
+        (OptimizerConfig(learning_rate_factors=("bias$=1e400",)), "learning_rate_factors='bias\\$=1e400'"),
+    ],
+)
+def test_fields_without_effect_are_named(config, message):
+    with pytest.raises(ConfigError, match=message):
+        config.check()
+
+
+def test_a_schedule_is_compared_with_the_length_of_the_run(capsys):
+    length = Length.of(TrainConfig(num_steps=15), STEPS)
+    check_schedule(ScheduleConfig(warmup_epochs=1.5), length)
+    assert capsys.readouterr().err == ""
+    check_schedule(ScheduleConfig(warmup_epochs=1.6), length)
+    assert (
+        "warning: config.schedule.warmup_epochs=1.6 is a warm-up of 16 steps, and the run has 15" in capsys.readouterr().err
+    )
+    with pytest.raises(ConfigError, match=r"step_epochs=0.05 is less than one step; an epoch has 10 steps"):
+        check_schedule(ScheduleConfig(step_epochs=0.05), length)
+
+
 def updates_of(config, params, grads, count=1):
     """The parameters after ``count`` steps at the learning rate of ``config``."""
     optimizer = make_optimizer(config, optax.constant_schedule(config.learning_rate))
@@ -150,10 +187,14 @@ def test_factors_and_frozen_parameters(float64, name):
     np.testing.assert_allclose(after["head"]["bias"] - 1, 2 * (before["head"]["bias"] - 1), rtol=1e-12)
 
 
-def test_patterns_that_match_nothing_are_named():
+def test_patterns_that_match_nothing_are_named(capsys):
     params = {"head": {"kernel": jnp.ones(2)}}
     with pytest.raises(ConfigError, match=r"learning_rate_factors names 'bias\$'"):
         check_patterns(OptimizerConfig(learning_rate_factors=("bias$=2",)), params)
+    check_patterns(OptimizerConfig(no_decay=("kernel$", "baias$")), params)
+    assert (
+        capsys.readouterr().err == "warning: config.optimizer.no_decay names 'baias$', which no parameter's path matches.\n"
+    )
     with pytest.raises(ConfigError, match=r"freezes every parameter"):
         check_patterns(OptimizerConfig(frozen=("head",)), params)
     with pytest.raises(ConfigError, match=r"learning_rate_factors='bias\$'; give PATTERN=FACTOR"):

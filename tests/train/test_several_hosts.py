@@ -71,11 +71,14 @@ def test_a_missing_host_is_named(tmp_path):
 
 @pytest.mark.slow
 def test_data_that_fail_on_one_host_end_both(tmp_path):
-    codes, said = end(start("toy", tmp_path / "run", [{**PATIENT, "broken": 13}] * 2))
+    changes = {**PATIENT, "broken": 13, "checkpoint.every_steps": 1}
+    codes, said = end(start("toy", tmp_path / "run", [changes] * 2))
     assert codes == [1, 1]
     assert said[1].splitlines()[-1] == "error: The toy data are broken."
     assert said[0].splitlines()[-1].startswith("error: ")
     assert [line["step"] for line in evaluations(tmp_path / "run")] == [10]
+    # Step 14 trained on a substitute.
+    assert saved_steps(tmp_path / "run")[-1] == 13
 
 
 def test_hosts_with_different_configurations_are_refused(tmp_path):

@@ -83,7 +83,7 @@ def test_several_processes_stop_by_what_a_step_returned(two_processes):
     assert consensus.should_stop
 
 
-def test_a_decision_is_final(two_processes):
+def test_a_stop_decision_is_final(two_processes):
     """The answer of a later step, or of an evaluation, does not undo it."""
     consensus = StopConsensus(None)
     consensus.observe({"stop": np.uint8(1)})

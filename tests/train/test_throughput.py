@@ -31,7 +31,7 @@ def take_step(throughput, clock, seconds, waited=0.0, examples=8):
     clock.now += seconds - waited
 
 
-def test_the_first_window_counts_the_steps_whose_time_it_counts(throughput, clock):
+def test_the_first_window_counts_steps_and_their_time_alike(throughput, clock):
     clock.now += 50  # Compilation.
     for _ in range(4):
         take_step(throughput, clock, 0.5)
@@ -63,7 +63,7 @@ def test_model_flops_utilisation(throughput, clock):
     assert throughput.read(peak_steps_per_second=8.0)["mfu"] == 0.25
 
 
-def test_nothing_counted_is_nothing_read(throughput, clock):
+def test_no_steps_give_no_throughput(throughput, clock):
     assert throughput.read() == {}
     take_step(throughput, clock, 0.5)
     throughput.read()
@@ -71,7 +71,7 @@ def test_nothing_counted_is_nothing_read(throughput, clock):
     assert throughput.read() == {}
 
 
-def test_a_step_without_its_time_is_refused(throughput):
+def test_counting_a_step_while_the_clock_is_stopped_is_refused(throughput):
     with pytest.raises(RuntimeError, match="before start"):
         throughput.count(8, 0.0)
 

@@ -1,4 +1,4 @@
-"""Which run owns a work directory, and that only one process trains in it."""
+"""A work directory has one owner, and only one process trains in it."""
 
 import copy
 import dataclasses
@@ -163,7 +163,7 @@ def test_checkpoints_without_a_config_are_refused(workdir, default):
         check_same_run(workdir, default)
 
 
-def test_what_is_no_checkpoint_claims_nothing(tmp_path, default):
+def test_a_directory_without_complete_checkpoints_is_unclaimed(tmp_path, default):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "7").touch()
     (tmp_path / "checkpoints" / "8").mkdir()
@@ -210,7 +210,7 @@ def test_a_result_that_cannot_be_written_is_a_warning(tmp_path, capsys):
     assert "evaluation.json cannot be written: " in capsys.readouterr().err
 
 
-def test_evaluation_needs_no_flag_of_the_run_again(finished, config):
+def test_evaluation_needs_no_flags_of_the_training_command(finished, config):
     workdir, result = finished
     command_line = toy.ToyConfig(mode="evaluate")
     command_line.checkpoint.evaluate = "last"
@@ -221,7 +221,7 @@ def test_evaluation_needs_no_flag_of_the_run_again(finished, config):
         run(command_line, workdir, given=given | {"optimizer.learning_rate"})
 
 
-def test_runs_in_a_bucket_are_refused_before_anything_is_made(tmp_path, monkeypatch):
+def test_runs_in_a_bucket_are_refused_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="is a URL"):
         run(toy.make_config(), "gs://bucket/run")
@@ -308,7 +308,7 @@ def test_the_lock_is_held_and_released(tmp_path):
         pass
 
 
-def test_a_dead_process_of_this_machine_holds_nothing(tmp_path, capsys):
+def test_the_lock_of_a_dead_process_of_this_machine_is_free(tmp_path, capsys):
     with WorkdirLock(tmp_path):
         left = (tmp_path / LOCK_FILE).read_bytes()
     (tmp_path / LOCK_FILE).write_bytes(left)  # As SIGKILL leaves it.
@@ -319,7 +319,7 @@ def test_a_dead_process_of_this_machine_holds_nothing(tmp_path, capsys):
         pass
 
 
-def test_a_live_process_of_another_machine_is_respected(tmp_path, capsys):
+def test_the_lock_of_a_live_process_of_another_machine_is_held(tmp_path, capsys):
     other = Other(tmp_path / LOCK_FILE, alive=True)
     other.write()
     with (
@@ -331,7 +331,7 @@ def test_a_live_process_of_another_machine_is_respected(tmp_path, capsys):
     assert "names process 7 on far; waiting 30 s" in capsys.readouterr().err
 
 
-def test_a_dead_process_of_another_machine_holds_nothing_for_long(tmp_path):
+def test_the_lock_of_a_dead_process_of_another_machine_expires(tmp_path):
     other = Other(tmp_path / LOCK_FILE, alive=False)
     other.write()
     waited = []
@@ -363,7 +363,7 @@ def test_without_flock_the_last_to_write_has_the_lock(tmp_path, no_flock):
         pass
 
 
-def test_the_heartbeat_changes(tmp_path):
+def test_the_holder_of_a_lock_writes_heartbeats(tmp_path):
     with WorkdirLock(tmp_path, heartbeat_every=0.01):
         first = json.loads((tmp_path / LOCK_FILE).read_text())["heartbeat"]
         while json.loads((tmp_path / LOCK_FILE).read_text())["heartbeat"] == first:

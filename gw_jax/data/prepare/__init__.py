@@ -1,1 +1,1 @@
-"""Preparing data sets, once, before they are trained on."""
+"""Preparation of data sets, once, before they are trained on."""

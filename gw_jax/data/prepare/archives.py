@@ -9,13 +9,13 @@ from gw_jax.errors import DataError, one_line, shown
 
 # TFDS first sorts examples into temporary files and then writes the shards, so that for a while there are two copies.
 COPIES_WHILE_PREPARING = 2.1
-# Long names and attributes of a member take a few hundred bytes.
+# Long names and attributes of a member need a few hundred bytes.
 MAX_HEADER_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """A tar file: its name, its size in bytes, and what the names of its members look like.
+    """A tar file: its name, its size in bytes, and the pattern of the names of its members.
 
     A group in that pattern is the number of the member, from 1: TFDS assigns the labels in the order of the names.
     """
@@ -125,5 +125,5 @@ class _HeaderReader:
 
 def _refused(path: Any, member: str, why: str) -> DataError:
     return DataError(
-        f"{path} holds {shown(member)}, {why}. It is another archive, or was packed again: take the official file."
+        f"{path} holds {shown(member)}, {why}. It is another archive, or was packed again: use the official file."
     )

@@ -1,4 +1,4 @@
-"""Preparing a TFDS data set: one command or process at a time, and in the file system whole or not at all."""
+"""Preparation of a TFDS data set by one process at a time, whole or not at all."""
 
 import contextlib
 import os

@@ -64,7 +64,7 @@ def _convert_shard(records: Any, expected: int, source: Any, out: Any) -> None:
     from array_record.python import array_record_module
 
     unfinished = out.parent / f".{out.name}"
-    # One record a group, as TFDS writes it: each can be read without its neighbours.
+    # One record per group, as TFDS writes it: each can be read without its neighbours.
     writer, count = array_record_module.ArrayRecordWriter(os.fspath(unfinished), "group_size:1"), 0
     try:
         try:
@@ -73,7 +73,7 @@ def _convert_shard(records: Any, expected: int, source: Any, out: Any) -> None:
                 count += 1
         finally:
             writer.close()
-    except Exception as error:  # TensorFlow's errors for damaged files, and a full disk, of which only closing tells.
+    except Exception as error:  # TensorFlow's errors for damaged files, and a full disk, which only close() reports.
         raise DataError(
             f"{source} cannot be converted after {count} records ({one_line(f'{type(error).__name__}: {error}')})."
         ) from error

@@ -15,7 +15,8 @@ verified          device kinds on which a kernel was right and faster, where "au
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from types import ModuleType
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -43,19 +44,10 @@ SUPPORTED = (
 _DTYPES = ("bfloat16", "float32")
 
 
-class KernelModule(Protocol):
-    """A module of kernels. Arrays are ``[n, h, w, c]``, scale and bias ``[n, c]``."""
-
-    def forward(self, spec: KernelSpec, x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, ...]:
-        """The output, then what :meth:`backward` needs."""
-
-    def backward(
-        self, spec: KernelSpec, x: jax.Array, dy: jax.Array, scale: jax.Array, *saved: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The gradients of input, scale and bias."""
-
-
-_MODULES: dict[KernelName, KernelModule] = {
+# Modules with ``forward(spec, x, scale, bias)``, which returns the output and what ``backward`` needs, and
+# ``backward(spec, x, dy, scale, *saved)``, which returns the gradients of input, scale and bias. Images are
+# ``[n, h, w, c]``, scale and bias ``[n, c]``.
+_MODULES: dict[KernelName, ModuleType] = {
     "tpu_resident": tpu_resident,
     "tpu_lane_tiles": tpu_tiled,
     "tpu_sublane_tiles": tpu_tiled,

@@ -113,11 +113,11 @@ def _forward(
 def _whiten_jvp(
     num_groups: int, inverse_sqrt: InverseSqrt, primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    y, residuals = _forward(*primals, num_groups, inverse_sqrt)
-    dtype = primals[0].dtype
-    return y, linear_map(
-        functools.partial(_derivative, num_groups), functools.partial(_backward, num_groups, dtype), residuals, tangents
-    )
+    x, scale, bias = primals
+    y, residuals = _forward(x, scale, bias, num_groups, inverse_sqrt)
+    derivative = functools.partial(_derivative, num_groups)
+    backward = functools.partial(_backward, num_groups, x.dtype)
+    return y, linear_map(derivative, backward, residuals, tangents, like=y)
 
 
 def _derivative(num_groups: int, residuals: Any, tangents: tuple[jax.Array, ...]) -> jax.Array:

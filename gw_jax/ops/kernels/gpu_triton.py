@@ -34,7 +34,7 @@ from gw_jax.ops.kernels.gpu_tiles import Tiles, fewest_positions
 from gw_jax.ops.kernels.products import Dot, dot_full_precision_matrix, result_like
 from gw_jax.ops.kernels.spec import KernelSpec
 
-# Warps per program, by the bytes of a value. On an H100 in bfloat16, four take 0.5 to 0.9 of the time of eight, since two
+# Warps per program, by the bytes of a value. On an H100 in bfloat16, four take 0.57 to 0.88 of the time of eight, since two
 # programs then share a multiprocessor. In float32, four spill three times as many registers.
 NUM_WARPS = {2: 4, 4: 8}
 NUM_STAGES = 3  # Tiles in flight.

@@ -155,7 +155,7 @@ def test_tfrecord_is_converted_to_the_same_examples_and_resumes(prepared, as_tfr
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.0])
-def test_a_damaged_tfrecord_shard_is_named_and_nothing_counts_as_prepared(as_tfrecord, tmp_path, kept):
+def test_a_damaged_tfrecord_shard_is_named_and_leaves_no_data_set(as_tfrecord, tmp_path, kept):
     source = tmp_path / "source" / "imagenet2012" / "5.1.0"
     shutil.copytree(as_tfrecord, source)
     (shard,) = source.glob("*validation.tfrecord*")
@@ -353,7 +353,7 @@ main(sys.argv[1:])
 """
 
 
-def test_a_killed_command_leaves_nothing_that_counts_and_the_next_one_clears_up(tmp_path, capsys, monkeypatch):
+def test_a_killed_command_leaves_no_data_set_and_the_next_one_cleans_up(tmp_path, capsys, monkeypatch):
     command = ["mnist5k", f"--data_dir={tmp_path}"]
     killed = subprocess.Popen([sys.executable, "-c", SLOW, *command], stdout=subprocess.PIPE, text=True)
     assert "now\n" in iter(killed.stdout.readline, "")
@@ -373,7 +373,7 @@ def test_a_killed_command_leaves_nothing_that_counts_and_the_next_one_clears_up(
     assert [path.name for path in directory.iterdir() if not path.name.startswith(".")] == ["1.0.0"]
 
 
-def test_names_that_are_none_are_refused_in_one_line(tmp_path):
+def test_invalid_names_are_refused_in_one_line(tmp_path):
     for name in ("./mnist5k", "", " ", "../x", "/tmp", "gs://bucket/mnist", "mnist5k/", "a\nb", "~/mnist"):
         message = refused(name, f"--data_dir={tmp_path}")
         assert "is no name of a data set. Names are those of TFDS, such as mnist5k" in message
@@ -464,7 +464,7 @@ def test_evaluation_on_another_set_accepts_all_right_answers(tmp_path):
     assert not counts[5:].any()
 
 
-def test_a_set_without_training_split_is_to_evaluate_on_only(tmp_path):
+def test_a_set_without_training_split_can_only_be_evaluated_on(tmp_path):
     write_real(tmp_path, [{"image": jpeg(0), "original_label": 1, "real_label": [1], "file_name": "a.JPEG"}])
     with pytest.raises(DataError, match=r"'imagenet2012_real' has no split to train on.*config.data.eval_name"):
         open_dataset("imagenet2012_real", str(tmp_path), allow_partial=True)
