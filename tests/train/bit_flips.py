@@ -1,4 +1,4 @@
-"""Flips one bit of a checkpoint, resumes the run, and compares its numbers with those of a run left in peace.
+"""Flips one bit of a checkpoint, resumes the run, and compares its numbers with those of an undisturbed run.
 
     JAX_PLATFORMS=cpu python -m tests.train.bit_flips --flips=50 --seed=0
 
@@ -44,7 +44,7 @@ class Report:
 
 
 def flip_random_bit(checkpoint, rng):
-    """Flips one bit below ``checkpoint``; says which."""
+    """Flips one bit of one file below ``checkpoint``. Returns which one."""
     path = rng.choice(sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.stat().st_size))
     content = bytearray(path.read_bytes())
     byte, bit = rng.randrange(len(content)), rng.randrange(8)
@@ -54,13 +54,13 @@ def flip_random_bit(checkpoint, rng):
 
 
 def make_runs(directory):
-    """The two runs in ``directory``; gives the result of the finished one."""
+    """Trains the two runs in ``directory``. Returns the result of the finished one."""
     result = run(toy.make_config(), directory / "finished")
     run(toy.make_config(), directory / "stopped", hooks=stop_at(STOPPED_AT))
     return result
 
 
-def flip_again_and_again(count, seed, directory, tell=lambda text: None):
+def flip_repeatedly(count, seed, directory, tell=lambda text: None):
     """Makes ``count`` flips in copies of two runs in ``directory``; see :class:`Report`."""
     expected_metrics = make_runs(directory).metrics
     expected, report, rng = results(directory / "finished"), Report(), random.Random(seed)
@@ -105,9 +105,7 @@ def main():
     options = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
-        report = flip_again_and_again(
-            options.flips, options.seed, pathlib.Path(directory), lambda text: print(text, flush=True)
-        )
+        report = flip_repeatedly(options.flips, options.seed, pathlib.Path(directory), lambda text: print(text, flush=True))
     for outcome, number in sorted(report.outcomes.items()):
         print(f"{number:4d}  {outcome}")
     print(f"{len(report.failures)} failures, {time.monotonic() - began:.0f} s")

@@ -10,7 +10,7 @@ MOMENTS are separated by commas, or "none"; N counts from 1 and from the start o
     save:N:MS                   MS milliseconds after the N-th save has begun, so in its background
     evaluation:N                before the N-th evaluation
     batch:N                     in an evaluation, before the results of the N-th batch are added
-    workers:N                   before the N-th step, but only the reading workers die
+    workers:N                   after the N-th step, but only the reading workers die
 """
 
 import functools
@@ -30,15 +30,15 @@ def die(*_):
 
 
 class Countdown:
-    """Calls ``action`` when it is called for the ``number``-th time."""
+    """Calls ``action`` with its arguments when it is called for the ``number``-th time."""
 
     def __init__(self, number, action):
         self.left, self.action = int(number), action
 
-    def __call__(self, *_):
+    def __call__(self, *arguments):
         self.left -= 1
         if self.left == 0:
-            self.action()
+            self.action(*arguments)
 
 
 class ImportKill:
@@ -52,26 +52,35 @@ class ImportKill:
             die()
 
 
-def kill_workers():
+def kill_workers(*_):
     workers = multiprocessing.active_children()
     for worker in workers:
         os.kill(worker.pid, signal.SIGKILL)
     print(f"KILLED {len(workers)} WORKERS", file=sys.stderr, flush=True)
 
 
-def start_timer(milliseconds):
+def start_timer(milliseconds, *_):
     timer = threading.Timer(int(milliseconds) / 1000, die)
     timer.daemon = True
     timer.start()
 
 
+def count_batches(count, trainer, *_):
+    """Calls ``count`` before each batch of an evaluation."""
+    evaluator = type(trainer.experiment.task.evaluator())
+    original = evaluator.add
+
+    def add(self, outputs):
+        count()
+        original(self, outputs)
+
+    evaluator.add = add
+
+
 def replace_function(module, function, when):
-    """Makes ``function``, a name in ``module`` such as "run" or "Trainer.train", the last one that is called."""
+    """Replaces ``function``, a name in ``module``, by one that kills this process ("before" or "after" its work)."""
     owner = importlib.import_module(module)
-    *classes, name = function.split(".")
-    for part in classes:
-        owner = getattr(owner, part)
-    original = getattr(owner, name)
+    original = getattr(owner, function)
 
     @functools.wraps(original)
     def replacement(*arguments, **options):
@@ -81,39 +90,32 @@ def replace_function(module, function, when):
         die()
         return result
 
-    setattr(owner, name, replacement)
+    setattr(owner, function, replacement)
 
 
 def make_hooks(moments):
-    """The hooks of a run, with one method per moment that is found in the loop."""
+    """The hooks of a run, with a method for each of the moments in the loop."""
     from gw_jax.train import Hooks
 
-    hooks, evaluator_seen = Hooks(), []
+    hooks = Hooks()
     for name, *arguments in moments:
         if name in ("before", "after"):
             replace_function(*arguments, when=name)
         elif name == "step":
             hooks.before_step = Countdown(arguments[0], die)
         elif name == "workers":
-            # The only one that another moment follows.
-            steps = Countdown(arguments[0], kill_workers)
-            hooks.after_step = steps
+            # A "step" may follow, which has the other method.
+            hooks.after_step = Countdown(arguments[0], kill_workers)
         elif name == "line":
             hooks.after_log = Countdown(arguments[0], die)
         elif name == "save":
-            hooks.before_save = Countdown(arguments[0], functools.partial(start_timer, arguments[1]))
+            number, milliseconds = arguments
+            hooks.before_save = Countdown(number, functools.partial(start_timer, milliseconds))
         elif name == "evaluation":
             hooks.before_evaluation = Countdown(arguments[0], die)
         elif name == "batch":
-            added = Countdown(arguments[0], die)
-
-            def watch(trainer, added=added):
-                if not evaluator_seen:
-                    kind = type(trainer.experiment.task.evaluator())
-                    evaluator_seen.append(kind.add)
-                    kind.add = lambda self, outputs: (added(), evaluator_seen[0](self, outputs))[1]
-
-            hooks.before_evaluation = watch
+            batches = Countdown(arguments[0], die)
+            hooks.before_evaluation = Countdown(1, functools.partial(count_batches, batches))
         elif name != "import":
             raise ValueError(f"unknown moment {name}")
     return hooks

@@ -1,10 +1,10 @@
-"""Kills runs on the digits again and again, and compares what they write with a run left in peace.
+"""Kills runs on the digits repeatedly, and compares their metrics with those of an undisturbed run.
 
     python -m tests.train.kills --kills=100 --seed=0
 
-Every start of a run is told when to kill itself (see killed_run.py), by SIGKILL, so nothing depends on timing but where in
-a background write a kill falls. Then the same command is started again. Runs follow each other until there were as many
-kills as wanted; each must end with the metrics of the undisturbed one.
+Every process gets the moment at which it kills itself by SIGKILL as an argument (see killed_run.py). So nothing depends on
+timing, except where in a background write a kill falls. Then the same command is repeated. When a run has ended, another
+one begins, until there were as many kills as requested; each run must end with the metrics of the undisturbed one.
 """
 
 import argparse
@@ -37,7 +37,7 @@ FLAGS = [
     "--config.checkpoint.every_steps=8",
 ]
 KINDS = ("start", "step", "save", "evaluation", "worker")
-# Steps after which a run must have missed its dead workers: they hold fewer batches.
+# Steps after which a run must have noticed that its workers died: fewer batches are read ahead.
 STEPS_WITHOUT_WORKERS = 30
 STARTS = (
     "import:jax",
@@ -82,7 +82,7 @@ class Report:
 
 
 def choose(kind, rng):
-    """The moments of one start; the last one ends it."""
+    """The moments for one process; the last one ends it."""
     if kind == "start":
         return rng.choice(STARTS)
     if kind == "step":
@@ -96,7 +96,7 @@ def choose(kind, rng):
 
 
 def start(workdir, data_dir, moments, cache):
-    """Starts the run, which ends or kills itself; gives its exit code and what it said."""
+    """Starts the run and waits until it ends or kills itself. Returns its exit code and its output."""
     environment = {
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -104,7 +104,7 @@ def start(workdir, data_dir, moments, cache):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": str(ROOT),
     }
-    # No pipe: the workers of a killed run keep it open until they end.
+    # A file, since the workers of a killed run keep a pipe open until they end.
     with tempfile.TemporaryFile("w+") as said:
         ended = subprocess.run(
             [
@@ -121,7 +121,7 @@ def start(workdir, data_dir, moments, cache):
         return ended.returncode, said.read()
 
 
-def kill_again_and_again(count, seed, directory, data_dir, tell=lambda text: None):
+def kill_repeatedly(count, seed, directory, data_dir, tell=lambda text: None):
     """Kills runs in ``directory`` until there were ``count`` kills; see :class:`Report`."""
     cache = directory / "cache"
     code, said = start(directory / "whole", data_dir, "none", cache)
@@ -182,7 +182,7 @@ def main():
     options = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
-        report = kill_again_and_again(
+        report = kill_repeatedly(
             options.kills,
             options.seed,
             pathlib.Path(directory),

@@ -1,9 +1,9 @@
-"""Starts two runs on one work directory at once, again and again: one must be refused, the other must not notice.
+"""Starts pairs of runs on one work directory: one must be refused, the other one must be undisturbed.
 
     JAX_PLATFORMS=cpu python -m tests.train.pairs --pairs=20
 
-The one that gets the directory pauses itself after five steps until the other one has ended, so that both meet however
-long each of them takes to start.
+The run that gets the directory pauses after five steps until the other one has ended. So they overlap, however long each of
+them takes to start.
 """
 
 import argparse
@@ -39,14 +39,14 @@ def first_to_end(processes, number=None):
 
 
 def run_pair(workdir, expected):
-    """Starts two runs in ``workdir``; says what was wrong, or nothing."""
+    """Starts two runs in ``workdir``. Returns what was wrong, or an empty string."""
     pair = [start_run(workdir, "SIGSTOP@before_step@5") for _ in range(2)]
     try:
         refused = first_to_end(pair)
         if refused is None:
             return "neither was refused"
         (other,) = (process for process in pair if process is not refused)
-        # Again and again: it may not have come to its pause yet.
+        # Repeatedly, since it may not have reached its pause yet.
         if first_to_end([other], signal.SIGCONT) is None:
             return "the one that was not refused hangs"
         said = refused.communicate()[1]
@@ -66,7 +66,7 @@ def run_pair(workdir, expected):
 
 
 def run_pairs(count, directory, tell=lambda text: None):
-    """Runs ``count`` pairs in ``directory``; gives what was wrong with each that failed."""
+    """Runs ``count`` pairs in ``directory``. Returns what was wrong with those that failed."""
     alone = start_run(directory / "alone")
     said = alone.communicate()[1]
     assert alone.returncode == 0, said

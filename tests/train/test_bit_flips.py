@@ -1,13 +1,13 @@
-"""One bit of a checkpoint that flips never changes a number, and never ends a run that has an older checkpoint."""
+"""A flipped bit in a checkpoint never changes a number, and never ends a run that has an older checkpoint."""
 
 import pytest
 
-from tests.train.bit_flips import flip_again_and_again
+from tests.train.bit_flips import flip_repeatedly
 
 
 @pytest.mark.parametrize("flips", [6, pytest.param(50, marks=pytest.mark.slow)])
 def test_random_flips_change_no_number(tmp_path, flips):
-    report = flip_again_and_again(flips, seed=flips, directory=tmp_path)
+    report = flip_repeatedly(flips, seed=flips, directory=tmp_path)
     assert not report.failures
     assert report.outcomes.total() == flips
     # Most bits matter, and their damage is seen.
