@@ -1,10 +1,9 @@
 """Running statistics of batch norms, and groups of examples that share statistics.
 
 With ``statistics_sets`` every group of examples keeps running statistics of its own in training, sharded like the examples;
-evaluation and export average them. That spares few bytes and no operation: the one all-reduce of a training step of ResNet-18
-of width 8 has 705,040 instead of 709,840 bytes on 8 CPU devices, and the two of a compiled v5e:2x2 356,064 instead of 360,864
-(all-reduces in the programs of ``benchmarks.tpu_compile``). It stays because an average in every step would round differently:
-runs and checkpoints with groups would not continue bit for bit.
+evaluation and export average them. That spares bytes, not operations: the all-reduce of a training step of ResNet-18 of
+width 8 has 705,040 instead of 709,840 bytes on 8 CPU devices, and the two of a compiled v5e:2x2 have 356,064 instead of
+360,864. It stays because an average in every step would round differently: runs with groups would not resume bit for bit.
 """
 
 from collections.abc import Hashable
