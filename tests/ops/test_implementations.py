@@ -167,7 +167,7 @@ def test_an_equal_derivative_at_all_positions_gives_next_to_none(name):
         ("GPU, 1 channel a group", 7, 1e-3),
     ],
 )
-def test_kernels_take_iterations_and_epsilon(name, num_iterations, epsilon):
+def test_kernels_support_iterations_and_epsilon(name, num_iterations, epsilon):
     shape, run = case(name)
     options = {"num_iterations": num_iterations, "epsilon": epsilon}
     arguments = make_input(shape)
@@ -197,7 +197,7 @@ def test_a_constant_sample_becomes_the_bias_with_finite_gradients(name, dtype):
 
 
 @pytest.mark.parametrize("name", ["samples, 2 channels a group", "lane tiles, 1 channel a group", "GPU, 1 channel a group"])
-def test_one_bad_sample_leaves_the_others_alone(name):
+def test_one_bad_sample_does_not_affect_the_others(name):
     shape, run = case(name)
     x, scale, bias = make_input(shape)
     run = jax.jit(run)
@@ -244,7 +244,7 @@ def operations(jaxpr):
     return names, kernels
 
 
-def test_a_relu_is_asked_for_and_taken_into_the_gpu_kernels():
+def test_a_relu_is_fused_into_the_gpu_kernels():
     def step(x):
         return jax.value_and_grad(lambda x: group_whiten(x, 16, relu=True, implementation="kernel").sum())(x)
 
@@ -303,7 +303,7 @@ def test_scale_and_bias_may_be_missing():
 
 
 @pytest.mark.parametrize("name", ["samples, 4 channels a group", "lane tiles, 2 channels a group"])
-def test_kernels_are_split_over_devices_without_communication(name):
+def test_kernels_are_sharded_over_devices_without_communication(name):
     shape, run = case(name)
     shape = (2 * shape[0], *shape[1:])
     x, scale, bias = make_input(shape)
@@ -384,7 +384,7 @@ def test_gpu_kernels_are_lowered_for_cuda(shape, dtype, options):
     triton = "__gpu$xla.gpu.triton"  # XLA compiles what is inside where the GPU is.
     unchecked = [jax.export.DisabledSafetyCheck.custom_call(triton)]
     export = jax.export.export(jax.jit(value_and_gradient), platforms=["cuda"], disabled_checks=unchecked)
-    # From JAX 0.12 on, the lowering wants to know the card.
+    # From JAX 0.12 on, the lowering needs the card.
     card = AbstractMesh((), (), abstract_device=AbstractDevice(GPU.kind, 1, "gpu"))
     with use_abstract_mesh(card):
         program = export(jax.ShapeDtypeStruct(shape, dtype)).mlir_module()
