@@ -69,7 +69,9 @@ def largest_batch(config: ClassificationConfig, devices: list[Any], chip: Chip) 
     limit = STATE_OVERHEAD * chip.memory
     small, large = program(1), program(4)
     if small is None or small.peak > limit:
-        raise ConfigError(f"A batch of {unit} does not fit into {chip.memory / 1e9:.0f} GB a chip. Raise accumulate_steps.")
+        raise ConfigError(
+            f"A batch of {unit} does not fit into {chip.memory / 1e9:.0f} GB per chip. Raise config.accumulate_steps."
+        )
     if large is None or large.peak > limit:
         return unit, small
     slope = (large.peak - small.peak) / 3

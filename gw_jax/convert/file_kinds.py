@@ -45,8 +45,8 @@ def refuse_other_kinds(path: pathlib.Path) -> None:
         start = file.read(_START)
     if not start:
         raise CheckpointError(
-            f"{path} cannot be read: it is truncated, damaged, or not a PyTorch checkpoint (it is empty). Download or copy "
-            "it again."
+            f"{path} cannot be read: it is truncated, damaged, or not a PyTorch checkpoint (it is empty). "
+            "Download or copy it again."
         )
     for magic, what, advice in _KINDS:
         if start.startswith(magic):

@@ -2,7 +2,7 @@
 
     python -m tests.train.kills --kills=100 --seed=0
 
-Every start of a run is told when to kill itself (see killed_run.py), by SIGKILL, so nothing depends on timing but where in
+Every start of a run kills itself at a given point (see killed_run.py), by SIGKILL, so nothing depends on timing but where in
 a background write a kill falls. Then the same command is started again. Runs follow each other until there were as many
 kills as wanted; each must end with the metrics of the undisturbed one.
 """
@@ -60,7 +60,7 @@ CHECKSUMS = tuple(
 
 @dataclasses.dataclass
 class Report:
-    """What happened.
+    """The outcome.
 
     Attributes:
         kills: how many of each kind.
