@@ -162,7 +162,7 @@ def _identity(norm: Identity, key: str, path: str, dim: int) -> Iterator[Entry]:
 def _scale_and_bias(norm: Any, key: str, path: str, shape: tuple[int, ...]) -> Iterator[Entry]:
     if (norm.scale is None) != (norm.bias is None):
         raise ValueError(
-            f"The norm {path.rstrip('.') or type(norm).__name__} has only one of scale and bias; the reference's norms have "
+            f"The norm {path.rstrip('.') or type(norm).__name__} has only one of scale and bias; the reference has "
             "both or neither."
         )
     if norm.scale is not None:

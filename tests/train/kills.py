@@ -1,9 +1,9 @@
-"""Kills runs on the digits again and again, and compares what they write with a run left in peace.
+"""Kills runs on the digits again and again, and compares their output with that of an undisturbed run.
 
     python -m tests.train.kills --kills=100 --seed=0
 
-Every start of a run kills itself at a given point (see killed_run.py), by SIGKILL, so nothing depends on timing but where in
-a background write a kill falls. Then the same command is started again. Runs follow each other until there were as many
+Every start of a run kills itself at a given point (see killed_run.py), by SIGKILL, so nothing depends on timing but where
+in a background write a kill falls. Then the same command is started again. Runs follow each other until there were as many
 kills as wanted; each must end with the metrics of the undisturbed one.
 """
 
