@@ -2,7 +2,7 @@
 
     python -m benchmarks.accuracy [--json]
 
-The error is the largest difference over the largest value, for two images of 28x28 positions, 2 channels a group, with
+The error is the largest difference over the largest value, for two images of 28x28 positions, 2 channels per group, with
 the given condition number of the group covariance and a mean of 3 standard deviations.
 """
 

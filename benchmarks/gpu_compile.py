@@ -1,10 +1,10 @@
-"""Compiles the GPU kernels of Group Whitening for an H200 on a machine without a GPU, and says what they take of it.
+"""Compiles the GPU kernels of Group Whitening for an H200 on a machine without a GPU, and reports their resources.
 
     pip install "jax-cuda12-plugin==$JAX" "jax-cuda12-pjrt==$JAX" nvidia-cuda-nvcc-cu12  # $JAX: the version of jax
     python -m benchmarks.gpu_compile [--json] [--batch=256] [--dtype=bfloat16] [--relu] [--cuda=DIRECTORY]
 
-For every shape at which ResNet-50 whitens: registers a thread, bytes of registers that are spilled, shared memory of a
-program, and seconds to compile. That a kernel compiles says that it fits the card; nothing is run and no time is measured.
+For every shape at which ResNet-50 whitens: registers per thread, bytes of registers that are spilled, shared memory of a
+program, and seconds to compile. A kernel that compiles fits the card; nothing is run and no time is measured.
 ``--cuda``: where ``bin/ptxas`` and ``nvvm/libdevice`` are; by default those of the package above.
 """
 
@@ -22,7 +22,7 @@ import time
 from typing import Any
 
 SHAPES = [(112, 112, 64), (56, 56, 64), (28, 28, 128), (14, 14, 256), (7, 7, 512)]
-# What XLA has to know of the card, as it describes a card that is there.
+# XLA's description of the card, as it makes one of an attached card.
 H200 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
@@ -107,12 +107,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--relu", action="store_true", help="with the ReLU that follows in a network")
     parser.add_argument("--cuda", type=pathlib.Path, default=find_cuda())
-    parser.add_argument("--one", help=argparse.SUPPRESS)  # HxWxC: what the processes that this one starts are for.
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # HxWxC: the shape for a subprocess.
     args = parser.parse_args(arguments)
     if args.cuda is None or importlib.util.find_spec("jax_cuda12_plugin") is None:
         print(
             "error: the compiler for CUDA is not installed; install jax-cuda12-plugin and jax-cuda12-pjrt of the version "
-            "of jax, and nvidia-cuda-nvcc-cu12, or say with --cuda where ptxas is.",
+            "of jax, and nvidia-cuda-nvcc-cu12, or give the directory of ptxas with --cuda.",
             file=sys.stderr,
         )
         return 1

@@ -5,7 +5,7 @@
                                          [--shapes=56x56x64,7x7x512] [--jobs=1]
 
 Forward, and forward with the gradients of input, scale and bias, for every shape at which the networks of the paper whiten
-(64 groups, 5 iterations). Medians of interleaved runs; compilation is apart. "ours" is what the layer chooses by itself;
+(64 groups, 5 iterations). Medians of interleaved runs; compilation is apart. "ours" is the choice of the layer;
 ``--implementations`` adds columns for forced ones. PyTorch's layer is the one of ``benchmarks/torch_peer.py``, eager and,
 with ``--compile``, through ``torch.compile``; without PyTorch its columns are null. A ratio is this project's time over the
 other's: below 1 is faster. On an accelerator a run is as many calls in flight as take 10 ms, so that the time to start one
@@ -93,7 +93,7 @@ class Repeated:
         self.wait(last)
 
     def fill(self, seconds: float, most: int = 50) -> None:
-        """Chooses the ``count`` that takes ``seconds``."""
+        """Chooses the ``count`` of calls that last ``seconds``."""
         self()
         began = time.perf_counter()
         self()
@@ -122,11 +122,11 @@ def measure(
         shape: of the input.
         dtype: of the input.
         rounds: runs of every layer.
-        torch: whether PyTorch's layer takes part.
+        torch: whether PyTorch's layer is measured.
         compiled: whether it also does through ``torch.compile``.
         implementations: of Group Whitening that are forced, beside the chosen one.
         jobs: programs that are compiled at a time.
-        seconds: that a run takes at least; 0 for one call.
+        seconds: shortest duration of a run; 0 for one call.
     """
     rng = np.random.default_rng(0)
     x, cotangent = (jnp.asarray(rng.standard_normal(shape, np.float32), dtype) for _ in range(2))

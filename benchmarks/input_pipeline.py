@@ -1,15 +1,15 @@
-"""Images a second that one core decodes, crops and resizes for training, beside tf.data's fused decode-and-crop.
+"""Images per second that one core decodes, crops and resizes for training, beside tf.data's fused decode-and-crop.
 
     python -m benchmarks.input_pipeline [--json] [--rounds=5] [--small]
 
 Both pipelines get the same JPEG files of 500 x 375 pixels in memory (cut from the photograph that matplotlib ships), draw
 random crops of 8 to 100 % of the area, resize them to 224 x 224 and make batches of 64. ``tf.data`` decodes only the crop
 (``tf.image.decode_and_crop_jpeg``); it is measured with the antialiased resize, which is what this project does and what
-networks are evaluated with, and with the cheaper one that is not antialiased. Rounds alternate. The figure is images a
+networks are evaluated with, and with the cheaper one that is not antialiased. Rounds alternate. The figure is images per
 second of *processor time*, over all threads, so that threads of either library count; ratios are medians over the rounds.
 
 Needs the extra ``prepare`` (TensorFlow). ``feeds`` says how many cores of this machine would feed a device that trains the
-given images a second.
+given images per second.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from gw_jax.data import TrainBatches
 from gw_jax.data.images import Transform
 
 WIDTH, HEIGHT, SIZE, BATCH = 500, 375, 224, 64
-# Images a second: what an H200 is wanted to train with BatchNorm at least, and the MLPerf record on that card.
+# Images per second: the least that an H200 should train with BatchNorm, and the MLPerf record on that card.
 DEVICES = {"H200, 3,500 images/s": 3500, "H200, MLPerf record": 7945}
 
 
@@ -101,7 +101,7 @@ def tensorflow(files: list[bytes], *, antialias: bool) -> Iterator[Any]:
 
 
 def rate(batches: Iterator[Any], count: int) -> float:
-    """Images a second of processor time over ``count`` batches."""
+    """Images per second of processor time over ``count`` batches."""
     began = time.process_time()
     for _ in itertools.islice(batches, count):
         pass
@@ -109,7 +109,7 @@ def rate(batches: Iterator[Any], count: int) -> float:
 
 
 def main() -> None:
-    """Measures, prints a table, and one JSON object where wanted."""
+    """Measures, prints a table, and one JSON object with ``--json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each pipeline, alternating")
@@ -138,7 +138,7 @@ def main() -> None:
         if name != "gw_jax"
     }
     for name, figure in figures.items():
-        print(f"{name:26s}{figure:8.0f} images/s a core" + (f"   ratio {ratios[name]:.2f}" if name in ratios else ""))
+        print(f"{name:26s}{figure:8.0f} images/s per core" + (f"   ratio {ratios[name]:.2f}" if name in ratios else ""))
     feeds = {name: wanted / figures["gw_jax"] for name, wanted in DEVICES.items()}
     for name, cores in feeds.items():
         print(f"cores that feed one {name}: {cores:.1f}")

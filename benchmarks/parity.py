@@ -7,9 +7,9 @@
 For every shape at which ResNet-50 and ResNeXt-101 whiten, and for odd ones, in bfloat16 and float32: the largest error
 of the output and of the gradients, relative to the largest value, for every implementation. Then NaN, constant samples,
 extreme magnitudes, repeated runs, ``vmap`` and ``shard_map``; the other norms; the inverse square roots. A kernel belongs
-in ``gw_jax/ops/verified.py`` for a kind of device only where this passes there.
+in ``gw_jax/ops/kernels/verified.py`` for a kind of device only where this passes there.
 
-Checks run in ``--jobs`` processes: one that crashes the device's context does not take the others with it. ``FILE`` is
+Checks run in ``--jobs`` processes: one that crashes the device's context does not end the others. ``FILE`` is
 written after every check, so a time limit loses nothing. ``--no_autotuning``: XLA does not try out its own matrix products
 on a GPU, which takes most of the time; the kernels are not affected. The exit code is 1 where a check fails.
 """
@@ -55,7 +55,7 @@ def whitening_cases(small: bool) -> list[Case]:
     cases += [Case((8, *shape), 64, dtype, relu=dtype == "bfloat16") for shape in RESNEXT101 for dtype in types]
     odd = [
         ((8, 7, 7, 64), 64),  # Fewer positions than a tile.
-        ((8, 4, 4, 64), 64),  # As few as a product takes.
+        ((8, 4, 4, 64), 64),  # As few as a product needs.
         ((1, 13, 12, 64), 64),  # Tiles in part, one sample.
         ((8, 5, 3, 128), 64),
         ((1, 56, 56, 64), 64),
@@ -94,7 +94,7 @@ def checks(small: bool, implementations: list[str], kinds: list[str], dtypes: li
         ]
     )
     for case, name in itertools.product(hard, implementations):
-        # The definition is what the others stand beside; one type tells enough of the products.
+        # The others are compared with the definition; one type suffices for the products.
         if case.dtype in dtypes and (name == "kernel" or (name == "matmul" and case is hard[0])):
             found.append(("hard_inputs", lambda case=case, name=name: parity_checks.check_hard_inputs(case, name)))
     for case in (case for case in whitening_cases(small) if case.dtype in dtypes):

@@ -115,7 +115,7 @@ def check_whitening(case: Case, implementations: Sequence[str]) -> dict[str, Any
                 np.asarray(a.astype(jnp.float32))
                 for a in outputs(case, implementation, (*arrays, cotangent), relu=case.relu)
             ]
-        except Exception as error:  # Of the compiler, or no kernel for this input; the other checks go on.
+        except Exception as error:  # Of the compiler, or no kernel for this input; the other checks continue.
             result["errors"][implementation] = f"{type(error).__name__}: {str(error)[:300]}"
             continue
         expected = truth

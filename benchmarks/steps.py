@@ -1,4 +1,4 @@
-"""The real training and evaluation steps of a config, lowered without data, and what the compiler says of a program."""
+"""The real training and evaluation steps of a config, lowered without data, and the compiler's figures of a program."""
 
 import collections
 import dataclasses
@@ -30,7 +30,7 @@ _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What the compiler says of one compiled step, on one chip.
+    """The compiler's figures of one compiled step, on one chip.
 
     Attributes:
         flops: operations.
@@ -119,8 +119,8 @@ def make_steps(config: ClassificationConfig, slice_devices: list[Any]) -> Steps:
     validate(config)
     if config.data.name not in SPECS or (config.data.image_size is None and None in SPECS[config.data.name].image_shape):
         raise ConfigError(
-            f"config.data.name={config.data.name!r} with image_size={config.data.image_size} does not tell the shape of a "
-            f"batch; choose one of {', '.join(SPECS)}, with an image_size for ImageNet."
+            f"config.data.name={config.data.name!r} with image_size={config.data.image_size} does not determine the shape "
+            f"of a batch; choose one of {', '.join(SPECS)}, with an image_size for ImageNet."
         )
     spec, mesh = SPECS[config.data.name], make_mesh(slice_devices)
     task = ClassificationTask(config, Dataset(spec, (), ()))

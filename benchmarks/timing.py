@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 
 def interleaved_medians(runs: Mapping[str, Callable[[], object]], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Times every function once a round, in turns, for ``rounds`` rounds, after a call that is not timed.
+    """Times every function once per round, in turns, for ``rounds`` rounds, after a call that is not timed.
 
     So neither what the others left in the caches nor their waiting threads count. Each function must return only when its
     work is done.

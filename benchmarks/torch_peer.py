@@ -9,7 +9,7 @@ import torch
 class GroupWhitening(torch.nn.Module):
     """Whitens ``x`` ``[n, c, *spatial]`` in ``num_groups`` groups of channels of every sample, as users of PyTorch would.
 
-    Statistics are in float32, also under autocast. There is one batched product for the covariance, three an iteration and
+    Statistics are in float32, also under autocast. There is one batched product for the covariance, three per iteration and
     one for the result.
 
     Source: Huang et al., Group Whitening, CVPR 2021, section 3.1.
@@ -38,7 +38,7 @@ class GroupWhitening(torch.nn.Module):
 
 
 def device() -> str:
-    """Where this module runs."""
+    """The device on which this module runs."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -113,7 +113,7 @@ def resnet50(norm: str, stage_sizes: tuple[int, ...] = (3, 4, 6, 3)) -> torch.nn
 
 
 def training_step(norm: str, batch: int, image_size: int, dtype: str) -> Callable[[], None]:
-    """A function that takes one eager step of :func:`resnet50` with SGD on noise, channels last; bfloat16 by autocast."""
+    """A function that runs one eager step of :func:`resnet50` with SGD on noise, channels last; bfloat16 by autocast."""
     place = device()
     torch.backends.cudnn.benchmark = True
     network = resnet50(norm).to(place, memory_format=torch.channels_last)

@@ -30,15 +30,14 @@ def devices(topology: str) -> list[Any]:
     """The devices of a TPU slice such as "v5e:16x16" or "v4:2x2x4".
 
     Raises:
-        ConfigError: libtpu is not installed, or does not know the slice.
+        ConfigError: libtpu is not installed, or does not support the slice.
     """
-    # Both cores of a v4 chip are one device, as the clouds set them up; later chips are so by themselves.
+    # Both cores of a v4 chip are one device, as the clouds set them up; later chips always are.
     options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
     try:
         return list(topologies.get_topology_desc(topology, "tpu", **options).devices)
     except Exception as error:  # The runtime's errors: no libtpu, or an unknown name.
         raise ConfigError(
             f"The TPU slice {topology!r} cannot be described ({type(error).__name__}: {str(error).splitlines()[0]}). "
-            "Names are "
-            "such as v5e:2x2, v5e:16x16, v4:2x2x1 or v4:4x4x4, and the compiler is a package: pip install libtpu."
+            "Names are such as v5e:2x2, v5e:16x16, v4:2x2x1 or v4:4x4x4, and the compiler is a package: pip install libtpu."
         ) from error

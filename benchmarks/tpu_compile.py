@@ -1,13 +1,13 @@
-"""What a run will need on a TPU slice, found out by compiling its real steps on a machine without a TPU.
+"""Memory and traffic of a run on a TPU slice, from compiling its real steps on a machine without a TPU.
 
     python -m benchmarks.tpu_compile --topology=v5e:16x16 --config=configs/imagenet_resnet50_gw.py [--batch=4096,8192]
                                      [--largest_batch] [--implementation=prefer_kernel] [--config.FIELD=VALUE ...]
                                      [--json]
 
-For the training and the evaluation step it reports, a chip: memory, bytes moved, operations, collectives by kind with their
-bytes, and the bound on images a second that the chip's published peak sets (whatever is slower, arithmetic or memory; no
-run reaches it). ``--largest_batch`` finds the largest batch that fits: it compiles two batches, extends the line through
-their memory, and compiles the batch where it meets the chip's. Compiling a ResNet-50 step takes two minutes.
+For the training and the evaluation step it reports, per chip: memory, bytes moved, operations, collectives by kind with
+their bytes, and the bound on images per second that the chip's published peak sets (whatever is slower, arithmetic or
+memory; no run reaches it). ``--largest_batch`` finds the largest batch that fits: it compiles two batches, extends the line
+through their memory, and compiles the batch where it meets the chip's. Compiling a ResNet-50 step takes two minutes.
 ``--implementation=prefer_kernel`` counts with the kernels of Group Whitening, which "auto" does not choose since no TPU has
 run them.
 """
@@ -42,7 +42,7 @@ def measure(config: ClassificationConfig, devices: list[Any], steps: tuple[str, 
 
 
 def bound(program: tpu.Program, images: float, chip: Chip) -> float:
-    """Images a second and chip that arithmetic and memory allow at most."""
+    """Most images per second and chip that arithmetic and memory allow."""
     return images / max(program.flops / chip.flops, program.bytes / chip.bandwidth)
 
 
@@ -69,7 +69,9 @@ def largest_batch(config: ClassificationConfig, devices: list[Any], chip: Chip) 
     limit = STATE_OVERHEAD * chip.memory
     small, large = program(1), program(4)
     if small is None or small.peak > limit:
-        raise ConfigError(f"A batch of {unit} does not fit into {chip.memory / 1e9:.0f} GB a chip. Raise accumulate_steps.")
+        raise ConfigError(
+            f"A batch of {unit} does not fit into {chip.memory / 1e9:.0f} GB per chip. Raise config.accumulate_steps."
+        )
     if large is None or large.peak > limit:
         return unit, small
     slope = (large.peak - small.peak) / 3
@@ -91,7 +93,7 @@ def _gcd(a: int, b: int) -> int:
 def report(
     topology: str, config: ClassificationConfig, batch: int, programs: dict[str, tpu.Program], devices: list[Any]
 ) -> dict[str, Any]:
-    """What is printed about one batch, as JSON values."""
+    """The report on one batch, as JSON values."""
     chip = CHIPS[devices[0].device_kind]
     result: dict[str, Any] = {
         "topology": topology,
@@ -121,10 +123,10 @@ def print_report(result: dict[str, Any]) -> None:
             ", ".join(f"{v['count']} {kind} of {v['bytes'] / 1e6:.1f} MB" for kind, v in p["collectives"].items()) or "none"
         )
         print(
-            f"  {step}: {p['peak'] / 1e9:.2f} GB a chip ({p['temporaries'] / 1e9:.2f} GB of it temporary, "
-            f"{p['donated'] / 1e9:.2f} GB donated){'' if p['fits'] else ', DOES NOT FIT'}; {p['bytes'] / 1e9:.1f} GB "
-            "moved, "
-            f"{p['flops'] / 1e12:.2f} TFLOP; at most {p['images_per_sec_bound_per_chip']:,.0f} images/s and chip; "
+            f"  {step}: {p['peak'] / 1e9:.2f} GB per chip ({p['temporaries'] / 1e9:.2f} GB of it temporary, "
+            f"{p['donated'] / 1e9:.2f} GB donated){'' if p['fits'] else ', DOES NOT FIT'}; "
+            f"{p['bytes'] / 1e9:.1f} GB moved, {p['flops'] / 1e12:.2f} TFLOP; "
+            f"at most {p['images_per_sec_bound_per_chip']:,.0f} images/s and chip; "
             f"collectives: {moved}; compiled in {p['seconds']:.0f} s"
         )
 

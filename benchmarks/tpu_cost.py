@@ -1,4 +1,4 @@
-"""What Group Whitening costs on a TPU in memory traffic, beside BatchNorm and GroupNorm; compiled without a TPU.
+"""Memory traffic of Group Whitening on a TPU, beside BatchNorm and GroupNorm; compiled without a TPU.
 
     python -m benchmarks.tpu_cost [--json] [--topology=v5e:2x2] [--batch=128] [--layers_only] [--models=resnet50,resnext50]
                                   [--norms=gw,bn,gn] [--implementation=prefer_kernel]
@@ -77,7 +77,7 @@ def compile_network(name: str, norm: str, batch: int, device: Any, options: dict
 
 
 def with_ratios(programs: dict[str, tpu.Program]) -> dict[str, Any]:
-    """What is reported of a network, and its figures over BatchNorm's."""
+    """The report on a network, and its figures over BatchNorm's."""
     result: dict[str, Any] = {
         norm: {
             "bytes": program.bytes,

@@ -1,4 +1,4 @@
-"""The training step on the device at hand, on fake data: images a second with each norm, memory, compile time.
+"""The training step on the device at hand, on fake data: images per second with each norm, memory, compile time.
 
     python -m benchmarks.train_step [--json] [--small] [--model=resnet50] [--norms=gw,bn] [--batch=N] [--image_size=224]
                                     [--dtype=auto] [--steps=20] [--torch] [--jobs=1]
@@ -7,8 +7,8 @@ The step is the trainer's own, with the batch on the device already: nothing wai
 ``--norms=gw,gw:plain,bn``: after the colon stands a forced implementation of Group Whitening.
 Medians; compilation is apart. ``ratio_bn``: a norm's time over BatchNorm's. MFU is given where the device's peak is known;
 peak memory is the compiler's figure for the whole step: state, batch and what it keeps in between. With ``--torch`` an
-eager PyTorch ResNet-50 with the same norms takes its turns, too (``benchmarks/torch_peer.py``: channels last, autocast for
-bfloat16, on the same device); ``ratio_torch``: this project's time over its.
+eager PyTorch ResNet-50 with the same norms is timed in turns, too (``benchmarks/torch_peer.py``: channels last, autocast
+for bfloat16, on the same device); ``ratio_torch``: this project's time over its.
 """
 
 import argparse
@@ -60,19 +60,19 @@ class Run:
         self.batch = {name: jax.device_put(values[name], leaf.sharding) for name, leaf in batch_shapes.items()}
 
     def __call__(self) -> None:
-        """Takes a step and waits for it."""
+        """Runs a step and waits for it."""
         self.state, metrics = self.compiled(self.state, self.batch)
         jax.block_until_ready((self.state, metrics))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures, prints a line a norm, and one JSON object where wanted."""
+    """Measures, prints a line per norm, and one JSON object with ``--json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--small", action="store_true", help="2 images of 32 pixels and 2 steps, to see that it runs")
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--norms", default="gw,bn", help=f"of {', '.join(NORM_OPTIONS)}")
-    parser.add_argument("--batch", type=int, help="images; default: 8 on a CPU, 256 a device elsewhere")
+    parser.add_argument("--batch", type=int, help="images; default: 8 on a CPU, 256 per device elsewhere")
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--dtype", help="default: float32 on a CPU, bfloat16 elsewhere")
     parser.add_argument("--steps", type=int, default=20)

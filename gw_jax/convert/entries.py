@@ -1,4 +1,4 @@
-"""Which entry of a state dict of the reference is which array of a model: one table, read in both directions.
+"""The entries of the reference's state dicts and their arrays in our models: one table, read in both directions.
 
 An :class:`Entry` holds a *view* of our array in the reference's axes. Reading a file assigns to the view and writing one
 copies it, so the two directions cannot disagree. :func:`register` adds the entries of further model classes.
@@ -17,10 +17,10 @@ from gw_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from gw_jax.nn import BatchNorm, BatchWhitening, GroupNorm, GroupWhitening, Identity, InstanceNorm, LayerNorm
 from gw_jax.tree import variables
 
-# Entries of a file that say nothing about the function; they may be missing.
+# Entries of a file that do not affect the function; they may be missing.
 COUNTER = "num_batches_tracked"
 
-# Metadata of a scale or bias: the shape that the file had, where the layer alone does not tell.
+# Metadata of a scale or bias: the shape that the file had, where the layer does not determine it.
 TORCH_SHAPE = "torch_shape"
 
 # The names of the reference's child modules and matrices, by method of batch whitening and kind of running matrix.
@@ -162,8 +162,8 @@ def _identity(norm: Identity, key: str, path: str, dim: int) -> Iterator[Entry]:
 def _scale_and_bias(norm: Any, key: str, path: str, shape: tuple[int, ...]) -> Iterator[Entry]:
     if (norm.scale is None) != (norm.bias is None):
         raise ValueError(
-            f"The norm {path.rstrip('.') or type(norm).__name__} has only one of scale and bias; the reference has both or "
-            "neither."
+            f"The norm {path.rstrip('.') or type(norm).__name__} has only one of scale and bias; the reference has "
+            "both or neither."
         )
     if norm.scale is not None:
         for torch_name, name in (("weight", "scale"), ("bias", "bias")):

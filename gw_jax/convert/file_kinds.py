@@ -1,4 +1,4 @@
-"""Files that are no ``.pth`` files of tensors: what they are, and what to do with them."""
+"""Detection of files that are no ``.pth`` files of tensors, with advice for each kind."""
 
 import contextlib
 import itertools
@@ -11,10 +11,10 @@ from typing import IO
 from gw_jax.errors import CheckpointError, one_line, shown
 
 ZIP_MAGIC = b"PK\x03\x04"
-# As much of a file as its kind is judged by.
+# Bytes at the start of a file from which its kind is detected.
 _START = 512
 
-# First bytes, what such a file is, and what to do.
+# First bytes, kind of the file, and advice.
 _KINDS: tuple[tuple[bytes, str, str], ...] = (
     (
         b"version https://git-lfs",
@@ -45,8 +45,8 @@ def refuse_other_kinds(path: pathlib.Path) -> None:
         start = file.read(_START)
     if not start:
         raise CheckpointError(
-            f"{path} cannot be read: it is truncated, damaged, or not a PyTorch checkpoint (it is empty). Download or copy "
-            "it again."
+            f"{path} cannot be read: it is truncated, damaged, or not a PyTorch checkpoint (it is empty). "
+            "Download or copy it again."
         )
     for magic, what, advice in _KINDS:
         if start.startswith(magic):

@@ -1,4 +1,4 @@
-"""Entries of a state dict into arrays, strictly: each is used, each array is filled, each number is finite."""
+"""Strict assignment of a state dict to arrays: each entry is used, each array filled, each number finite."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

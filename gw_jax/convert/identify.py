@@ -1,4 +1,4 @@
-"""Which network wrote a state dict, from its keys and shapes. :func:`register_identification` adds further networks."""
+"""The network of a state dict, from its keys and shapes. :func:`register_identification` adds further networks."""
 
 import collections
 import dataclasses
@@ -13,7 +13,7 @@ from gw_jax.convert.keys import Keys
 from gw_jax.errors import CheckpointError
 from gw_jax.models.resnet import ARCHITECTURES, PLACEMENTS, Architecture
 
-# Kinds of norms that keys can tell apart: the names of the reference that each may be.
+# Kinds of norms that keys distinguish: the names of the reference that each may be.
 CANDIDATES: dict[str, tuple[str, ...]] = {
     "BN": ("BN",),
     "BN without scale": ("BN",),

@@ -1,4 +1,4 @@
-"""From a ``.pth`` file to a model: which network it is, its arrays, and a report on how both were found."""
+"""Loading of ``.pth`` files: the network, its arrays, and a report on how both were found."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""The options of a network: what its keys determine, what the caller says, what the file's own cfg says, in this order."""
+"""The options of a network: from its keys, from the caller, and from the file's own cfg, in this order."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class ModelArguments:
     Attributes:
         arguments: the arguments.
         guesses: those that neither the file nor the caller determines.
-        notices: what else a reader of the report should know.
+        notices: further remarks for the report.
     """
 
     arguments: dict[str, Any]
@@ -61,14 +61,14 @@ def architecture_name(arch: str | None, found: Identified) -> tuple[str, str]:
     name, whiten = REFERENCE_RESNETS.get(arch, (REFERENCE_MNIST.get(arch, arch), found.whiten or "S1"))
     if name != found.name:
         raise CheckpointError(
-            f"arch={arch!r} was asked for, which is a {name}, but the file holds a {found.name}: {found.evidence}. "
+            f"arch={arch!r} was requested, which is a {name}, but the file holds a {found.name}: {found.evidence}. "
             "Leave arch out to read what is there."
         )
     if found.whiten is not None and whiten != found.whiten:
         basic = name in ARCHITECTURES and not ARCHITECTURES[name].bottleneck
         if not (basic and {whiten, found.whiten} == {"S1-B1", "S1-B2"}):
             raise CheckpointError(
-                f"arch={arch!r} was asked for, which has its norm at {whiten}, but the file has it at {found.whiten}: "
+                f"arch={arch!r} was requested, which has its norm at {whiten}, but the file has it at {found.whiten}: "
                 f"{found.evidence}. The reference calls that {reference_name(name, found.whiten)!r}."
             )
     return name, whiten
@@ -86,7 +86,7 @@ def reference_name(name: str, whiten: str) -> str | None:
 def norm_options(
     norm: str | None, norm_cfg: Mapping[str, Any] | None, found: Identified, cfg: Mapping[str, Any]
 ) -> ModelArguments:
-    """``norm`` and ``norm_options`` of :func:`gw_jax.create_model`; none for a network without norms, whatever was said.
+    """``norm`` and ``norm_options`` of :func:`gw_jax.create_model`; none for a network without norms, whatever was given.
 
     Args:
         norm: the reference's name that the caller insists on, or None.
@@ -107,17 +107,17 @@ def norm_options(
         options = dict(cfg["norm_cfg"])
     else:
         options = dict(norm_cfg or {})
-        # num_channels takes the place of num_groups.
+        # num_channels replaces num_groups.
         fixed = {*options, *(["num_groups"] if options.get("num_channels") else [])}
         if found.kind is not None:
             published = {key: value for key, value in PUBLISHED_NORM_CFG.get(name, {}).items() if key not in fixed}
     if published:
         text = ", ".join(f"{key}={value}" for key, value in published.items())
-        guesses += (f"norm_cfg {text} (as in the published models; the file does not tell)",)
+        guesses += (f"norm_cfg {text} (as in the published models; the file does not determine it)",)
         options |= published
     if found.channels_per_group is not None:
         options.setdefault("num_channels", found.channels_per_group)
-    # The reference's IN has no scale and bias unless asked, nor have the norms of its MLP with linear layers after them.
+    # By default the reference's IN has no scale and bias, nor have the norms of its MLP with linear layers after them.
     if not found.affine or name == "IN" or found.name == "mlp_norm_linear":
         options.setdefault("affine", found.affine)
     try:
@@ -134,7 +134,7 @@ def _norm_name(norm: str | None, found: Identified, stored: Any) -> tuple[str, t
     if norm is not None:
         if norm not in candidates:
             raise CheckpointError(
-                f"norm={norm!r} was asked for, but the norms of the file are of another kind ({found.kind or 'BN'}), which "
+                f"norm={norm!r} was requested, but the norms of the file are of another kind ({found.kind or 'BN'}), which "
                 f"fits {' or '.join(candidates)}. Pass one of these, or none."
             )
         name = norm
@@ -184,7 +184,7 @@ def head_options(
     for key, value in (("num_classes", found.options["num_classes"]), ("last", found.options["last_norm"])):
         if key in options and options[key] != value:
             raise CheckpointError(
-                f"{where} {key}={shown(options[key])} was asked for, but the file has {value}. Leave it out."
+                f"{where} {key}={shown(options[key])} was requested, but the file has {value}. Leave it out."
             )
     arguments: dict[str, Any] = {}
     resnext = not name.startswith("resnet")

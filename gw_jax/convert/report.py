@@ -9,7 +9,7 @@ from gw_jax.errors import one_line
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """How a file was read.
+    """The report on one file.
 
     Attributes:
         path: the file.
@@ -22,9 +22,9 @@ class Report:
         model_config: the arguments of :func:`gw_jax.create_model`.
         num_parameters: trained values.
         keys_used: entries of the file that were read into the model.
-        keys_ignored: entries that say nothing about the function, and were left out.
+        keys_ignored: entries that do not affect the function, and were left out.
         guesses: options that neither the file nor the caller determines.
-        notices: what else a reader should know.
+        notices: further remarks.
     """
 
     path: str

@@ -1,4 +1,4 @@
-"""Where a file keeps its state dict, and the prefixes that wrappers of PyTorch put before its keys."""
+"""The state dict in a file's content, and the prefixes that wrappers of PyTorch put before its keys."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ class StateDict:
         state: names, without prefixes, and values.
         name: where it was in a training dict; None for a bare state dict.
         ignored: names of entries that were left out.
-        notices: what a reader should know of how it was found.
+        notices: remarks on how it was found.
     """
 
     state: dict[str, Any]
@@ -47,10 +47,10 @@ def find_state_dict(source: str, content: Any, *, ema: bool) -> StateDict:
     Args:
         source: the file, for messages.
         content: what was in it: plain dicts, lists, tensors.
-        ema: whether the averaged weights are asked for.
+        ema: whether the averaged weights are requested.
 
     Raises:
-        CheckpointError: there is none, or not the one that is asked for.
+        CheckpointError: there is none, or not the requested one.
     """
     if not isinstance(content, dict):
         raise _no_state_dict(source, f"a {type(content).__name__}")

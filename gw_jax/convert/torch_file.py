@@ -48,7 +48,7 @@ class TorchFile:
 
     @property
     def kind(self) -> str:
-        """What the reference calls such a file."""
+        """The kind of the file, and the reference's name of such a file."""
         return "state dict (best.pth)" if self.training is None else "training dict (checkpoint.pth)"
 
 

@@ -25,7 +25,7 @@ def read_training_state(
         source: the file, for messages.
 
     Raises:
-        CheckpointError: the momentum belongs to another network, or is not finite; a number is none.
+        CheckpointError: the momentum belongs to another network, or is not finite; a value that must be a number is none.
     """
     notices: list[str] = []
     optimizer = training.get("optimizer")

@@ -20,11 +20,12 @@ class NormConfig:
 
     Attributes:
         num_groups: channel groups of gw, gw_zca and gn.
-        channels_per_group: channels of a group instead of their number: the block size of iternorm and dbn.
+        channels_per_group: channels of a group: the block size of iternorm, dbn and their sigma variants; for gw and
+            gw_zca in place of ``num_groups``.
         num_iterations: Newton-Schulz iterations of gw, iternorm and iternorm_sigma (5 in the papers).
         epsilon: added to the diagonal of the covariance, or to the variance.
-        momentum: decay of the running statistics, 0.9 for ``0.9 old + 0.1 new``.
-        group_size: examples that share batch statistics; None for the whole batch.
+        momentum: decay of the running statistics of bn, iternorm and dbn, 0.9 for ``0.9 old + 0.1 new``.
+        group_size: examples that share the batch statistics of bn, iternorm and dbn; None for the whole batch.
         use_scale: whether a learned per-channel scale follows.
         use_bias: whether a learned per-channel bias follows.
         implementation: how gw is computed; see :func:`gw_jax.group_whiten`. It changes speed only, and is not exported.
@@ -101,7 +102,8 @@ def model_arguments(
         group_size = options.get("group_size")
         if group_size is None or batch_size is None:
             return options
-        return {**options, "statistics_sets": batch_size // group_size}
+        # At least one set: an imported model is also evaluated where the training batch is smaller than a group.
+        return {**options, "statistics_sets": max(batch_size // group_size, 1)}
 
     common = {"name": config.name, "num_classes": num_classes, "in_channels": in_channels}
     norm = {"norm": config.norm, "norm_options": with_sets(chosen_norm_options(config))}

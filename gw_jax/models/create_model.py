@@ -25,7 +25,7 @@ MNIST_NETWORKS: dict[str, tuple[str, ...]] = {
 }
 _MLP_ARGUMENTS = ("image_size", "depth")
 
-# The reference's names that say more than ours: which network, and where the norm stands.
+# The reference's names that also state the placement of the norm: the network and the placement.
 ALIASES = {name: meaning for name, meaning in REFERENCE_RESNETS.items() if name not in ARCHITECTURES}
 
 
@@ -80,7 +80,7 @@ def create_model(
     Args:
         name: resnet18, resnet34, resnet50, resnet101, resnet152, resnext50_32x4d, resnext101_32x8d, resnext101_64x4d,
             wide_resnet50_2, wide_resnet101_2; mlp, mlp_norm_linear, lenet, autoencoder. The reference's names that say
-            more (``resnet_whiten_010n50``, ``resnext_forGN50_32x4d``, ...) decide ``whiten``, too. A name that both have
+            more (``resnet_whiten_010n50``, ``resnext_forGN50_32x4d``, ...) determine ``whiten``, too. A name that both have
             is this project's: ``resnet50`` has the norm where ``whiten`` says, not in the stem only. An
             :class:`gw_jax.models.resnet.Architecture` makes a residual network that has no name.
         num_classes: length of the logits.
@@ -88,8 +88,8 @@ def create_model(
         norm_options: its keyword arguments, such as ``{"num_groups": 64}``.
         whiten: where ``norm`` replaces BatchNorm in a residual network: "S1" is the stem, "B1", "B2", "B3" the norms of
             each block. One of S1-B2 (the paper's choice), S1, S1-B1, S1-B3, S1-B12, all (shortcuts too), none. None for
-            the placement in the reference's name, if ``name`` is one, else for "S1-B2". A placement that is given wins
-            over the one in the name.
+            the placement in the reference's name, if ``name`` is one, else for "S1-B2". A placement that is given overrides
+            the one in the name.
         batch_norm_options: keyword arguments of the :class:`gw_jax.BatchNorm` everywhere else.
         stem: "imagenet" (7x7 convolution and max-pool, both of stride 2) or, for images of some 32 pixels, "small" (3x3
             convolution of stride 1).
@@ -97,7 +97,7 @@ def create_model(
             of an MLP, 100 in the reference.
         depth: hidden layers of an MLP, 4 in the reference.
         in_channels: channels of the images; 3, or 1 for the networks of the MNIST experiments.
-        image_size: edge of the images in pixels, for the networks of the MNIST experiments. Residual networks take any.
+        image_size: edge of the images in pixels, for the networks of the MNIST experiments. Residual networks accept any.
         replace_stride_with_dilation: for each of the stages 2, 3 and 4 of bottlenecks, whether it keeps the resolution and
             dilates its convolutions instead.
         zero_init_residual: whether the last norm of every block starts with a scale of zero, the block as its shortcut.
@@ -179,7 +179,7 @@ def _mnist_network(name: str, given: dict[str, Any], types: dict[str, Any]) -> A
 
 
 def _refuse_other_networks_arguments(name: str | Architecture, given: dict[str, Any]) -> None:
-    """Raises ValueError if an argument that ``name`` has no use for was set to something else than its default."""
+    """Raises ValueError if an argument that ``name`` does not have was set to another value than its default."""
     defaults = {key: p.default for key, p in inspect.signature(create_model).parameters.items()}
     if name in MNIST_NETWORKS:
         known = (*_COMMON, *MNIST_NETWORKS[name])
@@ -188,4 +188,4 @@ def _refuse_other_networks_arguments(name: str | Architecture, given: dict[str, 
     foreign = [key for key, default in defaults.items() if key not in known and given[key] != default]
     if foreign:
         listed = ", ".join(key for key in known if key not in ("name", "rngs"))
-        raise ValueError(f"The network {name!r} has no use for {', '.join(foreign)}; it takes {listed}.")
+        raise ValueError(f"The network {name!r} does not have {', '.join(foreign)}; it accepts {listed}.")

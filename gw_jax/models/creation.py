@@ -1,4 +1,4 @@
-"""How a network was made: the arguments of ``create_model``, which the network remembers."""
+"""The record of a network's construction: the arguments of ``create_model``, which the network remembers."""
 
 import copy
 import functools

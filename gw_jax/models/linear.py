@@ -11,7 +11,10 @@ from gw_jax.nn.initializers import uniform
 def linear(
     in_features: int, out_features: int, *, dtype: DTypeLike | None = None, param_dtype: DTypeLike, rngs: nnx.Rngs
 ) -> nnx.Linear:
-    """A linear layer, weight and bias uniform in ``+-1 / sqrt(in_features)``."""
+    """A linear layer, weight and bias uniform in ``+-1 / sqrt(in_features)``.
+
+    Arguments are those of ``nnx.Linear``.
+    """
     initialise = uniform(1 / math.sqrt(in_features))
     return nnx.Linear(
         in_features,
@@ -34,7 +37,17 @@ def conv(
     param_dtype: DTypeLike,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A convolution with a bias, weight and bias uniform in ``+-1 / sqrt(size * size * in_features)``."""
+    """A convolution with a bias, weight and bias uniform in ``+-1 / sqrt(size * size * in_features)``.
+
+    Args:
+        in_features: channels of the input.
+        out_features: channels of the output.
+        size: edge of the kernel.
+        padding: rows and columns of zeros at each edge.
+        dtype: type of the computation.
+        param_dtype: type of the parameters.
+        rngs: the generators of the parameters.
+    """
     initialise = uniform(1 / math.sqrt(size * size * in_features))
     return nnx.Conv(
         in_features,

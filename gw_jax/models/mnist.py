@@ -24,7 +24,7 @@ class MLP(nnx.Module):
     """``depth`` hidden layers of ``width``, each linear, norm and ReLU, and a linear layer to the logits.
 
     With ``linear_after_norm``, each hidden layer is linear, norm, linear and ReLU: the second linear layer replaces
-    the norm's scale and bias, which are left out unless ``norm_options`` ask for them.
+    the norm's scale and bias, which are left out unless ``norm_options`` set them.
 
     Source: the reference's ``MLP`` and ``MLP_NormAFLinear``.
     """

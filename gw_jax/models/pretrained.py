@@ -1,4 +1,4 @@
-"""Models in a directory: ``model.safetensors`` with the arrays and ``config.json`` with what makes the network."""
+"""Models in a directory: ``model.safetensors`` with the arrays and ``config.json`` with the network's arguments."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ TRAINING_FILE = "training.safetensors"
 
 @dataclasses.dataclass
 class TrainingState:
-    """A training run that is to be continued.
+    """The state of a training run, from which it can be resumed.
 
     Attributes:
         epochs: completed epochs.
@@ -131,7 +131,19 @@ def write_directory(
     source: Mapping[str, Any] | None,
     training: TrainingState | None,
 ) -> None:
-    """As :func:`save_pretrained`, with the variables of the model by path."""
+    """As :func:`save_pretrained`, with the variables of the model by path.
+
+    Args:
+        directory: the new directory.
+        arrays: the variables, by path.
+        model_config: the arguments of :func:`gw_jax.create_model` that make the model; JSON values.
+        source: the origin of the model, or None; JSON values.
+        training: the run that it comes from, or None.
+
+    Raises:
+        CheckpointError: ``directory`` exists, or cannot be written.
+        ConfigError: a value is no JSON value.
+    """
     from safetensors.numpy import save_file
 
     content: dict[str, Any] = {"format": FORMAT, "gw_jax": __version__, "model": portable(model_config)}

@@ -1,4 +1,4 @@
-"""The architecture names of the reference, and what they mean here."""
+"""The architecture names of the reference and their counterparts here."""
 
 _PLACEMENTS = {"001n": "S1-B3", "010n": "S1-B2", "100n": "S1-B1", "110n": "S1-B12"}
 _RESNEXTS = ("50_32x4d", "101_32x8d")

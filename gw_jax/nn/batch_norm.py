@@ -34,9 +34,9 @@ class BatchNorm(nnx.Module):
     In evaluation the running statistics stand in for the batch's. Two differences from ``flax.nnx.BatchNorm``: the
     running variance is unbiased, and statistics stay in float32 (float64 for float64 parameters) whatever ``dtype``.
 
-    ``group_size`` says how many consecutive examples of the batch share statistics: None for all of them, 128 for what
-    two GPUs saw in the paper's runs. It cuts the *batch*, not the devices, so the result does not depend on how many
-    devices run it. The running statistics take the average over the groups.
+    ``group_size`` says how many consecutive examples of the batch share statistics: None for all of them, 128 as
+    on each of the two GPUs of the paper's runs. It cuts the *batch*, not the devices, so the result does not depend on the
+    number of devices. The running statistics take the average over the groups.
 
     Under ``jax.jit`` with a sharded batch, "all of them" are the examples of all devices. Inside ``jax.shard_map``,
     ``jax.pmap`` or ``jax.vmap``, name the mapped axis in ``axis_name`` for the same.
@@ -52,8 +52,8 @@ class BatchNorm(nnx.Module):
         group_size: examples that share statistics in training; must divide the batch (with ``axis_name``, the
             share of the batch that one member of the axis sees).
         statistics_sets: None for one running statistic, averaged over the groups. The number of groups in a training batch
-            for a row each (the statistics get a leading axis), averaged in evaluation only: the same numbers, without the
-            communication that the average needs where devices hold whole groups.
+            gives each group a row of its own (a leading axis of the statistics), and averages in evaluation only: the same
+            numbers, without the communication of an average where devices hold whole groups.
         axis_name: mapped axis over which statistics are averaged. With ``group_size``, groups stay within one member
             and only the running statistics are averaged.
         use_running_average: whether the layer starts in evaluation; ``model.train()`` and ``model.eval()`` switch it.
@@ -97,7 +97,7 @@ class BatchNorm(nnx.Module):
         self.num_batches_tracked = nnx.BatchStat(constant(rngs, 0, (), jnp.int32))
 
     def set_view(self, use_running_average: bool | None = None) -> None:
-        """What ``flax.nnx.view`` calls to make a training or an evaluation view of a model."""
+        """Hook of ``flax.nnx.view``, which makes a training or an evaluation view of a model."""
         if use_running_average is not None:
             self.use_running_average = use_running_average
 

@@ -75,8 +75,8 @@ class BatchWhitening(nnx.Module):
         group_size: consecutive examples that share statistics in training, None for the whole batch; must divide the batch
             (with ``axis_name``, the share of one member). The running statistics take the average over the sets.
         statistics_sets: None for one running statistic, averaged over the groups. The number of groups in a training batch
-            for a row each (the statistics get a leading axis), averaged in evaluation only: the same numbers, without the
-            communication that the average needs where devices hold whole groups.
+            gives each group a row of its own (a leading axis of the statistics), and averages in evaluation only: the same
+            numbers, without the communication of an average where devices hold whole groups.
         axis_name: mapped axis (of ``jax.shard_map``, ``pmap`` or ``vmap``) over which statistics are computed. Members with
             more unmasked positions weigh more. With ``group_size``, only the running statistics are averaged.
         use_running_average: whether the layer starts in evaluation; ``model.train()`` and ``model.eval()`` switch it.
@@ -137,7 +137,7 @@ class BatchWhitening(nnx.Module):
         self.matrix = nnx.BatchStat(identities(rngs, counts, self.channels_per_group, statistics_dtype))
 
     def set_view(self, use_running_average: bool | None = None) -> None:
-        """What ``flax.nnx.view`` calls to make a training or an evaluation view of a model."""
+        """Hook of ``flax.nnx.view``, which makes a training or an evaluation view of a model."""
         if use_running_average is not None:
             self.use_running_average = use_running_average
 

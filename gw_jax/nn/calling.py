@@ -12,7 +12,7 @@ from gw_jax.ops.sharding import replicate, reshard_like, shard_batch_only
 
 
 class Norm(Protocol):
-    """What these functions need of a layer."""
+    """The attributes of a layer that these functions read."""
 
     num_features: int
     scale: nnx.Param | None
@@ -37,7 +37,7 @@ def require_num_features(layer: object, x: jax.Array, num_features: int) -> None
     """Raises ValueError unless the last axis of ``x`` has the channels that ``layer`` was made for."""
     if x.ndim < 2 or x.shape[-1] != num_features:
         raise ValueError(
-            f"{type(layer).__name__} was made for {num_features} channels and got shape {x.shape}; it takes "
+            f"{type(layer).__name__} was made for {num_features} channels and got shape {x.shape}; it accepts "
             f"[batch, *spatial, {num_features}], channels last."
         )
 

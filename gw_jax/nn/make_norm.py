@@ -110,7 +110,7 @@ def make_norm(name: str, num_features: int, *, rngs: nnx.Rngs, **options: Any) -
         options = {key: value for key, value in options.items() if key not in ("dtype", "param_dtype")}
     unknown = [option for option in options if option not in allowed]
     if unknown:
-        raise ValueError(f"The normalisation {name!r} has no option {unknown}; it takes {', '.join(allowed) or 'none'}.")
+        raise ValueError(f"The normalisation {name!r} has no option {unknown}; it accepts {', '.join(allowed) or 'none'}.")
     if name == "none":
         return Identity()
     layer, decided, _ = _NORMS[name]

@@ -53,7 +53,7 @@ class GroupNorm(nnx.Module):
         if num_features % require_integer("num_groups", num_groups, 1):
             raise ValueError(
                 f"{num_features} channels cannot be cut into num_groups={num_groups} groups of equal size; "
-                "GroupNorm takes a num_groups that divides the channels."
+                "choose a num_groups that divides the channels."
             )
         require_epsilon(epsilon)
         self.num_features = num_features
@@ -84,9 +84,9 @@ class GroupNorm(nnx.Module):
 
 
 class InstanceNorm(GroupNorm):
-    """Normalises every channel of every sample over its positions: :class:`GroupNorm` with one group a channel.
+    """Normalises every channel of every sample over its positions: :class:`GroupNorm` with one group per channel.
 
-    As in PyTorch there is no ``scale`` and no ``bias`` unless asked for. An input without spatial axes comes out as zero.
+    As in PyTorch there is no ``scale`` and no ``bias`` unless requested. An input without spatial axes comes out as zero.
 
     Args:
         num_features: channels ``c`` of the input.

@@ -23,7 +23,7 @@ REFERENCE_NORMS: dict[str, str] = {
 GROUP_WHITENING = ("IGWItN", "IGWSVD")
 BATCH_WHITENING = ("ItN", "ItNSigma", "DBN", "DBNSigma")
 
-# Keys that some layer of the reference accepts. Every layer swallows those of the others, so that one --norm-cfg serves
+# Keys that some layer of the reference accepts. Every layer ignores those of the others, so that one --norm-cfg serves
 # networks with several norms.
 NORM_CFG_KEYS = ("T", "num_groups", "num_channels", "eps", "momentum", "affine", "dim", "mode", "track_running_stats")
 
@@ -34,12 +34,12 @@ def translate_norm_cfg(norm: str, norm_cfg: dict[str, Any] | None) -> tuple[str,
     ======================  =====================================================================================
     ``T``                   ``num_iterations`` (IGWItN, ItN, ItNSigma)
     ``num_groups``          ``num_groups`` (IGWItN, IGWSVD, GN)
-    ``num_channels``        ``channels_per_group`` (ItN and ItNSigma need it; DBN and DBNSigma: 16); above 0 it wins over
+    ``num_channels``        ``channels_per_group`` (ItN and ItNSigma need it; DBN and DBNSigma: 16); above 0 it overrides
                             ``num_groups`` (IGWItN, IGWSVD)
     ``eps``                 ``epsilon``; IGWItN stores it without using it, so it is dropped there
     ``momentum``            1 - ``momentum``: the reference's is the share of the new statistics
     ``affine``              ``use_scale`` and ``use_bias``
-    ``dim``, ``mode``       dropped: the shape of the input says the first, nothing uses the second
+    ``dim``, ``mode``       dropped: the first follows from the input's shape, the second is unused
     ======================  =====================================================================================
 
     A key of the reference that ``norm`` itself ignores there is dropped here.
@@ -52,7 +52,7 @@ def translate_norm_cfg(norm: str, norm_cfg: dict[str, Any] | None) -> tuple[str,
     cfg = dict(norm_cfg or {})
     if unknown := [key for key in cfg if key not in NORM_CFG_KEYS]:
         raise ValueError(
-            f"norm_cfg has the keys {unknown}, which no norm of the reference takes; it knows {NORM_CFG_KEYS}."
+            f"norm_cfg has the keys {unknown}, which no norm of the reference has; choose from {NORM_CFG_KEYS}."
         )
     name = REFERENCE_NORMS[norm]
     options: dict[str, Any] = {}

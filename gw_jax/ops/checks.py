@@ -39,7 +39,7 @@ def require_floating(x: Any, operation: str) -> None:
     """Raises TypeError unless ``x`` holds real floating-point numbers."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
-            f"{operation} got an array of type {x.dtype} and shape {x.shape}; it takes real floating-point "
+            f"{operation} got an array of type {x.dtype} and shape {x.shape}; it accepts real floating-point "
             "types (float16, bfloat16, float32, float64). Cast or normalise the input first."
         )
 

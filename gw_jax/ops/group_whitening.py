@@ -64,14 +64,14 @@ def group_whiten(
         scale: ``[c]``, multiplied to the whitened values, or None.
         bias: ``[c]``, added after the scale, or None. Masked positions stay zero.
         relu: whether ``max(., 0)`` is applied to the result. It is an epilogue of the kernels for GPUs, where XLA would
-            read and write the result once more. On other devices it makes no difference.
+            read and write the result again. On other devices it makes no difference.
         dtype: type of the result; None for the type of ``x``.
         implementation: "plain" is the definition, differentiated by JAX. The others are the same function with hand-written
             derivatives, and accept no mask: "matmul", in plain XLA, and "kernel", fused kernels for TPUs and GPUs, for
             Newton iterations on ``[n, h, w, c]``, which have no forward mode. "auto" uses a kernel where it was right and
             faster on that kind of device (:mod:`gw_jax.ops.kernels.verified`). Without one it is "matmul" on CPUs and GPUs,
             and "plain" on TPUs and with a mask. "prefer_kernel" also uses kernels that never ran on the device. On several
-            devices both use kernels only where they know how the batch is sharded: in ``jax.shard_map``, on meshes with
+            devices both use kernels only where the sharding of the batch is known: in ``jax.shard_map``, on meshes with
             explicit axes, and within :func:`gw_jax.ops.kernels.placement.batch_sharded_over`, as in the trainer.
 
     Returns:
@@ -87,7 +87,7 @@ def group_whiten(
     """
     x = as_floating(x, "group_whiten")
     if x.ndim < 2:
-        raise ValueError(f"group_whiten got shape {x.shape}; it takes [batch, *spatial, channels], at least 2 axes.")
+        raise ValueError(f"group_whiten got shape {x.shape}; [batch, *spatial, channels] is needed, at least 2 axes.")
     num_features = x.shape[-1]
     if num_features == 0:
         raise ValueError(f"group_whiten got shape {x.shape}, which has no channels; at least one is needed.")

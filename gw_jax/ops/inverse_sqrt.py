@@ -110,7 +110,7 @@ def iterates(normalised: jax.Array, num_iterations: int, dot: Dot) -> Iterator[t
 
 
 class NewtonResiduals(NamedTuple):
-    """What the derivative of :func:`newton` needs."""
+    """The values of :func:`newton` that its derivative needs."""
 
     normalised: jax.Array
     trace: jax.Array
@@ -119,7 +119,7 @@ class NewtonResiduals(NamedTuple):
 
 
 def supports_vjp(num_iterations: int) -> bool:
-    """Whether the short derivative exists for so many iterations: it is for 2 or more, and does not know the guard."""
+    """Whether the short derivative exists for a number of iterations: at least 2, and none that is guarded."""
     return 2 <= num_iterations < FIRST_GUARDED_ITERATION
 
 
@@ -128,7 +128,7 @@ def newton(covariance: jax.Array, num_iterations: int, epsilon: float, dot: Dot)
 
     Args:
         covariance: symmetric matrices ``[..., g, g]``, float32 or float64.
-        num_iterations: as :func:`supports_vjp` says.
+        num_iterations: one for which :func:`supports_vjp` is true.
         epsilon: added to the diagonal.
         dot: multiplies two arrays of matrices; kernels have their own.
     """
@@ -160,7 +160,7 @@ def whitening_of(last: tuple[jax.Array, jax.Array], trace: jax.Array, dot: Dot) 
 
 
 def derivative_of_iterates(pairs: Iterable[tuple[jax.Array, jax.Array]], direction: jax.Array, dot: Dot) -> jax.Array:
-    """How ``P_T`` changes when the normalised matrix moves along ``direction``, symmetric; uses up :func:`iterates`.
+    """The change of ``P_T`` as the normalised matrix moves along ``direction``, symmetric; consumes :func:`iterates`.
 
     With ``H = M_k``, ``M_{k+1} = 1.5 I - 1.5 H^2 + H^3``, whose change for a change ``D`` of ``H`` is
     ``-1.5 (X + X^T) + Z + Z^T`` with ``X = H D`` and ``Z = H (X + X^T / 2)``.

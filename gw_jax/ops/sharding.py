@@ -1,4 +1,4 @@
-"""What the type of an array says about its sharding: meshes with explicit axes (``jax.sharding.AxisType.Explicit``)."""
+"""Shardings in the types of arrays: meshes with explicit axes (``jax.sharding.AxisType.Explicit``)."""
 
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec

@@ -26,7 +26,7 @@ def centre_groups(grouped: jax.Array, keep: jax.Array | None) -> tuple[jax.Array
         keep: ``[n, *spatial, 1, 1]``, true where a position counts, or None where all do.
 
     Returns:
-        The centred values, zero where not kept, and the number of observations a group, ``[n, 1, 1]`` (or
+        The centred values, zero where not kept, and the number of observations per group, ``[n, 1, 1]`` (or
         ``[1, 1, 1]`` without ``keep``), at least 1.
     """
     positions = tuple(range(1, grouped.ndim - 2))

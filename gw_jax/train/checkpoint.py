@@ -26,7 +26,7 @@ _FORMAT = 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What a resume needs beside the state; JSON values.
+    """The part of a checkpoint beside the state; JSON values.
 
     Attributes:
         data: position of the training data, as :meth:`TrainBatches.get_state` returns it.

@@ -124,8 +124,8 @@ class ScheduleConfig:
         if self.name != "step" and (self.milestones or self.milestone_steps):
             field = "milestones" if self.milestones else "milestone_steps"
             raise ConfigError(
-                f"config.schedule.{field} has no effect on config.schedule.name={self.name!r}; leave it out, or choose "
-                "'step'."
+                f"config.schedule.{field} has no effect on config.schedule.name={self.name!r}; "
+                "leave it out, or choose 'step'."
             )
         if self.warmup_from and not (self.warmup_epochs if self.warmup_steps is None else self.warmup_steps):
             raise ConfigError(
@@ -252,8 +252,8 @@ class TrainConfig:
             )
         if self.schedule.warmup_steps is None and self.num_steps is None and self.schedule.warmup_epochs > self.num_epochs:
             raise ConfigError(
-                f"config.schedule.warmup_epochs={self.schedule.warmup_epochs} is out of range; 0 to {self.num_epochs} is "
-                "allowed."
+                f"config.schedule.warmup_epochs={self.schedule.warmup_epochs} is out of range; "
+                f"0 to {self.num_epochs} is allowed."
             )
         self.optimizer.check()
         self.schedule.check()

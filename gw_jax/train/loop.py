@@ -3,12 +3,13 @@
 import math
 import pathlib
 import signal
+import sys
 import time
 from typing import Any
 
 import jax
 
-from gw_jax.errors import CheckpointError, TrainingError
+from gw_jax.errors import CheckpointError, TrainingError, UserError
 from gw_jax.train.checkpoint import Checkpoints, Progress, saved_steps
 from gw_jax.train.chips import CHIPS
 from gw_jax.train.distributed import is_main, reporting_failures, run_on_main
@@ -280,7 +281,16 @@ class Trainer:
         if is_main():
             numbers = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             print(f"Done after step {self.step}: {numbers}", flush=True)
-            if self.experiment.config.log.plot:
-                with warn_unwritable(self.workdir / CURVES_FILE):
-                    print(f"Curves: {plot_curves(self.workdir, self.experiment.task.curves)}")
+            self._plot()
         return RunResult(metrics or None)
+
+    def _plot(self) -> None:
+        """Draws the curves; where that is impossible the run has still succeeded."""
+        curves = self.experiment.task.curves
+        if not self.experiment.config.log.plot or not curves:
+            return
+        try:
+            with warn_unwritable(self.workdir / CURVES_FILE):
+                print(f"Curves: {plot_curves(self.workdir, curves)}")
+        except UserError as error:
+            print(f"warning: {error}", file=sys.stderr)

@@ -13,7 +13,7 @@ _RANKS = {"mean": 1, "var": 1, "matrix": 3}
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
     """A mesh of all devices (or those given) with the one axis "data", over which batches are sharded.
 
-    Under ``jax.jit`` on this mesh a batch mean is global by itself, and Group Whitening compiles to no collective.
+    Under ``jax.jit`` on this mesh a batch mean is a global one, and Group Whitening compiles to no collective.
     """
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), (DATA_AXIS,), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)

@@ -159,8 +159,8 @@ class MetricsWriter:
         except OSError as error:
             raise TrainingError(
                 f"The metrics of the run cannot be written to {self._path}: {error.strerror or error}. What was saved in "
-                "checkpoints stays. Make room or restore the directory; the same command then resumes from the last "
-                "checkpoint."
+                "checkpoints stays. Make room or restore the directory; "
+                "the same command then resumes from the last checkpoint."
             ) from error
 
 

@@ -1,7 +1,7 @@
 """The training step and the evaluation step of any task: pure functions of state and batch, compiled for a mesh.
 
 They are ``jax.jit`` over plain nested dicts, not ``nnx.jit``: that costs less to dispatch, and checkpoints do not depend on
-Flax's classes. Gradients are all-reduced in the type in which they are computed, bfloat16 on accelerators.
+Flax's internals. Gradients are all-reduced in the type in which they are computed, bfloat16 on accelerators.
 """
 
 from typing import Any, Protocol

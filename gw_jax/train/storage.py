@@ -59,7 +59,15 @@ def open_manager(
 def start_save(
     manager: Manager, step: int, state: dict[str, Any], progress: dict[str, Any], metrics: dict[str, float] | None
 ) -> None:
-    """Copies the arrays of ``state`` and starts to write them, in the background."""
+    """Copies the arrays of ``state`` and starts to write them, in the background.
+
+    Args:
+        manager: from :func:`open_manager`.
+        step: number of the checkpoint.
+        state: the arrays, by name.
+        progress: JSON values beside them.
+        metrics: of an evaluation, or None.
+    """
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
     manager.save(step, args=args, metrics=metrics, force=True)
 

@@ -85,7 +85,7 @@ def test_the_collectives_of_a_program_are_read_from_its_text():
     [
         (["--topology=v9z:1x1"], "The TPU slice 'v9z:1x1' cannot be described"),
         (["--topology=v5e:2x2", "--batch=66"], "config.data.batch_size=66 cannot be split evenly over 4 devices"),
-        (["--topology=v5e:2x2", "--imagenet"], "does not tell the shape of a batch"),
+        (["--topology=v5e:2x2", "--imagenet"], "does not determine the shape of a batch"),
     ],
 )
 def test_mistakes_are_named(arguments, message, capsys, monkeypatch):

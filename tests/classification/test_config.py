@@ -6,7 +6,7 @@ import pytest
 
 from gw_jax.classification import ClassificationConfig, ModelConfig, NormConfig
 from gw_jax.errors import ConfigError
-from gw_jax.models.config import chosen_norm_options
+from gw_jax.models.config import chosen_norm_options, model_arguments
 from gw_jax.train.config import validate
 from gw_jax.train.config_fields import check_field_name, flatten
 
@@ -31,6 +31,7 @@ def test_the_projects_configs_are_valid_and_say_what_they_do(path):
         ("model.name", "resnet5", "Did you mean 'resnet50'"),
         ("model.norm", "batch", "config.model.norm='batch' is not known; choose one of gw, gw_zca, bn, gn, ln"),
         ("model.whiten", "s1-b2", "Did you mean 'S1-B2'"),
+        ("model.norm_options.implementation", "kernels", "Did you mean 'kernel'"),
         ("schedule.name", "cos", "Did you mean 'cosine'"),
         ("optimizer.name", "adam", "choose one of sgd, lars, adamw"),
         ("num_epochs", 0, "config.num_epochs=0 is out of range; >= 1 is allowed"),
@@ -88,3 +89,10 @@ def test_options_that_the_norm_lacks_are_left_out():
     assert chosen_norm_options(ModelConfig(norm="gw", norm_options=options)) == {"num_groups": 8}
     assert chosen_norm_options(ModelConfig(norm="bn", norm_options=options)) == {"momentum": 0.5}
     assert chosen_norm_options(ModelConfig(norm="none", norm_options=options)) == {}
+
+
+def test_a_batch_smaller_than_a_group_has_one_set_of_statistics():
+    """An imported model is evaluated with any training batch; training itself refuses such a batch."""
+    sizes = {"num_classes": 10, "in_channels": 3, "image_size": None}
+    arguments = model_arguments(ModelConfig(batch_norm_group_size=128), batch_size=64, **sizes)
+    assert arguments["batch_norm_options"] == {"group_size": 128, "statistics_sets": 1}

@@ -212,7 +212,7 @@ def test_a_batch_without_a_recipe_is_named():
         load("imagenet_resnet50_gw_lars:5000")
 
 
-def test_command_line_takes_the_batch_after_the_colon(tmp_path):
+def test_the_command_line_accepts_a_batch_size_after_the_colon(tmp_path):
     """The data are not there, which is what the run says: the form was understood, and all else is valid."""
     command = [sys.executable, str(ROOT / "train.py"), f"--config={ROOT}/configs/imagenet_resnet50_gw_lars.py:16384"]
     ended = subprocess.run(

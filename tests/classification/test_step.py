@@ -45,7 +45,7 @@ def test_eight_devices_train_as_one(config, dtype, bound, group_size):
 
 
 def exchanges(config):
-    """How often the compiled training step on four devices exchanges something."""
+    """The number of collectives in the compiled training step on four devices."""
     experiment = build_experiment(config, jax.devices()[:4])
     batches = experiment.task.train_batches(config.num_epochs, 0, 1)
     text = experiment.train_step.lower(experiment.state, experiment.shard_batch(next(batches))).compile().as_text()

@@ -42,7 +42,7 @@ def reset_peak():
 
 
 def left_over(directory):
-    """What a conversion left beside its input and a whole output."""
+    """The files that a conversion left beside its input and a whole output."""
     names = {path.name for path in directory.iterdir()} - {"in.pth"}
     out = directory / "out"
     if "out" in names and {"config.json", "model.safetensors"} <= {path.name for path in out.iterdir()}:

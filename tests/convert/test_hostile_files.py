@@ -1,4 +1,4 @@
-"""What a file can cause is an error of the project: one short printable line that names the file and the entry."""
+"""Whatever a file causes is an error of the project: one short printable line that names the file and the entry."""
 
 import argparse
 import re

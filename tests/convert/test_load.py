@@ -1,4 +1,4 @@
-"""Which network a state dict belongs to, and what is refused. No file and no PyTorch is needed."""
+"""Identification of the network of a state dict, and refusals. No file and no PyTorch is needed."""
 
 import re
 
@@ -83,7 +83,7 @@ def test_mnist_networks(arch, norm):
     assert not again
 
 
-def test_a_network_without_norms_takes_no_notice_of_them(reference):
+def test_a_network_without_norms_ignores_the_norm_of_its_file(reference):
     """The reference's LeNet ignores --norm, so its training dict may name any."""
     cfg = {"norm": "DBN", "norm_cfg": {"num_channels": 2}}
     state = state_of("lenet", num_classes=10)
@@ -112,7 +112,7 @@ def test_the_autoencoder_has_no_checkpoints():
         entries(model)
 
 
-def test_a_network_of_more_entries_than_the_file_is_not_built():
+def test_a_network_with_more_entries_than_the_file_is_not_built():
     """One entry claims so many groups that listing their entries would take the memory of the machine."""
     state = state_of(**small("resnet18", "DBN"))
     state["bn1.DBN_Groups.0.running_mean"] = np.zeros((1, 1), np.float32)

@@ -15,7 +15,7 @@ from tests.helpers.reference import NORM_CFG, interpret, small, state_of
 pytestmark = pytest.mark.filterwarnings("ignore:num_groups=64 exceeds")
 
 
-def test_what_the_file_does_not_tell_is_guessed_aloud():
+def test_undetermined_options_are_guessed_and_reported():
     state = state_of(**{**small("resnet18"), "width": 64, "norm_options": {"num_groups": 64}})
     report = interpret(state).report
     assert report.model_config["norm_options"] == {"num_groups": 64, "num_iterations": 5}
@@ -27,7 +27,7 @@ def test_what_the_file_does_not_tell_is_guessed_aloud():
     assert not interpret(state, norm_cfg={"T": 5, "num_groups": 64}).report.guesses[1:]
 
 
-def test_the_training_dict_tells_what_keys_do_not():
+def test_the_training_dict_gives_options_that_keys_do_not_determine():
     state = state_of(**small("resnet18", "ItNSigma", last_norm=True))
     cfg = {"norm": "ItNSigma", "norm_cfg": {"T": 3, "num_channels": 6}, "arch_cfg": {"last": True, "dropout": 0.25}}
     imported = interpret(state, {"cfg": cfg, "epoch": 41, "optimizer": {}})
@@ -40,7 +40,7 @@ def test_the_training_dict_tells_what_keys_do_not():
 
 def test_the_default_norm_can_be_insisted_on():
     state = state_of(**small("resnet18", "BN", whiten="none"))
-    with pytest.raises(CheckpointError, match="norm='IGWItN' was asked for, but the norms of the file are of another kind"):
+    with pytest.raises(CheckpointError, match="norm='IGWItN' was requested, but the norms of the file are of another kind"):
         interpret(state, norm="IGWItN")
     cfg = {"norm": "IGWSVD", "norm_cfg": {"num_groups": 8}}
     state = state_of(**small("resnet18"))
@@ -52,10 +52,10 @@ def test_the_default_norm_can_be_insisted_on():
     assert not any(guess.startswith("norm=") for guess in asked.report.guesses)
 
 
-def test_options_that_are_not_given_are_guessed_aloud():
+def test_missing_options_are_guessed_and_reported():
     report = interpret(state_of(**small("resnet18")), norm_cfg={"T": 3}).report
     assert report.model_config["norm_options"] == {"num_iterations": 3, "num_groups": 64}
-    assert "norm_cfg num_groups=64 (as in the published models; the file does not tell)" in report.guesses
+    assert "norm_cfg num_groups=64 (as in the published models; the file does not determine it)" in report.guesses
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def uses_last_norm(model):
 
 
 @pytest.mark.parametrize(("name", "applied"), [("resnet50", True), ("resnext50_32x4d", False)])
-def test_the_last_norm_of_a_resnext_is_not_applied_unless_told(name, applied):
+def test_the_last_norm_of_a_resnext_is_not_applied_unless_requested(name, applied):
     state = state_of(**small(name, last_norm=True))
     options = {"norm_cfg": NORM_CFG["IGWItN"]}
     default, told = (interpret(state, **options, apply_last_norm=told) for told in (None, True))
@@ -112,12 +112,12 @@ def test_the_last_norm_of_a_resnext_is_not_applied_unless_told(name, applied):
         ({"norm": "IGWSVD", "arch": "resnet_whiten_010n50"}, "which is a resnet50, but"),
         ({"arch": "resnet18"}, "has its norm at S1, but the file has it at S1-B2"),
         ({"arch": "resnet_whiten_001n18"}, "The reference calls that 'resnet_whiten_010n18'"),
-        ({"norm": "GN"}, "norm='GN' was asked for, but the norms of the file are of another kind (group whitening)"),
-        ({"arch_cfg": {"num_classes": 10}}, "arch_cfg num_classes=10 was asked for, but the file has 5"),
-        ({"arch_cfg": {"last": True}}, "arch_cfg last=True was asked for, but the file has False"),
+        ({"norm": "GN"}, "norm='GN' was requested, but the norms of the file are of another kind (group whitening)"),
+        ({"arch_cfg": {"num_classes": 10}}, "arch_cfg num_classes=10 was requested, but the file has 5"),
+        ({"arch_cfg": {"last": True}}, "arch_cfg last=True was requested, but the file has False"),
     ],
 )
-def test_another_network_than_asked_for(arguments, message):
+def test_a_network_other_than_requested_is_refused(arguments, message):
     with pytest.raises(CheckpointError, match=re.escape(message)):
         interpret(state_of(**small("resnet18")), **{"norm_cfg": {"num_groups": 4}, **arguments})
 

@@ -1,4 +1,4 @@
-"""Where the weights are in a file: prefixes, and averaged weights."""
+"""State dicts in files: prefixes, and averaged weights."""
 
 import numpy as np
 import pytest

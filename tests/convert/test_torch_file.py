@@ -69,7 +69,7 @@ def test_what_is_written_is_what_pytorch_would_write(torch, state, tmp_path, con
         write_torch_file(tmp_path / "out.pth", state)
 
 
-def test_the_strict_loading_of_pytorch_takes_it(torch, state, tmp_path, reference):
+def test_strict_loading_in_pytorch_accepts_it(torch, state, tmp_path, reference):
     class Whitening(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -213,7 +213,7 @@ def test_misuse_of_the_command(reference, torch, state, tmp_path, capsys, argume
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_not_a_number_leaves_no_output(reference, torch, state, tmp_path, capsys):
+def test_nan_in_a_file_leaves_no_output(reference, torch, state, tmp_path, capsys):
     state["net.4.bias"][3] = np.nan
     source = reference.write_pth(tmp_path / "in.pth", state)
     assert main([str(source), str(tmp_path / "out"), "--norm_cfg", "num_groups=4"]) == 1

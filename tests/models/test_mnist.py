@@ -57,9 +57,9 @@ def test_initial_values_are_those_of_pytorch():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("mlp", {"whiten": "S1"}, "The network 'mlp' has no use for whiten; it takes num_classes"),
-        ("lenet", {"width": 10, "norm": "bn"}, "has no use for norm, width"),
-        ("resnet18", {"depth": 3}, "has no use for depth"),
+        ("mlp", {"whiten": "S1"}, "The network 'mlp' does not have whiten; it accepts num_classes"),
+        ("lenet", {"width": 10, "norm": "bn"}, "does not have norm, width"),
+        ("resnet18", {"depth": 3}, "does not have depth"),
         ("mlp", {"depth": 0}, "depth=0; it must be 1 or more"),
         ("lenet", {"image_size": 8}, "LeNet needs images of at least 12 pixels"),
     ],

@@ -189,7 +189,7 @@ def test_an_architecture_needs_no_name():
     model = shapes_of(small, width=8, num_classes=3, norm="bn")
     assert [len(stage) for stage in (model.stage1, model.stage2, model.stage3, model.stage4)] == [1, 1, 1, 1]
     assert logits_shape(model, (1, 32, 32, 3)).shape == (1, 3)
-    with pytest.raises(ValueError, match="has no use for depth"):
+    with pytest.raises(ValueError, match="does not have depth"):
         shapes_of(small, depth=3)
 
 
@@ -276,7 +276,7 @@ def test_last_norm_and_dropout_work():
     assert np.abs(without.mean(0)).max() > 0.01
 
 
-def test_whitening_takes_the_relu_with_it(monkeypatch):
+def test_networks_pass_the_relu_to_whitening(monkeypatch):
     options = {"norm": "gw", "num_classes": 3, "width": 16, "norm_options": {"num_groups": 16}, "rngs": nnx.Rngs(0)}
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 4, 64)), jnp.float32)
     block = gw_jax.create_model("resnet50", whiten="S1-B12", **options).stage1[1]

@@ -1,4 +1,4 @@
-"""What batch whitening does beyond the contract of all norms: whitens, and keeps float32 accurate."""
+"""Batch whitening beyond the contract of all norms: it whitens, and is accurate in float32."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What every norm keeps, whatever it computes."""
+"""The contract of all norms."""
 
 import functools
 
@@ -106,7 +106,7 @@ def test_jit_and_vmap_change_nothing(name, train):
 
 
 @pytest.mark.parametrize("name", NORMS)
-def test_evaluation_takes_each_sample_alone(name):
+def test_evaluation_treats_each_sample_separately(name):
     layer = trained(make(name))
     layer.eval()
     before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(layer)))
@@ -214,7 +214,7 @@ def test_checkpoint_round_trip(name, tmp_path):
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("name", NORM_NAMES)
-def test_a_relu_is_taken_of_the_output(name, train):
+def test_a_relu_is_applied_to_the_output(name, train):
     layer = make(name)
     layer.train() if train else layer.eval()
     mask = jnp.asarray(np.random.default_rng(1).random((8, 5, 4)) < 0.8)

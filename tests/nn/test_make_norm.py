@@ -36,7 +36,7 @@ def test_the_name_decides_the_method():
         np.testing.assert_array_equal(layer(x), gw_jax.group_whiten(x, 4, method=method))
 
 
-def test_the_identity_takes_anything():
+def test_the_identity_accepts_common_options():
     x = jnp.arange(4)
     assert make_norm("none", 4, rngs=nnx.Rngs(0))(x) is x
 
@@ -45,9 +45,13 @@ def test_the_identity_takes_anything():
     ("name", "options", "message"),
     [
         ("gww", {}, "norm='gww' is not known; choose one of gw, .* Did you mean 'gw'"),
-        ("gw", {"groups": 4}, r"'gw' has no option \['groups'\]; it takes num_groups, channels_per_group, num_iterations"),
+        (
+            "gw",
+            {"groups": 4},
+            r"'gw' has no option \['groups'\]; it accepts num_groups, channels_per_group, num_iterations",
+        ),
         ("bn", {"num_groups": 4}, r"'bn' has no option \['num_groups'\]"),
-        ("none", {"num_groups": 4}, r"'none' has no option \['num_groups'\]; it takes none"),
+        ("none", {"num_groups": 4}, r"'none' has no option \['num_groups'\]; it accepts none"),
         ("gw", {"num_groups": 48}, "64 channels cannot be cut into num_groups=48"),
         ("gn", {"num_groups": 48}, "64 channels cannot be cut into num_groups=48"),
         ("gn", {"num_groups": 128}, "64 channels cannot be cut into num_groups=128"),

@@ -61,7 +61,7 @@ def test_matches_the_definition_for_any_number_of_spatial_axes(float64, method, 
 
 
 @pytest.mark.parametrize("epsilon", [1e-5, 0.1])
-def test_newton_takes_an_epsilon(float64, epsilon):
+def test_newton_supports_an_epsilon(float64, epsilon):
     x = images((3, 5, 4, 16), dtype=np.float64)
     expected = whiten_one_by_one(x, 4, "newton", epsilon=epsilon)
     np.testing.assert_allclose(group_whiten(jnp.asarray(x), 4, epsilon=epsilon), expected, rtol=1e-9, atol=1e-9)
@@ -206,7 +206,7 @@ def test_newton_does_not_depend_on_the_scale_of_the_input(factor):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_one_bad_sample_leaves_the_others_alone(method):
+def test_one_bad_sample_does_not_affect_the_others(method):
     x = images((4, 6, 6, 16))
     x[1, 2, 2, 3] = np.nan
 
@@ -255,7 +255,7 @@ def test_vmap_equals_the_batch():
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("masked", [False, True])
-def test_split_over_devices_without_communication(method, axis_type, masked):
+def test_sharded_over_devices_without_communication(method, axis_type, masked):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     x = images((16, 5, 4, 16))
@@ -342,7 +342,7 @@ def test_bad_inputs_are_named(x, error, message):
         group_whiten(jnp.asarray(x), 4)
 
 
-def test_fewer_observations_than_groups_are_said_once():
+def test_fewer_observations_than_groups_are_warned_of_once():
     x = jnp.asarray(images((2, 2, 1, 22)))
     with pytest.warns(UserWarning, match="2 observations for each of 22 groups, .* not white"):
         group_whiten(x, 22)

@@ -21,18 +21,18 @@ TPU, GPU = placement.DeviceKind("tpu", "TPU v5 lite"), placement.DeviceKind("gpu
 # channels a group; tiles of samples in the lanes with 2 positions side by side, 1, and 4; tiles of samples in the sublanes
 # with 64, 128 and 256 channels. For GPUs, several tiles, whole and in part.
 KERNELS = {
-    "samples, 2 channels a group": ((8, 4, 4, 128), 64, None),
-    "samples, 4 channels a group": ((16, 3, 3, 256), 64, None),
-    "samples, 1 channel a group": ((8, 2, 5, 128), 128, None),
-    "lane tiles, 1 channel a group": ((128, 8, 6, 64), 64, 16),
-    "lane tiles, 2 channels a group": ((128, 4, 4, 64), 32, None),
-    "lane tiles, 4 positions a row": ((128, 8, 8, 32), 16, 32),
-    "sublane tiles, 1 channel a group": ((16, 6, 8, 64), 64, 16),
-    "sublane tiles, 2 channels a group": ((8, 5, 4, 128), 64, 5),
-    "sublane tiles, 4 channels a group": ((8, 4, 4, 256), 64, 8),
-    "GPU, 1 channel a group": ((6, 13, 12, 64), 64, None),
-    "GPU, 2 channels a group": ((6, 16, 8, 32), 16, None),
-    "GPU, 8 channels a group": ((6, 7, 7, 128), 16, None),
+    "samples, 2 channels per group": ((8, 4, 4, 128), 64, None),
+    "samples, 4 channels per group": ((16, 3, 3, 256), 64, None),
+    "samples, 1 channel per group": ((8, 2, 5, 128), 128, None),
+    "lane tiles, 1 channel per group": ((128, 8, 6, 64), 64, 16),
+    "lane tiles, 2 channels per group": ((128, 4, 4, 64), 32, None),
+    "lane tiles, 4 positions per row": ((128, 8, 8, 32), 16, 32),
+    "sublane tiles, 1 channel per group": ((16, 6, 8, 64), 64, 16),
+    "sublane tiles, 2 channels per group": ((8, 5, 4, 128), 64, 5),
+    "sublane tiles, 4 channels per group": ((8, 4, 4, 256), 64, 8),
+    "GPU, 1 channel per group": ((6, 13, 12, 64), 64, None),
+    "GPU, 2 channels per group": ((6, 16, 8, 32), 16, None),
+    "GPU, 8 channels per group": ((6, 7, 7, 128), 16, None),
     "GPU, fewer positions than a tile could have": ((6, 7, 7, 16), 16, None),
 }
 
@@ -105,10 +105,10 @@ def test_kernels_equal_float64(name):
 @pytest.mark.parametrize(
     "name",
     [
-        "samples, 2 channels a group",
-        "lane tiles, 1 channel a group",
-        "sublane tiles, 1 channel a group",
-        "GPU, 8 channels a group",
+        "samples, 2 channels per group",
+        "lane tiles, 1 channel per group",
+        "sublane tiles, 1 channel per group",
+        "GPU, 8 channels per group",
     ],
 )
 def test_kernels_in_bfloat16_cost_its_rounding_only(name):
@@ -134,7 +134,9 @@ def test_a_first_value_far_from_the_rest_does_not_spoil_bfloat16(platform):
     assert error <= 6 * 2**-9 * np.abs(truth[rest]).max()
 
 
-@pytest.mark.parametrize("name", ["samples, 2 channels a group", "lane tiles, 1 channel a group", "GPU, 1 channel a group"])
+@pytest.mark.parametrize(
+    "name", ["samples, 2 channels per group", "lane tiles, 1 channel per group", "GPU, 1 channel per group"]
+)
 def test_an_equal_derivative_at_all_positions_gives_next_to_none(name):
     shape, run = case(name)
     x, scale, bias = make_input(shape, "bfloat16")
@@ -160,14 +162,14 @@ def test_an_equal_derivative_at_all_positions_gives_next_to_none(name):
 @pytest.mark.parametrize(
     ("name", "num_iterations", "epsilon"),
     [
-        ("samples, 2 channels a group", 2, 0.0),
-        ("samples, 2 channels a group", 7, 1e-3),
-        ("lane tiles, 2 channels a group", 2, 1e-3),
-        ("GPU, 2 channels a group", 2, 0.0),
-        ("GPU, 1 channel a group", 7, 1e-3),
+        ("samples, 2 channels per group", 2, 0.0),
+        ("samples, 2 channels per group", 7, 1e-3),
+        ("lane tiles, 2 channels per group", 2, 1e-3),
+        ("GPU, 2 channels per group", 2, 0.0),
+        ("GPU, 1 channel per group", 7, 1e-3),
     ],
 )
-def test_kernels_take_iterations_and_epsilon(name, num_iterations, epsilon):
+def test_kernels_support_iterations_and_epsilon(name, num_iterations, epsilon):
     shape, run = case(name)
     options = {"num_iterations": num_iterations, "epsilon": epsilon}
     arguments = make_input(shape)
@@ -178,11 +180,11 @@ def test_kernels_take_iterations_and_epsilon(name, num_iterations, epsilon):
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        ("samples, 2 channels a group", "float32"),
-        ("lane tiles, 1 channel a group", "bfloat16"),
-        ("sublane tiles, 1 channel a group", "bfloat16"),
-        ("GPU, 1 channel a group", "float32"),
-        ("GPU, 8 channels a group", "bfloat16"),
+        ("samples, 2 channels per group", "float32"),
+        ("lane tiles, 1 channel per group", "bfloat16"),
+        ("sublane tiles, 1 channel per group", "bfloat16"),
+        ("GPU, 1 channel per group", "float32"),
+        ("GPU, 8 channels per group", "bfloat16"),
     ],
 )
 def test_a_constant_sample_becomes_the_bias_with_finite_gradients(name, dtype):
@@ -196,8 +198,10 @@ def test_a_constant_sample_becomes_the_bias_with_finite_gradients(name, dtype):
     assert all(np.isfinite(array).all() for array in found)
 
 
-@pytest.mark.parametrize("name", ["samples, 2 channels a group", "lane tiles, 1 channel a group", "GPU, 1 channel a group"])
-def test_one_bad_sample_leaves_the_others_alone(name):
+@pytest.mark.parametrize(
+    "name", ["samples, 2 channels per group", "lane tiles, 1 channel per group", "GPU, 1 channel per group"]
+)
+def test_one_bad_sample_does_not_affect_the_others(name):
     shape, run = case(name)
     x, scale, bias = make_input(shape)
     run = jax.jit(run)
@@ -211,7 +215,7 @@ RELU = {"relu": True}
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("GPU, 1 channel a group", "float32"), ("GPU, 8 channels a group", "bfloat16")]
+    ("name", "dtype"), [("GPU, 1 channel per group", "float32"), ("GPU, 8 channels per group", "bfloat16")]
 )
 def test_a_relu_in_the_kernel_equals_one_after_it(name, dtype):
     shape, run = case(name)
@@ -244,7 +248,7 @@ def operations(jaxpr):
     return names, kernels
 
 
-def test_a_relu_is_asked_for_and_taken_into_the_gpu_kernels():
+def test_a_relu_is_fused_into_the_gpu_kernels():
     def step(x):
         return jax.value_and_grad(lambda x: group_whiten(x, 16, relu=True, implementation="kernel").sum())(x)
 
@@ -293,7 +297,7 @@ def test_products_with_written_out_derivatives_equal_the_definition(float64, sha
 
 
 def test_scale_and_bias_may_be_missing():
-    for name in ("samples, 2 channels a group", "lane tiles, 2 channels a group", "GPU, 2 channels a group"):
+    for name in ("samples, 2 channels per group", "lane tiles, 2 channels per group", "GPU, 2 channels per group"):
         (shape, run), num_groups = case(name), KERNELS[name][1]
         x, _, _ = make_input(shape)
         whiten = jax.jit(functools.partial(group_whiten, num_groups=num_groups), static_argnames="implementation")
@@ -302,8 +306,8 @@ def test_scale_and_bias_may_be_missing():
         np.testing.assert_allclose(whiten(x, implementation="matmul"), truth, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["samples, 4 channels a group", "lane tiles, 2 channels a group"])
-def test_kernels_are_split_over_devices_without_communication(name):
+@pytest.mark.parametrize("name", ["samples, 4 channels per group", "lane tiles, 2 channels per group"])
+def test_kernels_are_sharded_over_devices_without_communication(name):
     shape, run = case(name)
     shape = (2 * shape[0], *shape[1:])
     x, scale, bias = make_input(shape)
@@ -353,7 +357,7 @@ def test_kernels_are_preferred_in_a_shard_map(device, shape, num_groups):
 
 
 def test_vmap_of_a_kernel_is_more_samples():
-    shape, run = case("samples, 2 channels a group")
+    shape, run = case("samples, 2 channels per group")
     x, scale, bias = make_input(shape)
     stacked = jnp.stack([x, 2 * x + 1])
     found = jax.vmap(run, (0, None, None))(stacked, scale, bias)
@@ -362,7 +366,7 @@ def test_vmap_of_a_kernel_is_more_samples():
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("samples, 2 channels a group", {}), ("GPU, 2 channels a group", {}), ("GPU, 2 channels a group", RELU)],
+    [("samples, 2 channels per group", {}), ("GPU, 2 channels per group", {}), ("GPU, 2 channels per group", RELU)],
 )
 def test_on_another_device_the_definition_runs_in_a_kernels_place(name, options):
     shape, run = case(name)
@@ -384,7 +388,7 @@ def test_gpu_kernels_are_lowered_for_cuda(shape, dtype, options):
     triton = "__gpu$xla.gpu.triton"  # XLA compiles what is inside where the GPU is.
     unchecked = [jax.export.DisabledSafetyCheck.custom_call(triton)]
     export = jax.export.export(jax.jit(value_and_gradient), platforms=["cuda"], disabled_checks=unchecked)
-    # From JAX 0.12 on, the lowering wants to know the card.
+    # From JAX 0.12 on, the lowering needs the card.
     card = AbstractMesh((), (), abstract_device=AbstractDevice(GPU.kind, 1, "gpu"))
     with use_abstract_mesh(card):
         program = export(jax.ShapeDtypeStruct(shape, dtype)).mlir_module()

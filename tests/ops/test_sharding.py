@@ -50,7 +50,7 @@ def count_kernels(function, x):
     return str(jax.make_jaxpr(function)(x)).count("pallas_call[")
 
 
-def test_a_function_traced_for_a_device_is_traced_again_elsewhere():
+def test_a_function_traced_for_one_device_is_retraced_for_another():
     x = images((16, 4, 4, 128))
     whiten = jax.jit(lambda x: group_whiten(x, 64, implementation="prefer_kernel"))
     with placement.compiling_for(TPU):
@@ -59,7 +59,7 @@ def test_a_function_traced_for_a_device_is_traced_again_elsewhere():
     assert count_kernels(whiten, x) == 0
 
 
-def test_a_function_traced_for_a_mesh_is_traced_again_for_another():
+def test_a_function_traced_for_one_mesh_is_retraced_for_another():
     x = images((32, 4, 4, 128))
     whiten = jax.jit(lambda x: group_whiten(x, 64, implementation="prefer_kernel"))
     with placement.compiling_for(TPU):

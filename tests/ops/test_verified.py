@@ -1,4 +1,4 @@
-"""Which kernels "auto" uses: those that were checked on the device."""
+"""The kernels that "auto" uses: those that were checked on the device."""
 
 import json
 import logging
@@ -46,8 +46,8 @@ def test_auto_uses_a_kernel_where_it_was_checked(options, kernel):
 @pytest.mark.parametrize(
     ("platform", "kind"), [("tpu", "TPU v5 lite"), ("tpu", "TPU v4"), ("gpu", "NVIDIA H200"), ("gpu", "NVIDIA B200")]
 )
-def test_auto_uses_no_kernel_that_never_ran_on_the_device_and_says_so_once(platform, kind, caplog):
-    verified._say_unverified.cache_clear()
+def test_auto_uses_no_kernel_that_never_ran_on_the_device_and_logs_it_once(platform, kind, caplog):
+    verified._log_unverified.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert "pallas_call" not in compiled_for(platform, kind)
         assert "pallas_call" not in compiled_for(platform, kind)

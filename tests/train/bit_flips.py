@@ -30,7 +30,7 @@ STOPPED_AT = 17
 
 @dataclasses.dataclass
 class Report:
-    """What happened.
+    """The outcome.
 
     Attributes:
         outcomes: how many flips had each outcome, by case.

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import sys
 
 import jax
 import numpy as np
@@ -56,6 +57,20 @@ def test_curves_and_tensorboard(config, tmp_path):
     run(config, tmp_path / "run")
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+def test_curves_that_cannot_be_drawn_are_a_warning(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    config.log.plot, config.num_epochs = True, 1
+    assert run(config, tmp_path / "run").metrics
+    assert "warning: config.log.plot needs the package" in capsys.readouterr().err
+
+
+def test_a_task_without_curves_plots_none(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(toy.ToyTask, "curves", ())
+    config.log.plot, config.num_epochs = True, 1
+    assert run(config, tmp_path / "run").metrics
+    assert not (tmp_path / "run" / "curves.png").exists()
 
 
 class NoStep:

@@ -37,7 +37,7 @@ def convert_tfrecord(builder: Any, source: str) -> None:
         ) from error
     if found.info.full_name != builder.info.full_name:
         raise DataError(
-            f"{source} holds {found.info.full_name}; {builder.info.full_name} was asked for. Name that set instead."
+            f"{source} holds {found.info.full_name}; {builder.info.full_name} was requested. Name that set instead."
         )
     target = epath.Path(builder.data_path)
     if "://" in str(target):

@@ -1,4 +1,4 @@
-"""Kernels of Group Whitening for TPUs and GPUs: which inputs have one, its derivative, its sharding, and ``jax.vmap``.
+"""Kernels of Group Whitening for TPUs and GPUs: their choice, derivative and sharding, and ``jax.vmap``.
 
 ================  ===============================================================================================
 gpu_triton        GPUs: a program per sample, in tiles (Pallas on Triton)

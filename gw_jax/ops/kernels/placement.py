@@ -59,14 +59,14 @@ def compiling_for(device: jax.Device) -> Iterator[None]:
 def batch_sharded_over(mesh: Mesh, axis: str) -> Iterator[None]:
     """Within it, functions are traced for batches that are sharded over ``axis`` of ``mesh``.
 
-    For meshes with automatic axes, whose types do not say it: XLA shards what it compiles by itself, but no kernel.
+    For meshes with automatic axes, whose types do not hold it: XLA shards its own operations, but no kernel.
     """
     with _batch_sharding(BatchSharding(mesh, (axis,))):
         yield
 
 
 def batch_sharding(x: jax.Array) -> BatchSharding | None:
-    """How the batch ``x`` is sharded, or None where every device has all of it.
+    """The sharding of the batch ``x``, or None where every device has all of it.
 
     Inside ``jax.shard_map``, the shard of a device is all there is.
     """
@@ -82,6 +82,6 @@ def batch_sharding(x: jax.Array) -> BatchSharding | None:
 
 
 def batch_sharding_known(x: jax.Array) -> bool:
-    """Whether :func:`batch_sharding` is the truth: the type or a context says it, or there is one device only."""
-    is_said = explicit_sharding(x) is not None or jax.sharding.get_abstract_mesh().manual_axes
-    return bool(is_said) or _batch_sharding.value is not None or _compiling_for.value is not None or jax.device_count() == 1
+    """Whether the sharding of ``x`` is known: from its type or a context, or because there is one device."""
+    in_type = explicit_sharding(x) is not None or jax.sharding.get_abstract_mesh().manual_axes
+    return bool(in_type) or _batch_sharding.value is not None or _compiling_for.value is not None or jax.device_count() == 1

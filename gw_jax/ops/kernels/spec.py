@@ -21,11 +21,11 @@ class KernelSpec:
         num_groups: divides ``channels``.
         num_iterations: Newton-Schulz iterations, 2 or more.
         epsilon: added to the covariance's diagonal.
-        kernel: the module that has it: :mod:`tpu_resident`, :mod:`tpu_tiled` (in one layout or the other) or
+        kernel: the module that implements it: :mod:`tpu_resident`, :mod:`tpu_tiled` (in one layout or the other) or
             :mod:`gpu_triton`.
         tile: positions per tile, for TPUs.
         memory: bytes of on-chip memory that it may use, for TPUs.
-        relu: whether the kernel applies ``max(., 0)`` to the output; those for GPUs can.
+        relu: whether the kernel applies ``max(., 0)`` to the output; only those for GPUs do.
         interpret: whether the instructions run one by one on any device, which is slow and serves the tests. This field
             decides it for all kernels.
         sharding: how the batch is sharded; None where every device has all of it.

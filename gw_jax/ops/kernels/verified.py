@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 @dataclasses.dataclass(frozen=True)
 class Verified:
-    """What was checked of a kernel on a kind of device.
+    """The checks of a kernel on a kind of device.
 
     Attributes:
         jax: version of JAX that compiled it. Pallas changes between versions, so older ones do not count.
@@ -46,18 +46,18 @@ VERIFIED_ON: dict[tuple[str, str], Verified] = {
 def is_verified(kernel: str, device_kind: str, dtype: DTypeLike, num_iterations: int) -> bool:
     """Whether :data:`VERIFIED_ON` has the kernel for that kind of device and input.
 
-    Says once for a kind of device that there is a kernel that was never checked on it.
+    Logs once per kind of device that its kernel was never checked on it.
     """
     entry = VERIFIED_ON.get((device_kind, kernel))
     if entry is None or jax.__version_info__ < entry.jax:
-        _say_unverified(kernel, device_kind)
+        _log_unverified(kernel, device_kind)
         return False
     fewest, most = entry.num_iterations
     return jnp.dtype(dtype).name in entry.dtypes and fewest <= num_iterations <= most
 
 
 @functools.cache
-def _say_unverified(kernel: str, device_kind: str) -> None:
+def _log_unverified(kernel: str, device_kind: str) -> None:
     logging.getLogger(__name__).warning(
         "Group Whitening has a kernel for %s (%s) that was never checked on it with JAX %s or an older version. Plain XLA "
         'runs instead. Check it with python -m benchmarks.parity, and use it with implementation="prefer_kernel".',

@@ -186,7 +186,7 @@ def test_a_disk_that_gets_full_while_converting_is_named(as_tfrecord, tmp_path):
 
 def test_another_set_is_not_converted(as_tfrecord, tmp_path):
     message = refused("cifar10", f"--data_dir={tmp_path / 'data'}", f"--from_tfrecord={as_tfrecord}")
-    assert "holds imagenet2012/5.1.0; cifar10/3.0.2 was asked for" in message
+    assert "holds imagenet2012/5.1.0; cifar10/3.0.2 was requested" in message
     message = refused("imagenet2012", f"--data_dir={tmp_path / 'data'}", f"--from_tfrecord={tmp_path}")
     assert f"{tmp_path} is not the directory of a prepared version" in message
     assert not list((tmp_path / "data").rglob("*.json"))
