@@ -389,7 +389,7 @@ def test_directories_that_cannot_be_written_are_refused_in_one_line(tmp_path):
     (tmp_path / "file").write_text("no directory")
     assert "Not a directory. Give another data directory" in refused("mnist5k", f"--data_dir={tmp_path / 'file'}")
     assert "cannot be prepared in /proc/nowhere/mnist5k: No such file" in refused("mnist5k", "--data_dir=/proc/nowhere")
-    assert refused("mnist5k", "--data_dir=").startswith("The data directory is empty text")
+    assert refused("mnist5k", "--data_dir=").startswith("The data directory is an empty string")
     with pytest.raises(DataError, match="Not a directory"):
         open_dataset("mnist5k", str(tmp_path / "file"))
 
