@@ -10,63 +10,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
-from gw_jax import make_norm
-from gw_jax.nn import NORM_NAMES, norm_options
-
-NORMS = [name for name in NORM_NAMES if name != "none"]
-
-
-WITH_BATCH_STATISTICS = [name for name in NORMS if "axis_name" in norm_options(name)]
-
-
-def make(name, features=16, **options):
-    usual = {"use_scale": True, "use_bias": True} if name != "none" else {}
-    if "num_groups" in norm_options(name):
-        usual["num_groups"] = 4
-    elif "channels_per_group" in norm_options(name):
-        usual["channels_per_group"] = 5  # Does not divide 16: the last group of the batch-whitening layers has one channel.
-    options = {**usual, **options}
-    layer = make_norm(name, features, rngs=nnx.Rngs(0), **options)
-    if name != "none" and layer.scale is not None:
-        layer.scale[...] = jnp.linspace(0.5, 1.5, features, dtype=layer.scale.dtype)
-        layer.bias[...] = jnp.linspace(-1, 1, features, dtype=layer.bias.dtype)
-    return layer
-
-
-def images(shape=(8, 5, 4, 16), seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def functional(layer):
-    graphdef, state = nnx.split(layer)
-    state = nnx.to_pure_dict(state)
-
-    def apply(x, mask=None):
-        return nnx.merge(graphdef, state)(x, mask)
-
-    return apply
-
-
-def with_statistics(layer):
-    """``(params, stats, x, mask) -> (y, new stats)`` and the layer's params and stats."""
-    graphdef, *states = nnx.split(layer, nnx.Param, nnx.BatchStat)
-
-    def apply(params, stats, x, mask=None):
-        model = nnx.merge(graphdef, params, stats)
-        y = model(x, mask)
-        return y, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-
-    return apply, *map(nnx.to_pure_dict, states)
-
-
-def trained(layer, steps=2):
-    """``layer`` with running statistics that are not the initial ones."""
-    layer.train()
-    for step in range(steps):
-        layer(jnp.asarray(images(seed=10 + step)))
-    return layer
+from gw_jax.nn import NORM_NAMES
+from tests.helpers.norms import NORMS, WITH_BATCH_STATISTICS, functional, images, make, trained, with_statistics
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -228,37 +175,6 @@ def test_a_relu_is_applied_to_the_output(name, train):
     for dtype in (jnp.float32, jnp.bfloat16):
         x = jnp.asarray(images(), dtype)
         chex.assert_trees_all_equal(apply(x, relu=True), jax.nn.relu(apply(x, relu=False)))
-
-
-@pytest.mark.parametrize("spec", [(None, "data"), (None, None, None, "data")])
-@pytest.mark.parametrize("name", NORMS)
-def test_any_sharding_of_an_explicit_mesh_gives_the_same_result(name, spec):
-    apply, params, stats = with_statistics(make(name))
-    x = images((8, 4, 4, 16))
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2])
-    sharding = NamedSharding(mesh, PartitionSpec(*spec))
-    expected = jax.jit(apply)(params, stats, jnp.asarray(x))
-    with jax.set_mesh(mesh):
-        found = jax.jit(apply)(params, stats, jax.device_put(x, sharding))
-    assert found[0].sharding.is_equivalent_to(sharding, 4)
-    chex.assert_trees_all_close(*(jax.tree.map(np.asarray, result) for result in (found, expected)), atol=1e-5)
-
-
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("name", NORMS)
-def test_keeps_the_sharding_of_the_batch(name, axis_type):
-    apply, params, stats = with_statistics(make(name))
-    x = images()
-    expected = apply(params, stats, jnp.asarray(x))
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
-    with jax.set_mesh(mesh):
-        y, new = jax.jit(apply)(params, stats, jax.device_put(x, sharding))
-        gradient = jax.jit(jax.grad(lambda x: (apply(params, stats, x)[0] ** 3).sum()))(jax.device_put(x, sharding))
-    assert y.sharding.is_equivalent_to(sharding, y.ndim)
-    assert gradient.sharding.is_equivalent_to(sharding, y.ndim)
-    np.testing.assert_allclose(y, expected[0], atol=2e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), new, expected[1])
 
 
 @pytest.mark.parametrize("value", ["constant", "one hot pixel", 1e10, 1e-10, "all masked", "empty batch"])

@@ -1,5 +1,4 @@
 import functools
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gw_jax import group_whiten
+from tests.helpers.whitening import images, relative_error
 
 METHODS = ["newton", "zca"]
 
@@ -33,10 +33,6 @@ def whiten_one_by_one(x, num_groups, method, num_iterations=5, epsilon=None):
     return y
 
 
-def images(shape, seed=0, dtype=np.float32):
-    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
-
-
 def conditioned_images(num_groups, condition, per_group=2, size=28, mean=3.0):
     """Two images whose group covariance has the given condition number, in float32."""
     rng = np.random.default_rng(0)
@@ -45,11 +41,6 @@ def conditioned_images(num_groups, condition, per_group=2, size=28, mean=3.0):
     rows = root @ rng.standard_normal((2, num_groups, per_group * size * size)) + mean
     x = rows.reshape(2, num_groups, per_group, size, size).transpose(0, 3, 4, 1, 2)
     return x.reshape(2, size, size, -1).astype(np.float32)
-
-
-def relative_error(result, truth):
-    result, truth = np.asarray(result, np.float64), np.asarray(truth, np.float64)
-    return np.abs(result - truth).max() / np.abs(truth).max()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -302,76 +293,3 @@ def test_shard_map(method):
     spec = PartitionSpec("data")
     split = jax.jit(jax.shard_map(gradient, mesh=mesh, in_specs=spec, out_specs=spec))(x)
     np.testing.assert_allclose(split, jax.jit(gradient)(x), atol=1e-4)
-
-
-def test_more_groups_than_channels_are_clamped_with_a_warning():
-    x = jnp.asarray(images((2, 6, 6, 16)))
-    with pytest.warns(UserWarning, match="num_groups=64 exceeds the 16 channels"):
-        y = group_whiten(x, 64)
-    np.testing.assert_array_equal(y, group_whiten(x, 16))
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"num_groups": 5}, ValueError, r"16 channels cannot be cut into num_groups=5 .* \[1, 2, 4, 8, 16\]"),
-        ({"num_groups": 0}, ValueError, "num_groups=0; it must be 1 or more"),
-        ({"method": "cholesky"}, ValueError, "method='cholesky' is not known; choose one of newton, zca"),
-        ({"num_iterations": -1}, ValueError, "num_iterations=-1"),
-        ({"epsilon": -1e-3}, ValueError, "epsilon=-0.001"),
-        ({"method": "zca", "epsilon": 0.0}, ValueError, "epsilon must be finite and > 0"),
-        ({"mask": np.ones((2, 6, 5), bool)}, ValueError, r"mask has shape \(2, 6, 5\) .* must be \(2, 6, 6\)"),
-        ({"scale": np.ones(8, np.float32)}, ValueError, r"scale has shape \(8,\)"),
-    ],
-)
-def test_bad_options_are_named(options, error, message):
-    with pytest.raises(error, match=message):
-        group_whiten(jnp.zeros((2, 6, 6, 16)), **{"num_groups": 4, **options})
-
-
-@pytest.mark.parametrize(
-    ("x", "error", "message"),
-    [
-        (np.zeros((2, 4, 4, 16), np.uint8), TypeError, "type uint8 .* normalise"),
-        (np.zeros(16, np.float32), ValueError, r"shape \(16,\).* at least 2 axes"),
-        (np.zeros((2, 0), np.float32), ValueError, "no channels"),
-    ],
-)
-def test_bad_inputs_are_named(x, error, message):
-    with pytest.raises(error, match=message):
-        group_whiten(jnp.asarray(x), 4)
-
-
-def test_fewer_observations_than_groups_are_warned_of_once():
-    x = jnp.asarray(images((2, 2, 1, 22)))
-    with pytest.warns(UserWarning, match="2 observations for each of 22 groups, .* not white"):
-        group_whiten(x, 22)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        group_whiten(x, 22)
-
-
-def test_a_float64_array_is_computed_in_float32_with_one_warning():
-    x = images((2, 8, 8, 16), dtype=np.float64)
-    with pytest.warns(UserWarning, match=r"float64 .* Pass x.astype\(numpy.float32\)") as seen:
-        y = group_whiten(x, 4)
-    assert len(seen) == 1
-    assert y.dtype == jnp.float32
-    with jax.enable_x64(True), warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert group_whiten(x, 4).dtype == jnp.float64
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_groups": 8.0}, "num_groups=8.0 is a float; it must be an integer"),
-        ({"num_groups": True}, "num_groups=True is a bool"),
-        ({"num_iterations": 2.5}, "num_iterations=2.5 is a float"),
-        ({"epsilon": float("nan")}, "epsilon=nan with method='newton'; epsilon must be finite and >= 0"),
-        ({"epsilon": float("inf"), "method": "zca"}, "epsilon=inf with method='zca'; epsilon must be finite and > 0"),
-    ],
-)
-def test_options_of_the_wrong_type_or_range_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        group_whiten(jnp.zeros((2, 4, 4, 16)), **{"num_groups": 4, **options})

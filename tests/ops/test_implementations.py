@@ -1,40 +1,28 @@
 """Every implementation of group whitening is the same function: values, gradients, hard inputs, devices, vmap."""
 
-import dataclasses
 import functools
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 
 from gw_jax import group_whiten
 from gw_jax.ops import inverse_sqrt
-from gw_jax.ops.group_whitening import kernel_definition
 from gw_jax.ops.inverse_sqrt import inverse_sqrt_newton, inverse_sqrt_newton_vjp
-from gw_jax.ops.kernels import choose_kernel, kernel_whiten, placement
-
-TPU, GPU = placement.DeviceKind("tpu", "TPU v5 lite"), placement.DeviceKind("gpu", "NVIDIA H200")
-# Shape, groups, and positions of a tile where it is not what would be chosen. For TPUs, whole samples with 1, 2 and 4
-# channels a group; tiles of samples in the lanes with 2 positions side by side, 1, and 4; tiles of samples in the sublanes
-# with 64, 128 and 256 channels. For GPUs, several tiles, whole and in part.
-KERNELS = {
-    "samples, 2 channels per group": ((8, 4, 4, 128), 64, None),
-    "samples, 4 channels per group": ((16, 3, 3, 256), 64, None),
-    "samples, 1 channel per group": ((8, 2, 5, 128), 128, None),
-    "lane tiles, 1 channel per group": ((128, 8, 6, 64), 64, 16),
-    "lane tiles, 2 channels per group": ((128, 4, 4, 64), 32, None),
-    "lane tiles, 4 positions per row": ((128, 8, 8, 32), 16, 32),
-    "sublane tiles, 1 channel per group": ((16, 6, 8, 64), 64, 16),
-    "sublane tiles, 2 channels per group": ((8, 5, 4, 128), 64, 5),
-    "sublane tiles, 4 channels per group": ((8, 4, 4, 256), 64, 8),
-    "GPU, 1 channel per group": ((6, 13, 12, 64), 64, None),
-    "GPU, 2 channels per group": ((6, 16, 8, 32), 16, None),
-    "GPU, 8 channels per group": ((6, 7, 7, 128), 16, None),
-    "GPU, fewer positions than a tile could have": ((6, 7, 7, 16), 16, None),
-}
+from tests.helpers.kernels import (
+    GPU,
+    KERNELS,
+    RELU,
+    TPU,
+    case,
+    compiling_for,
+    in_float64,
+    kernel,
+    make_input,
+    relative_errors,
+    values_and_gradients,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -42,54 +30,6 @@ def quick(quick_compilation):
     """A kernel is interpreted here: what the compiler makes of that is not what runs on a TPU."""
     with quick_compilation():
         yield
-
-
-def make_input(shape, dtype="float32", seed=0):
-    rng = np.random.default_rng(seed)
-    mixed = rng.standard_normal(shape) @ rng.standard_normal((shape[-1], shape[-1])) / shape[-1] ** 0.5 + 0.5
-    scale, bias = rng.standard_normal((2, shape[-1]))
-    return jnp.asarray(mixed, dtype), jnp.asarray(scale + 1, jnp.float32), jnp.asarray(bias, jnp.float32)
-
-
-def case(name):
-    """Shape, groups, and the function that runs the kernel."""
-    shape, num_groups, tile = KERNELS[name]
-    change = {} if tile is None else {"tile": tile, "kernel": f"tpu_{name.split()[0]}_tiles"}
-    device = GPU if name.startswith("GPU") else TPU
-    return shape, functools.partial(kernel, num_groups=num_groups, device=device, change=change)
-
-
-def kernel(x, scale, bias, *, num_groups, device, num_iterations=5, epsilon=0.0, interpret=True, change=None):
-    spec = choose_kernel(x.shape, x.dtype, num_groups, num_iterations, epsilon, device, placement.batch_sharding(x))
-    assert spec is not None
-    spec = dataclasses.replace(spec, interpret=interpret, **(change or {}))
-    return kernel_whiten(x, spec, scale, bias, kernel_definition)
-
-
-def compiling_for(device):
-    return placement.compiling_for(SimpleNamespace(platform=device.platform, device_kind=device.kind))
-
-
-def values_and_gradients(function, x, scale, bias):
-    cotangent = jnp.asarray(np.random.default_rng(1).standard_normal(x.shape), x.dtype)
-
-    @jax.jit
-    def both(x, scale, bias):
-        y, pullback = jax.vjp(function, x, scale, bias)
-        return y, *pullback(cotangent.astype(y.dtype))
-
-    return jax.tree.map(lambda a: np.asarray(a, np.float64), both(x, scale, bias))
-
-
-def in_float64(x, scale, bias, **options):
-    with jax.enable_x64(True):
-        arguments = (jnp.asarray(np.asarray(a, np.float64)) for a in (x, scale, bias))
-        plain = functools.partial(group_whiten, implementation="plain", **options)
-        return values_and_gradients(lambda x, s, b: plain(x, scale=s, bias=b), *arguments)
-
-
-def relative_errors(found, truth):
-    return [np.abs(a - b).max() / np.abs(b).max() for a, b in zip(found, truth, strict=True)]
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -211,9 +151,6 @@ def test_one_bad_sample_does_not_affect_the_others(name):
     assert np.isnan(bad[2]).any()
 
 
-RELU = {"relu": True}
-
-
 @pytest.mark.parametrize(
     ("name", "dtype"), [("GPU, 1 channel per group", "float32"), ("GPU, 8 channels per group", "bfloat16")]
 )
@@ -306,95 +243,6 @@ def test_scale_and_bias_may_be_missing():
         np.testing.assert_allclose(whiten(x, implementation="matmul"), truth, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["samples, 4 channels per group", "lane tiles, 2 channels per group"])
-def test_kernels_are_sharded_over_devices_without_communication(name):
-    shape, run = case(name)
-    shape = (2 * shape[0], *shape[1:])
-    x, scale, bias = make_input(shape)
-    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
-    split = NamedSharding(mesh, PartitionSpec("data"))
-
-    def gradients(x, scale, bias):
-        return values_and_pullback(run, x, scale, bias)
-
-    def values_and_pullback(function, x, scale, bias):
-        y, pullback = jax.vjp(function, x, scale, bias)
-        return y, pullback(y)[0]
-
-    whole = jax.jit(gradients)(x, scale, bias)
-    with placement.batch_sharded_over(mesh, "data"):
-        lowered = jax.jit(gradients, out_shardings=split).lower(jax.device_put(x, split), scale, bias)
-    compiled = lowered.compile()
-    for kind in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
-        assert kind not in compiled.as_text()
-    for a, b in zip(compiled(jax.device_put(x, split), scale, bias), whole, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("device", "shape", "num_groups"),
-    [(TPU, (16, 4, 4, 128), 64), (TPU, (16, 8, 8, 64), 64), (GPU, (64, 4, 4, 16), 16)],
-)
-def test_kernels_are_preferred_in_a_shard_map(device, shape, num_groups):
-    mesh, data = Mesh(np.array(jax.devices()[:2]), ("data",)), PartitionSpec("data")
-    arguments = make_input(shape)
-
-    def gradients(x, scale, bias):
-        def loss(x, scale, bias):
-            options = {"relu": True, "implementation": "prefer_kernel"}
-            return (group_whiten(x, num_groups, scale=scale, bias=bias, **options) ** 2).sum()
-
-        return jax.grad(loss, (0, 1, 2))(x, scale, bias)
-
-    on_each = jax.shard_map(
-        gradients, mesh=mesh, in_specs=(data, *2 * [PartitionSpec()]), out_specs=(data, *2 * [PartitionSpec()])
-    )
-    with compiling_for(device):
-        assert "pallas_call[" in str(jax.make_jaxpr(on_each)(*arguments))
-        found = jax.jit(on_each)(*arguments)
-    for a, b in zip(found, gradients(*arguments), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
-
-
-def test_vmap_of_a_kernel_is_more_samples():
-    shape, run = case("samples, 2 channels per group")
-    x, scale, bias = make_input(shape)
-    stacked = jnp.stack([x, 2 * x + 1])
-    found = jax.vmap(run, (0, None, None))(stacked, scale, bias)
-    np.testing.assert_allclose(found, jnp.stack([run(one, scale, bias) for one in stacked]), rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [("samples, 2 channels per group", {}), ("GPU, 2 channels per group", {}), ("GPU, 2 channels per group", RELU)],
-)
-def test_on_another_device_the_definition_runs_in_a_kernels_place(name, options):
-    shape, run = case(name)
-    arguments = make_input(shape)
-    found = values_and_gradients(functools.partial(run, interpret=False, change=options), *arguments)
-    plain = functools.partial(group_whiten, num_groups=KERNELS[name][1], implementation="plain", **options)
-    truth = values_and_gradients(lambda x, s, b: plain(x, scale=s, bias=b), *arguments)
-    assert max(relative_errors(found, truth)) <= 1e-6
-
-
-@pytest.mark.parametrize("shape", [(4, 56, 56, 64), (4, 14, 14, 256), (4, 7, 7, 512)])
-@pytest.mark.parametrize(("dtype", "options"), [("bfloat16", {}), ("float32", {}), ("bfloat16", RELU)])
-def test_gpu_kernels_are_lowered_for_cuda(shape, dtype, options):
-    run = functools.partial(kernel, num_groups=64, device=GPU, interpret=False, change=options)
-
-    def value_and_gradient(x):
-        return jax.value_and_grad(lambda x: run(x, None, None).sum())(x)
-
-    triton = "__gpu$xla.gpu.triton"  # XLA compiles what is inside where the GPU is.
-    unchecked = [jax.export.DisabledSafetyCheck.custom_call(triton)]
-    export = jax.export.export(jax.jit(value_and_gradient), platforms=["cuda"], disabled_checks=unchecked)
-    # From JAX 0.12 on, the lowering needs the card.
-    card = AbstractMesh((), (), abstract_device=AbstractDevice(GPU.kind, 1, "gpu"))
-    with use_abstract_mesh(card):
-        program = export(jax.ShapeDtypeStruct(shape, dtype)).mlir_module()
-    assert program.count(triton) == 2
-
-
 # Triton's products of float32 are sums over products of parts, and the interpreter's are not.
 @pytest.mark.parametrize(("parts", "bound"), [("tf32", 2e-5), ("bfloat16", 2e-4)])
 @pytest.mark.parametrize("condition", [1, 1e4])
@@ -430,47 +278,3 @@ def test_the_short_derivative_is_that_of_the_iterations(float64, num_iterations)
     # A covariance stays symmetric, so that its derivative's symmetric part is what counts.
     (short,), (long,) = (pull(jnp.asarray(rows[:, :8])) for pull in (pullback, expected))
     np.testing.assert_allclose(short + short.swapaxes(1, 2), long + long.swapaxes(1, 2), rtol=1e-9, atol=1e-12)
-
-
-def test_the_kernel_that_is_preferred_follows_the_device_that_is_compiled_for():
-    x, mesh = jnp.zeros((16, 4, 4, 128), jnp.bfloat16), Mesh(np.array(jax.devices()[:2]), ("data",))
-    assert placement.device_kind().platform == "cpu"
-    assert not jaxpr_of(x).count("pallas_call")
-    with compiling_for(TPU):
-        assert jaxpr_of(x).count("pallas_call") == 1
-        assert not jaxpr_of(x[:3]).count("pallas_call")  # They fill no block.
-        assert jaxpr_of(jnp.zeros((8, 4, 4, 64))).count("pallas_call") == 2  # In tiles.
-        with placement.batch_sharded_over(mesh, "data"):
-            assert jaxpr_of(x).count("shard_map") == jaxpr_of(x).count("pallas_call") == 1
-            assert not jaxpr_of(x[:8]).count("pallas_call")  # A device's share fills none.
-    with compiling_for(GPU):
-        assert jaxpr_of(jnp.zeros((33, 4, 4, 128), jnp.bfloat16)).count("pallas_call") == 1
-        assert not jaxpr_of(x).count("pallas_call")  # Too few samples for all of the card.
-        assert not jaxpr_of(jnp.zeros((64, 3, 3, 64))).count("pallas_call")  # Too few rows for a product.
-    with compiling_for(placement.DeviceKind("tpu", "TPU v4")):
-        assert jaxpr_of(x).count("pallas_call") == 2
-        assert not jaxpr_of(jnp.zeros((8, 4, 4, 256))).count("pallas_call")
-    for platform, kind in (("tpu", "TPU v3"), ("gpu", "NVIDIA GeForce RTX 4090")):
-        with compiling_for(placement.DeviceKind(platform, kind)):
-            assert not jaxpr_of(x).count("pallas_call")
-    assert placement.device_kind().platform == "cpu"
-
-
-def jaxpr_of(x):
-    return str(jax.make_jaxpr(lambda x: group_whiten(x, 64, implementation="prefer_kernel"))(x))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"implementation": "fast"}, "choose one of auto, plain, matmul, kernel"),
-        ({"implementation": "matmul", "mask": True}, 'accepts no mask; choose "auto" or "plain"'),
-        ({"implementation": "kernel"}, r"There are kernels for TPU v4, .* Choose \"auto\""),
-    ],
-)
-def test_what_does_not_fit_is_named(options, message):
-    x = jnp.zeros((2, 4, 4, 8))
-    if "mask" in options:
-        options = options | {"mask": jnp.ones(x.shape[:-1], bool)}
-    with pytest.raises(ValueError, match=message):
-        group_whiten(x, 4, **options)

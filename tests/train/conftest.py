@@ -1,4 +1,6 @@
+import os
 import shutil
+import socket
 
 import pytest
 
@@ -24,3 +26,18 @@ def finished(whole_run, tmp_path):
     """A copy of the work directory of ``whole_run`` for one test, and the result."""
     shutil.copytree(whole_run[0], tmp_path / "whole")
     return tmp_path / "whole", whole_run[1]
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture
+def exits(monkeypatch):
+    """The exit codes with which this process would have ended."""
+    found = []
+    monkeypatch.setattr(os, "_exit", found.append)
+    return found

@@ -1,0 +1,82 @@
+"""Kernels on inputs for tests, run by an interpreter, and their errors."""
+
+import dataclasses
+import functools
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gw_jax import group_whiten
+from gw_jax.ops.group_whitening import kernel_definition
+from gw_jax.ops.kernels import choose_kernel, kernel_whiten, placement
+
+# Shape, groups, and positions of a tile where it is not what would be chosen. For TPUs, whole samples with 1, 2 and 4
+# channels a group; tiles of samples in the lanes with 2 positions side by side, 1, and 4; tiles of samples in the sublanes
+# with 64, 128 and 256 channels. For GPUs, several tiles, whole and in part.
+TPU, GPU = placement.DeviceKind("tpu", "TPU v5 lite"), placement.DeviceKind("gpu", "NVIDIA H200")
+RELU = {"relu": True}
+KERNELS = {
+    "samples, 2 channels per group": ((8, 4, 4, 128), 64, None),
+    "samples, 4 channels per group": ((16, 3, 3, 256), 64, None),
+    "samples, 1 channel per group": ((8, 2, 5, 128), 128, None),
+    "lane tiles, 1 channel per group": ((128, 8, 6, 64), 64, 16),
+    "lane tiles, 2 channels per group": ((128, 4, 4, 64), 32, None),
+    "lane tiles, 4 positions per row": ((128, 8, 8, 32), 16, 32),
+    "sublane tiles, 1 channel per group": ((16, 6, 8, 64), 64, 16),
+    "sublane tiles, 2 channels per group": ((8, 5, 4, 128), 64, 5),
+    "sublane tiles, 4 channels per group": ((8, 4, 4, 256), 64, 8),
+    "GPU, 1 channel per group": ((6, 13, 12, 64), 64, None),
+    "GPU, 2 channels per group": ((6, 16, 8, 32), 16, None),
+    "GPU, 8 channels per group": ((6, 7, 7, 128), 16, None),
+    "GPU, fewer positions than a tile could have": ((6, 7, 7, 16), 16, None),
+}
+
+
+def make_input(shape, dtype="float32", seed=0):
+    rng = np.random.default_rng(seed)
+    mixed = rng.standard_normal(shape) @ rng.standard_normal((shape[-1], shape[-1])) / shape[-1] ** 0.5 + 0.5
+    scale, bias = rng.standard_normal((2, shape[-1]))
+    return jnp.asarray(mixed, dtype), jnp.asarray(scale + 1, jnp.float32), jnp.asarray(bias, jnp.float32)
+
+
+def case(name):
+    """Shape, groups, and the function that runs the kernel."""
+    shape, num_groups, tile = KERNELS[name]
+    change = {} if tile is None else {"tile": tile, "kernel": f"tpu_{name.split()[0]}_tiles"}
+    device = GPU if name.startswith("GPU") else TPU
+    return shape, functools.partial(kernel, num_groups=num_groups, device=device, change=change)
+
+
+def kernel(x, scale, bias, *, num_groups, device, num_iterations=5, epsilon=0.0, interpret=True, change=None):
+    spec = choose_kernel(x.shape, x.dtype, num_groups, num_iterations, epsilon, device, placement.batch_sharding(x))
+    assert spec is not None
+    spec = dataclasses.replace(spec, interpret=interpret, **(change or {}))
+    return kernel_whiten(x, spec, scale, bias, kernel_definition)
+
+
+def compiling_for(device):
+    return placement.compiling_for(SimpleNamespace(platform=device.platform, device_kind=device.kind))
+
+
+def values_and_gradients(function, x, scale, bias):
+    cotangent = jnp.asarray(np.random.default_rng(1).standard_normal(x.shape), x.dtype)
+
+    @jax.jit
+    def both(x, scale, bias):
+        y, pullback = jax.vjp(function, x, scale, bias)
+        return y, *pullback(cotangent.astype(y.dtype))
+
+    return jax.tree.map(lambda a: np.asarray(a, np.float64), both(x, scale, bias))
+
+
+def in_float64(x, scale, bias, **options):
+    with jax.enable_x64(True):
+        arguments = (jnp.asarray(np.asarray(a, np.float64)) for a in (x, scale, bias))
+        plain = functools.partial(group_whiten, implementation="plain", **options)
+        return values_and_gradients(lambda x, s, b: plain(x, scale=s, bias=b), *arguments)
+
+
+def relative_errors(found, truth):
+    return [np.abs(a - b).max() / np.abs(b).max() for a, b in zip(found, truth, strict=True)]
