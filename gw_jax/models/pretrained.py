@@ -257,7 +257,7 @@ def read_arrays(directory: str | pathlib.Path, name: str, shapes: Mapping[str, A
     wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
     if wrong:
         raise CheckpointError(
-            f"The arrays of {path} are not those of the network in {CONFIG_FILE}: {', '.join(map(_name, wrong[:5]))} are "
+            f"The arrays of {path} are not those of the network in {CONFIG_FILE}: {', '.join(one_line(key, 120) for key in wrong[:5])} are "
             f"missing, left over or of another shape ({len(wrong)} in all). Make the directory again."
         )
     arrays = {}
@@ -266,18 +266,14 @@ def read_arrays(directory: str | pathlib.Path, name: str, shapes: Mapping[str, A
             arrays[key] = file.get_tensor(key)
         except Exception as error:  # Such as a type that NumPy does not have.
             raise CheckpointError(
-                f"The array {_name(key)} of {path} cannot be read: {one_line(str(error), 200)}."
+                f"The array {one_line(key, 120)} of {path} cannot be read: {one_line(str(error), 200)}."
             ) from error
         if jnp.issubdtype(arrays[key].dtype, jnp.floating) != jnp.issubdtype(shapes[key].dtype, jnp.floating):
             raise CheckpointError(
-                f"The array {_name(key)} of {path} is of type {arrays[key].dtype}, which does not fit "
+                f"The array {one_line(key, 120)} of {path} is of type {arrays[key].dtype}, which does not fit "
                 f"{np.dtype(shapes[key].dtype)}. Make the directory again."
             )
     return arrays
-
-
-def _name(key: str) -> str:
-    return one_line(key, 120)
 
 
 def load_pretrained(
