@@ -256,8 +256,9 @@ def read_arrays(directory: str | pathlib.Path, name: str, shapes: Mapping[str, A
     expected = _shapes(shapes)
     wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
     if wrong:
+        named = ", ".join(one_line(key, 120) for key in wrong[:5])
         raise CheckpointError(
-            f"The arrays of {path} are not those of the network in {CONFIG_FILE}: {', '.join(one_line(key, 120) for key in wrong[:5])} are "
+            f"The arrays of {path} are not those of the network in {CONFIG_FILE}: {named} are "
             f"missing, left over or of another shape ({len(wrong)} in all). Make the directory again."
         )
     arrays = {}
