@@ -65,7 +65,7 @@ class Report:
     Attributes:
         kills: how many of each kind.
         moments: how many of each kind and moment.
-        half_saves: kills that left a directory with a temporary name among the checkpoints.
+        half_saves: kills in the middle of a save, which left a new directory with a temporary name.
         restarts: warnings of a run that it restarted its workers.
         runs: runs that went to their end.
         starts: processes.
@@ -121,6 +121,11 @@ def start(workdir, data_dir, moments, cache):
         return ended.returncode, said.read()
 
 
+def unfinished(workdir):
+    """What tells the unfinished checkpoints in ``workdir``: they stay until the next save, and names repeat."""
+    return {(path.name, path.stat().st_mtime_ns) for path in (workdir / "checkpoints").glob("*tmp*")}
+
+
 def kill_repeatedly(count, seed, directory, data_dir, tell=lambda text: None):
     """Kills runs in ``directory`` until there were ``count`` kills; see :class:`Report`."""
     cache = directory / "cache"
@@ -147,6 +152,7 @@ def kill_repeatedly(count, seed, directory, data_dir, tell=lambda text: None):
             report.differences.append(f"{workdir.name}: its metrics are not those of the undisturbed run")
 
     while report.kills.total() < count and not report.differences:
+        before = unfinished(workdir)
         code, said = begin(moments)
         if "KILLED 1 WORKERS" in said or "KILLED 2 WORKERS" in said:
             report.kills["worker"] += 1
@@ -162,7 +168,7 @@ def kill_repeatedly(count, seed, directory, data_dir, tell=lambda text: None):
         report.moments[f"{kind} {moments.rstrip('0123456789:')}"] += 1
         if kind == "worker" and "a reading worker died" not in said:
             report.differences.append(f"{workdir.name} with {moments}: the workers were not restarted\n{said}")
-        report.half_saves += any((workdir / "checkpoints").glob("*tmp*"))
+        report.half_saves += not unfinished(workdir) <= before
         tell(f"{report.kills.total()} kills, {workdir.name}, {moments}")
         kind = next(kinds)
         moments = choose(kind, rng)
@@ -191,7 +197,7 @@ def main():
         )
     for moment, number in sorted(report.moments.items()):
         print(f"{number:4d}  {moment}")
-    print(f"kills: {dict(report.kills)}, {report.half_saves} of them left half a checkpoint")
+    print(f"kills: {dict(report.kills)}, {report.half_saves} of them in the middle of a save")
     print(f"{report.runs} runs ended in {report.starts} starts; {report.restarts} restarts of the reading workers")
     print("\n".join(report.differences) or "all as undisturbed")
     print(f"{time.monotonic() - began:.0f} s")
