@@ -15,7 +15,7 @@ from typing import Any
 
 from gw_jax.errors import CheckpointError, one_line
 from gw_jax.train import storage
-from gw_jax.train.checkpoint_files import DIRECTORY, REPLACED, read_metric, saved_steps, tidy
+from gw_jax.train.checkpoint_files import DIRECTORY, REPLACED, read_metric, rename, saved_steps, tidy
 from gw_jax.train.checksums import DamageError, add_late_checksums, verify, write_checksums
 from gw_jax.train.config import CheckpointConfig
 from gw_jax.train.distributed import any_process, broadcast_from_main, is_main, run_on_main
@@ -145,7 +145,7 @@ class Checkpoints:
             CheckpointError: none can be used. None is set aside then.
         """
         damaged: dict[int, str] = {}
-        for step in broadcast_from_main("checkpoints listed", sorted(saved_steps(self._workdir), reverse=True)):
+        for step in broadcast_from_main("checkpoints listed", self._newest_first() if is_main() else []):
             outcome = broadcast_from_main("checkpoint verified", self._verified(step) if is_main() else {})
             if outcome["error"] is not None:
                 raise CheckpointError(outcome["error"])
@@ -248,13 +248,12 @@ class Checkpoints:
                 )
             self._rename(self.path(number), aside)
 
+    def _newest_first(self) -> list[int]:
+        return saved_steps(self._workdir)[::-1]
+
     def _rename(self, old: pathlib.Path, new: pathlib.Path) -> None:
         """Renames a checkpoint, in process 0, and tells the manager of every process."""
-
-        def rename() -> None:
-            old.rename(new)
-
-        run_on_main(f"{new.name} renamed", rename)
+        run_on_main(f"{new.name} renamed", lambda: rename(old, new))
         if self._opened is not None:
             self._opened.reload()
 

@@ -30,24 +30,40 @@ def saved_steps(workdir: pathlib.Path) -> list[int]:
 def tidy(directory: pathlib.Path) -> None:
     """Restores a checkpoint whose replacement was never completed, and moves away what only looks like one.
 
+    What a killed save left is removed: it takes the room of the next one. Call it while the work directory is locked.
+
     Raises:
-        CheckpointError: ``directory`` is a file.
+        CheckpointError: ``directory`` is a file, or something in it cannot be renamed.
     """
     if not directory.is_dir():
         if directory.exists():
             raise CheckpointError(f"{directory} is a file; checkpoints need that place. Move it away.")
         return
+    for path in directory.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(path, ignore_errors=True)
     for path in sorted(directory.glob(f"{REPLACED}*")):
         final = directory / path.name.removeprefix(REPLACED)
         if _is_checkpoint(final):
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.rename(final)
+            rename(path, final)
     for path in sorted(directory.iterdir()):
         if path.name.isdecimal() and not _is_checkpoint(path):
             aside = path.with_name(f"not-a-checkpoint-{path.name}")
             print(f"warning: {path} is no checkpoint; it was moved to {aside}.", file=sys.stderr)
-            path.rename(aside)
+            rename(path, aside)
+
+
+def rename(old: pathlib.Path, new: pathlib.Path) -> None:
+    """Renames a checkpoint.
+
+    Raises:
+        CheckpointError: the file system refuses.
+    """
+    try:
+        old.rename(new)
+    except OSError as error:
+        raise CheckpointError(f"{old} cannot be renamed to {new.name}: {error.strerror or error}.") from error
 
 
 def read_metric(checkpoint: pathlib.Path, name: str) -> float | None:

@@ -266,3 +266,23 @@ def test_restore_gives_what_was_saved(finished, config):
     assert progress.data == {"next_index": 30}
     assert (progress.pending, progress.epoch_totals, progress.evaluated) == ([], {}, True)
     assert pathlib.Path(checkpoints.path(30)).is_dir()
+
+
+def test_leftovers_of_a_killed_save_are_removed(finished, config):
+    """They take the room of the next save."""
+    workdir, result = finished
+    (workdir / "checkpoints" / "30.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    assert run(config, workdir).metrics == result.metrics
+    assert not list((workdir / "checkpoints").glob("*tmp*"))
+
+
+def test_a_checkpoint_that_cannot_be_renamed_is_named(finished, config, monkeypatch):
+    workdir, _ = finished
+    damage(workdir / "checkpoints" / "30", "one bit")
+
+    def refuse(*arguments):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pathlib.Path, "rename", refuse)
+    with pytest.raises(CheckpointError, match=r"checkpoints/30 cannot be renamed to damaged-30: Permission denied"):
+        run(config, workdir)
