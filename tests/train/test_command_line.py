@@ -154,7 +154,7 @@ def test_none_unsets_every_optional_field(config_file, name, value):
     ("arguments", "message"),
     [
         (["--config.optimiser.learning_rate=1"], "Field of config='optimiser' is not known; .* Did you mean 'optimizer'"),
-        (["--config.optimizer.learningrate=1"], "Did you mean 'optimizer.learning_rate'"),
+        (["--config.optimizer.learningrate=1"], "Did you mean 'learning_rate'"),
         (["--noconfig.data.flap"], "Field of config.data='flap' is not known"),
         (["--config.optimizer=1"], "config.optimizer is a group of fields"),
         (["--config.num_epochs=ten"], "invalid literal for int"),
