@@ -25,7 +25,7 @@ def main(helper, port, count, index, devices, workdir, fault, *changes):
     from gw_jax.errors import UserError
     from gw_jax.models.resnet import ARCHITECTURES, Architecture
     from gw_jax.train import Hooks, distributed, run
-    from tests.helpers.runs import set_field, stop_at
+    from tests.helpers.runs import At, set_field
 
     ARCHITECTURES["resnet6"] = Architecture(False, (1, 1, 0, 0))
     config = importlib.import_module(f"tests.helpers.{helper}").make_config()
@@ -35,7 +35,13 @@ def main(helper, port, count, index, devices, workdir, fault, *changes):
     hooks = Hooks()
     if fault != "none":
         name, method, step = fault.split("@")
-        hooks = stop_at(int(step), signal.Signals[name], method)
+
+        def send(trainer):
+            # What was saved before is then there, however fast the disk is.
+            trainer.checkpoints.wait()
+            os.kill(os.getpid(), signal.Signals[name])
+
+        hooks = At(method, int(step), send)
     try:
         address, timeout = f"127.0.0.1:{port}", config.distributed.timeout_s
         distributed.initialize(address, int(count), int(index), timeout_s=timeout)
