@@ -66,6 +66,7 @@ def test_the_moving_average_is_evaluated_and_exported(config, tmp_path):
     np.testing.assert_array_equal(exported.head.kernel[...], state.ema["params"]["head"]["kernel"])
 
 
+@pytest.mark.slow
 def test_a_smoothed_and_mixed_run_learns(config, tmp_path):
     config.label_smoothing, config.augment.mixup, config.augment.cutmix = 0.1, 0.2, 1.0
     config.augment.random_erasing = 0.2

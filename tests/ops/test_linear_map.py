@@ -21,7 +21,10 @@ def inputs(shape):
     return [jnp.asarray(rng.standard_normal(size)) for size in (shape, shape[-1:], shape[-1:])]
 
 
-@pytest.mark.parametrize(("method", "num_iterations"), [("newton", 1), ("newton", 3), ("newton", 15), ("zca", 5)])
+@pytest.mark.parametrize(
+    ("method", "num_iterations"),
+    [("newton", 1), ("newton", 3), pytest.param("newton", 15, marks=pytest.mark.slow), ("zca", 5)],
+)
 def test_default_whitening_has_forward_and_second_derivatives(float64, method, num_iterations):
     arguments, tangents = inputs((2, 3, 1, 8)), inputs((2, 3, 1, 8))[::-1]
     tangents = [tangents[2] + 1, tangents[0] - 1, tangents[1]]

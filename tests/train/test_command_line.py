@@ -226,6 +226,7 @@ def test_mistakes_are_one_line_and_an_exit_code(tmp_path, data_dir, arguments, m
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_whose_output_is_closed_goes_to_its_end_and_profiles_a_window(tmp_path, data_dir):
     """Output closed as by a pipe to head, or with the terminal.
 
@@ -273,6 +274,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(tmp_path / "disk")], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_an_exit_code(small_disk, data_dir):
     result = train(small_disk / "run", data_dir, *SMALL, "--config.num_epochs=50", "--config.checkpoint.keep_last=99")
     assert result.returncode == 1
