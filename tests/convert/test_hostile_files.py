@@ -11,6 +11,7 @@ from gw_jax.convert import load_torch, to_torch_state
 from gw_jax.convert.load import LoadOptions, read
 from gw_jax.errors import CheckpointError, ConfigError
 from gw_jax.models.pretrained import read_config, save_pretrained
+from tests.helpers.mutations import deep, doubled
 from tests.helpers.reference import MLP
 
 
@@ -84,21 +85,6 @@ def test_an_mlp_needs_two_layers(torch, tensors, tmp_path):
 def recursive():
     value = {"a": []}
     value["a"].append(value)
-    return value
-
-
-def deep():
-    value = []
-    for _ in range(200):
-        value = [value]
-    return value
-
-
-def doubled():
-    """Exponentially large when each occurrence is visited."""
-    value = ["x"]
-    for _ in range(60):
-        value = [value, value]
     return value
 
 
