@@ -1,6 +1,13 @@
 """Common parts of the ImageNet recipes; each file of ``configs/`` shows only what is its own."""
 
-from gw_jax.classification import ClassificationConfig, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from gw_jax.classification import (
+    ClassificationConfig,
+    DataConfig,
+    ModelConfig,
+    NormConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
 
 
 def imagenet_data(batch_size: int, eval_batch_size: int) -> DataConfig:
@@ -31,3 +38,22 @@ def paper_recipe(model: ModelConfig, *, no_decay: tuple[str, ...] = ()) -> Class
         optimizer=OptimizerConfig(learning_rate=0.1, momentum=0.9, weight_decay=1e-4, no_decay=no_decay),
         schedule=ScheduleConfig(name="step", step_epochs=30, gamma=0.1),
     )
+
+
+def resnext_iternorm_recipe(name: str, group_size: int) -> ClassificationConfig:
+    """The ResNeXt ``name`` with IterNorm, running covariance and 256 channels per group, at S1-B2.
+
+    ``group_size`` is the number of images on each of the authors' GPUs. The reference makes a norm before the last layer, as
+    for ResNet-50, and does not apply it: ``config.model.apply_last_norm=True`` whitens the features, which was meant.
+    """
+    model = ModelConfig(
+        name=name,
+        norm="iternorm_sigma",
+        norm_options=NormConfig(channels_per_group=256, num_iterations=5, group_size=group_size),
+        whiten="S1-B2",
+        batch_norm_group_size=group_size,
+        last_norm=True,
+        apply_last_norm=False,
+    )
+    # The parameters of the last norm are unused and keep their initial values, as in the reference.
+    return paper_recipe(model, no_decay=("^last_norm/",))
