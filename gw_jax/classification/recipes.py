@@ -43,8 +43,8 @@ def paper_recipe(model: ModelConfig, *, no_decay: tuple[str, ...] = ()) -> Class
 def resnext_iternorm_recipe(name: str, group_size: int) -> ClassificationConfig:
     """The ResNeXt ``name`` with IterNorm, running covariance and 256 channels per group, at S1-B2.
 
-    ``group_size`` is the number of images on each of the authors' GPUs. The reference makes a norm before the last layer, as
-    for ResNet-50, and does not apply it: ``config.model.apply_last_norm=True`` whitens the features, which was meant.
+    ``group_size`` is the number of images on each of the authors' GPUs. The reference makes a norm before the last layer,
+    as for ResNet-50, and does not apply it: ``config.model.apply_last_norm=True`` whitens the features, which was meant.
     """
     model = ModelConfig(
         name=name,
