@@ -25,8 +25,8 @@ def evaluate(
         consensus: that of the whole run; with one of its own, a process would continue where others have stopped.
 
     Raises:
-        DataError: nothing could be evaluated.
-        TrainingError: a metric is not finite.
+        DataError: nothing could be evaluated, or the data of this process cannot be read.
+        TrainingError: a metric is not finite, or the data of another process cannot be read.
     """
     params, batch_stats = state.eval_weights
     evaluator = experiment.task.evaluator()
@@ -40,6 +40,7 @@ def evaluate(
         if len(in_flight) > MAX_STEPS_AHEAD:
             consensus.observe(jax.block_until_ready(in_flight.popleft()))
         if consensus.should_stop:
+            consensus.raise_failure(batches.failure)
             return None
     for returned in in_flight:
         consensus.observe(returned)

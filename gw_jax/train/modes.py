@@ -88,11 +88,9 @@ def _restore_chosen(experiment: Experiment, workdir: pathlib.Path) -> tuple[int,
 def _evaluate_and_report(
     experiment: Experiment, state: TrainState, workdir: pathlib.Path, step: int, source: str, stop: StopRequest
 ) -> RunResult:
-    consensus = StopConsensus(stop)
     batches = experiment.task.eval_batches(jax.process_index(), jax.process_count())
     try:
-        metrics = evaluate(experiment, state, batches, consensus)
-        consensus.raise_failure(batches.failure)
+        metrics = evaluate(experiment, state, batches, StopConsensus(stop))
     finally:
         batches.close()
     if metrics is None:

@@ -12,7 +12,10 @@ import pytest
 
 from gw_jax.errors import ConfigError, DataError, TrainingError
 from gw_jax.train import TrainConfig, run
+from gw_jax.train.evaluation import evaluate
+from gw_jax.train.experiment import build_experiment
 from gw_jax.train.metrics import read_metrics
+from gw_jax.train.stop import StopConsensus
 from tests.helpers import toy
 from tests.helpers.runs import At, KilledError, evaluations, kill_at, results, stop_at
 
@@ -287,3 +290,15 @@ def test_invalid_combinations_are_named_before_anything_is_written(config, tmp_p
     with pytest.raises(ConfigError, match=r"frozen names 'haed', which no parameter's path matches"):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_data_that_fail_in_an_evaluation_are_named_by_their_own_host(config, monkeypatch):
+    """Of several hosts; the others only learn that one failed."""
+    experiment = build_experiment(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "process_count", lambda: 2)
+        consensus = StopConsensus(None)
+    batches = toy.ToyEvalBatches(0, 1)
+    batches.on_batch = lambda number: setattr(batches, "failure", DataError("Unreadable.") if number else None)
+    with pytest.raises(DataError, match="Unreadable"):
+        evaluate(experiment, experiment.state, batches, consensus)
