@@ -171,7 +171,7 @@ class ClassificationTask:
             CheckpointError: ``directory`` exists.
         """
         graphdef, _, _ = model_to_dicts(self._make(self.plain_model_arguments, AbstractRngs()))
-        save_pretrained(directory, nnx.merge(graphdef, params, batch_stats), self._exported_arguments(), source=source)
+        save_pretrained(directory, nnx.merge(graphdef, params, batch_stats), self.plain_model_arguments, source=source)
 
     @property
     def _dtype(self) -> str:
@@ -180,14 +180,6 @@ class ClassificationTask:
     def _make(self, arguments: dict[str, Any], rngs: nnx.Rngs) -> nnx.Module:
         param_dtype = jnp.float64 if self.config.dtype == "float64" else jnp.float32
         return create_model(**arguments, dtype=jnp.dtype(self._dtype), param_dtype=param_dtype, rngs=rngs)
-
-    def _exported_arguments(self) -> dict[str, Any]:
-        """The arguments of the network without ``implementation``, which is about speed on the device of training."""
-        arguments = dict(self.plain_model_arguments)
-        if "norm_options" in arguments:
-            options = arguments["norm_options"]
-            arguments["norm_options"] = {name: value for name, value in options.items() if name != "implementation"}
-        return arguments
 
     def _reading(self) -> dict[str, Any]:
         """Arguments that training and evaluation batches share."""

@@ -193,3 +193,13 @@ def test_dropout_depends_on_seed_and_step_only(config):
             state, metrics = experiment.train_step(state, experiment.shard_batch(batch))
             losses.append(float(metrics["loss"][0]))
     assert losses[:2] == losses[2:]
+
+
+def test_the_choice_of_a_kernel_is_not_exported(config, tmp_path):
+    """It belongs to the machine of training: a model exported with it would not load elsewhere."""
+    config.model.norm_options.implementation, config.num_steps = "plain", 1
+    run(config, tmp_path / "run")
+    config.mode = "export"
+    run(config, tmp_path / "run")
+    (directory,) = (tmp_path / "run").glob("exported-*")
+    assert json.loads((directory / "config.json").read_text())["model"]["norm_options"] == {"num_groups": 4}
