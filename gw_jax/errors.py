@@ -69,11 +69,20 @@ def unknown_name(what: str, value: object, known: Iterable[str], *, choices: str
     Returns:
         Such as ``config.model.norm='gww' is not known; choose one of gw, gn. Did you mean 'gw'?``
     """
+    return f"{what}={shown(value)} is not known; {_choose(value, known, choices)}"
+
+
+def unknown_field(owner: str, name: str, known: Iterable[str]) -> str:
+    """The same sentence for a field that ``owner``, such as "config.optimizer", does not have."""
+    return f"{owner} has no field {shown(name)}; {_choose(name, known, None)}"
+
+
+def _choose(value: object, known: Iterable[str], choices: str | None) -> str:
     names = list(dict.fromkeys(known))
     # The comparison takes time quadratic in the length of the name.
     close = difflib.get_close_matches(str(value), names, n=1) if len(str(value)) <= SHOWN_LENGTH else []
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"{what}={shown(value)} is not known; choose {choices or 'one of ' + ', '.join(names)}.{hint}"
+    return f"choose {choices or 'one of ' + ', '.join(names)}.{hint}"
 
 
 def raise_missing_package(error: ImportError, purpose: str) -> None:

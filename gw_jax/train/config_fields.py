@@ -6,7 +6,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from gw_jax.errors import ConfigError, unknown_name
+from gw_jax.errors import ConfigError, unknown_field
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -56,7 +56,7 @@ def check_field_name(config: Any, path: str) -> None:
             group = ".".join(["config", *parts[:depth]])
             elsewhere = [name for name in flatten(root) if name.rsplit(".", 1)[-1] == part]
             hint = f" There is --config.{elsewhere[0]}." if elsewhere else ""
-            raise ConfigError(unknown_name(f"Field of {group}", part, names) + hint)
+            raise ConfigError(unknown_field(group, part, names) + hint)
         config = getattr(config, part)
         last = depth == len(parts) - 1
         if last and dataclasses.is_dataclass(config):

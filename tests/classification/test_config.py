@@ -72,9 +72,9 @@ def test_known_fields_are_found(path):
     [
         (
             "optimizer.learningrate",
-            r"Field of config.optimizer='learningrate' is not known; .* Did you mean 'learning_rate'\?",
+            r"config.optimizer has no field 'learningrate'; .* Did you mean 'learning_rate'\?",
         ),
-        ("learning_rate", r"Field of config='learning_rate' is not known; .* There is --config.optimizer.learning_rate"),
+        ("learning_rate", r"config has no field 'learning_rate'; .* There is --config.optimizer.learning_rate"),
         ("optimizer", r"config.optimizer is a group of fields; set one of --config.optimizer.name"),
         ("seed.value", r"config.seed is a value and has no field 'value'"),
     ],

@@ -153,9 +153,9 @@ def test_none_unsets_every_optional_field(config_file, name, value):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.optimiser.learning_rate=1"], "Field of config='optimiser' is not known; .* Did you mean 'optimizer'"),
+        (["--config.optimiser.learning_rate=1"], "config has no field 'optimiser'; .* Did you mean 'optimizer'"),
         (["--config.optimizer.learningrate=1"], "Did you mean 'learning_rate'"),
-        (["--noconfig.data.flap"], "Field of config.data='flap' is not known"),
+        (["--noconfig.data.flap"], "config.data has no field 'flap'"),
         (["--config.optimizer=1"], "config.optimizer is a group of fields"),
         (["--config.num_epochs=ten"], "invalid literal for int"),
         (["--config.num_epochs=None"], "invalid literal for int"),
