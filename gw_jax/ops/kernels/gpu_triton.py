@@ -38,7 +38,7 @@ from gw_jax.ops.kernels.spec import KernelSpec
 # programs then share a multiprocessor. In float32, four spill three times as many registers.
 NUM_WARPS = {2: 4, 4: 8}
 NUM_STAGES = 3  # Tiles in flight.
-# A matrix product needs 16 rows and columns at least; for more than 64 groups per program has too few registers.
+# A matrix product needs 16 rows and columns at least; for more than 64 groups a program has too few registers.
 GROUPS = (16, 32, 64)
 MOST_CHANNELS = 64  # Of a group.
 # One sample per program: with 16 samples most of the card is idle, and plain XLA is as fast at 56 x 56 x 64.
