@@ -11,7 +11,7 @@ from gw_jax.convert import load_torch, to_torch_state
 from gw_jax.convert.load import LoadOptions, read
 from gw_jax.errors import CheckpointError, ConfigError
 from gw_jax.models.pretrained import read_config, save_pretrained
-from tests.helpers.mutations import deep, doubled
+from tests.helpers.nesting import deep, doubled
 from tests.helpers.reference import MLP
 
 

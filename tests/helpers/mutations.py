@@ -15,6 +15,7 @@ import torch
 
 from gw_jax.convert.entries import entries
 from gw_jax.models.pretrained import abstract_model
+from tests.helpers.nesting import deep, doubled
 from tests.helpers.reference import make_state
 
 NETWORKS = {
@@ -69,21 +70,6 @@ class Fields(OrderedDict):
 def recursive():
     value = [1]
     value.append({"self": value})
-    return value
-
-
-def deep():
-    value = []
-    for _ in range(400):
-        value = [value]
-    return value
-
-
-def doubled():
-    """Exponentially large when each occurrence is visited."""
-    value = ["x"]
-    for _ in range(60):
-        value = [value, value]
     return value
 
 
