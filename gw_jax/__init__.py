@@ -7,7 +7,7 @@ pipeline (``gw_jax.data``) need the extra ``examples``.
 from gw_jax import convert, linen
 from gw_jax._version import __version__
 from gw_jax.models import create_model, list_models, load_pretrained, save_pretrained
-from gw_jax.nn import BatchNorm, BatchWhitening, GroupNorm, GroupWhitening, InstanceNorm, LayerNorm, make_norm
+from gw_jax.nn import BatchNorm, BatchWhitening, GroupNorm, GroupWhitening, InstanceNorm, LayerNorm, make_norm, swap_norms
 from gw_jax.ops import group_whiten
 
 __all__ = [
@@ -26,4 +26,5 @@ __all__ = [
     "load_pretrained",
     "make_norm",
     "save_pretrained",
+    "swap_norms",
 ]
