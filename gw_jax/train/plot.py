@@ -28,21 +28,29 @@ def plot_curves(workdir: pathlib.Path, curves: Sequence[Curve], description: str
         # The objects, not pyplot: no display is needed, and no global state changes.
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import FuncFormatter, NullFormatter
     except ImportError as error:
         raise_missing_package(error, "config.log.plot")
     lines = read_metrics(workdir)
     figure = Figure(figsize=(5 * len(curves), 4.2), layout="constrained")
     for axes, curve in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
+        drawn, texts = [], []
         for name in curve.metrics:
             epochs, values = _series(lines, name, curve)
             evaluation = name.startswith("eval/")
             style: dict[str, Any] = {"marker": "o", "markersize": 3} if evaluation else {"alpha": 0.6}
-            axes.plot(epochs, values, label=_legend(name, epochs, values, curve), **style)
+            drawn += axes.plot(epochs, values, **style)
+            texts.append(_legend(name, epochs, values, curve))
         axes.set_title(curve.title, fontsize="medium")
         axes.grid(alpha=0.3, which="both" if curve.log_scale else "major")
-        axes.legend(fontsize="small")
+        axes.legend(drawn, texts, fontsize="small")
         if curve.log_scale:
             axes.set_yscale("log", nonpositive="mask")
+            low, high = axes.get_ylim()
+            plain = FuncFormatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_major_formatter(plain)
+            # Within a decade the powers of ten are too few numbers.
+            axes.yaxis.set_minor_formatter(plain if high < 10 * low else NullFormatter())
     # A name may hold what matplotlib takes for mathematics.
     title = f"{workdir.resolve().name}: {description}".replace("$", r"\$")
     figure.suptitle(title, fontsize="medium")
@@ -60,9 +68,9 @@ def _series(lines: list[dict[str, Any]], name: str, curve: Curve) -> tuple[list[
 
 def _legend(name: str, epochs: list[float], values: list[float], curve: Curve) -> str:
     """Name, last and best value, such as "1 - eval/accuracy: last 0.0190, best 0.0170 (epoch 9)"."""
-    label = f"1 - {name}" if curve.complement else name
+    text = f"1 - {name}" if curve.complement else name
     finite = [(value, epoch) for value, epoch in zip(values, epochs, strict=True) if math.isfinite(value)]
     if not finite:
-        return label
+        return text
     best, epoch = (min if curve.best == "min" else max)(finite, key=lambda point: point[0])
-    return f"{label}: last {values[-1]:.4g}, best {best:.4g} (epoch {epoch:g})"
+    return f"{text}: last {values[-1]:.4g}, best {best:.4g} (epoch {epoch:g})"
