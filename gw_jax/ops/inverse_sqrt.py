@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gw_jax.ops.lapack import eigh
 from gw_jax.ops.linear_map import linear_map
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -236,7 +237,7 @@ def inverse_sqrt_newton_vjp(covariance: jax.Array, num_iterations: int, epsilon:
 
 def _eigen_factors(covariance: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
     """Eigenvectors ``U`` and ``(eigenvalues + epsilon)^(-1/2)`` of ``covariance``."""
-    eigenvectors, eigenvalues = jax.lax.linalg.eigh(covariance, sort_eigenvalues=False)
+    eigenvectors, eigenvalues = eigh(covariance)
     # Rounding can make a zero eigenvalue slightly negative.
     return eigenvectors, jax.lax.rsqrt(jnp.maximum(eigenvalues, 0) + epsilon)
 
