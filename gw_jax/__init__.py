@@ -4,6 +4,10 @@ Importing this package needs jax and flax only and touches no accelerator. The t
 pipeline (``gw_jax.data``) need the extra ``examples``.
 """
 
+# The first import: it names a JAX or Flax that is too old.
+from gw_jax import versions as versions
+
+# isort: split
 from gw_jax import convert, linen
 from gw_jax._version import __version__
 from gw_jax.models import create_model, list_models, load_pretrained, save_pretrained

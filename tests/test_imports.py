@@ -11,7 +11,7 @@ import gw_jax
 PACKAGE = pathlib.Path(gw_jax.__file__).parent
 # From the ground up. A package imports itself and those of the floors below, never its neighbours.
 FLOORS = [
-    ["_version"],
+    ["_version", "versions"],
     ["errors", "tree"],
     ["files", "config_checks", "norm_calls"],
     ["ops"],
@@ -19,8 +19,10 @@ FLOORS = [
     ["models"],
     ["data", "augment"],
     ["convert"],
+    ["analysis", "serving"],
     ["train"],
     ["classification"],
+    ["doctor"],
 ]
 LEVELS = {name: level for level, names in enumerate(FLOORS) for name in names}
 

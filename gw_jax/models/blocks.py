@@ -14,6 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gw_jax.nn.initializers import normal
+from gw_jax.versions import variable_value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,5 +150,5 @@ def zero_scale_of_last_norm(block: BasicBlock | Bottleneck) -> None:
             "zero_init_residual sets the scale of each block's last norm to zero, but that norm has none "
             "(norm 'none' or 'in', or use_scale=False)."
         )
-    if isinstance(scale.get_value(), jax.Array):  # Abstract arrays have no value.
+    if isinstance(variable_value(scale), jax.Array):  # Abstract arrays have no value.
         scale[...] = jnp.zeros_like(scale[...])

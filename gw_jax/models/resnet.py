@@ -14,6 +14,7 @@ from gw_jax.models.linear import linear
 from gw_jax.nn import AnyNormName, make_norm
 from gw_jax.nn.initializers import cached_when_abstract
 from gw_jax.ops.checks import accumulation_dtype
+from gw_jax.versions import module_list
 
 Stem = Literal["imagenet", "small"]
 STEM_STRIDES: dict[Stem, int] = {"imagenet": 4, "small": 1}
@@ -164,7 +165,7 @@ class ResNet(nnx.Module):
                 in_features = features
                 if zero_init_residual:
                     zero_scale_of_last_norm(blocks[-1])
-            stages.append(nnx.List(blocks))
+            stages.append(module_list(blocks))
         self.stage1, self.stage2, self.stage3, self.stage4 = stages
         self.strides = tuple(strides)
         # Like the last layer, in the parameters' precision, at least float32.
