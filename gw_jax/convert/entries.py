@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from gw_jax.models.blocks import BasicBlock, Bottleneck
 from gw_jax.models.mnist import MLP, AutoEncoder, LeNet
-from gw_jax.models.resnet import BasicBlock, Bottleneck, ResNet
+from gw_jax.models.resnet import ResNet
 from gw_jax.nn import BatchNorm, BatchWhitening, GroupNorm, GroupWhitening, Identity, InstanceNorm, LayerNorm
 from gw_jax.tree import variables
 

@@ -21,7 +21,8 @@ from gw_jax.convert.report import Report
 from gw_jax.convert.torch_file import TorchFile, read_torch_file
 from gw_jax.convert.training_state import read_training_state
 from gw_jax.errors import CheckpointError, ConfigError, shown
-from gw_jax.models.pretrained import TrainingState, abstract_model, fill_model
+from gw_jax.models.pretrained import TrainingState, fill_model
+from gw_jax.models.remembered import abstract_model
 from gw_jax.models.resnet import ARCHITECTURES
 from gw_jax.nn import make_norm
 from gw_jax.nn.reference_norms import REFERENCE_NORMS, translate_norm_cfg

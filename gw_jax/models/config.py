@@ -5,13 +5,12 @@ from typing import Any, get_args
 
 from gw_jax.config_checks import choice, number
 from gw_jax.models.create_model import MNIST_NETWORKS
-from gw_jax.models.resnet import ARCHITECTURES, PLACEMENTS
+from gw_jax.models.resnet import ARCHITECTURES, Placement, Stem
 from gw_jax.nn import NORM_NAMES, norm_options
 from gw_jax.ops.options import Implementation
 
 # Networks that a classifier's loss can train: an auto-encoder has no logits.
 CLASSIFIERS = (*ARCHITECTURES, *(name for name in MNIST_NETWORKS if name != "autoencoder"))
-STEMS = ("imagenet", "small")
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -65,9 +64,9 @@ class ModelConfig:
     name: str = choice("resnet50", CLASSIFIERS)
     norm: str = choice("gw", NORM_NAMES)
     norm_options: NormConfig = dataclasses.field(default_factory=NormConfig)
-    whiten: str = choice("S1-B2", PLACEMENTS)
+    whiten: str = choice("S1-B2", get_args(Placement))
     batch_norm_group_size: int | None = number(None, 1)
-    stem: str = choice("imagenet", STEMS)
+    stem: str = choice("imagenet", get_args(Stem))
     width: int | None = number(None, 1)
     depth: int | None = number(None, 1)
     last_norm: bool = False

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gw_jax.models.linear import conv, linear
-from gw_jax.nn import make_norm, norm_options
+from gw_jax.nn import AnyNormName, make_norm, norm_options
 from gw_jax.nn.reference_norms import REFERENCE_NORMS
 from gw_jax.ops.checks import accumulation_dtype
 from gw_jax.versions import module_list
@@ -37,7 +37,7 @@ class MLP(nnx.Module):
         depth: int,
         width: int,
         num_classes: int,
-        norm: str,
+        norm: AnyNormName,
         norm_options: dict[str, Any],
         linear_after_norm: bool,
         dtype: DTypeLike | None,
