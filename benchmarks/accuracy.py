@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gw_jax import group_whiten
+from gw_jax.versions import enable_x64
 
 CONDITIONS = (1.0, 1e2, 1e3, 1e4)
 SIZE, CHANNELS_PER_GROUP = 28, 2
@@ -33,7 +34,7 @@ def error(num_groups: int, condition: float, num_iterations: int) -> float:
     """The relative error of one case."""
     x = conditioned_images(num_groups, condition)
     y = np.asarray(group_whiten(jnp.asarray(x), num_groups, num_iterations=num_iterations), np.float64)
-    with jax.enable_x64(True):
+    with enable_x64():
         truth = np.asarray(group_whiten(jnp.asarray(x, jnp.float64), num_groups, num_iterations=num_iterations))
     return float(np.abs(y - truth).max() / np.abs(truth).max())
 

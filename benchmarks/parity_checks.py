@@ -14,6 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from gw_jax import group_whiten, make_norm
 from gw_jax.nn import norm_options
 from gw_jax.ops import inverse_sqrt_newton, inverse_sqrt_zca
+from gw_jax.versions import enable_x64
 
 RESULTS = ("y", "dx", "dscale", "dbias")
 # Largest error allowed, relative to the largest value of the truth: (output, gradients) by type.
@@ -106,7 +107,7 @@ def check_whitening(case: Case, implementations: Sequence[str]) -> dict[str, Any
     exact = in_float64((*arrays, cotangent))
     result: dict[str, Any] = {**dataclasses.asdict(case), "errors": {}}
     definition = dataclasses.replace(case, relu=False)
-    with jax.enable_x64(True):
+    with enable_x64():
         truth = [np.asarray(a) for a in outputs(definition, "plain", [jnp.asarray(a) for a in exact], relu=False)]
     result["truth_against_numpy"] = errors([truth[0]], [numpy_whiten(case, *exact[:3])])["y"]
     for implementation in implementations:
@@ -121,7 +122,7 @@ def check_whitening(case: Case, implementations: Sequence[str]) -> dict[str, Any
         expected = truth
         if case.relu:
             cut = np.where(found[0] > 0, exact[3], 0)
-            with jax.enable_x64(True):
+            with enable_x64():
                 inputs = [jnp.asarray(a) for a in (*exact[:3], cut)]
                 expected = [np.asarray(a) for a in outputs(definition, "plain", inputs, relu=False)]
             expected[0] = np.maximum(expected[0], 0)
@@ -167,7 +168,7 @@ def check_hard_inputs(case: Case, implementation: str) -> dict[str, Any]:
     for magnitude, offset in ((1e15, 0.0), (1e10, 0.0), (1e-10, 0.0), (1e-15, 0.0), (1.0, 100.0)):
         large = (x.astype(jnp.float32) * magnitude + offset).astype(x.dtype)
         arrays = (large, scale, bias, cotangent)
-        with jax.enable_x64(True):
+        with enable_x64():
             truth = [
                 np.asarray(a)
                 for a in outputs(plain_case, "plain", [jnp.asarray(a) for a in in_float64(arrays)], relu=False)
@@ -230,7 +231,7 @@ def check_layer(name: str, shape: tuple[int, ...], *, train: bool) -> dict[str, 
     """A normalisation layer in float32 beside itself in float64: output, gradients, new running statistics."""
     x, scale, bias, cotangent = in_float64(make_input(shape, "float32"))
     arrays = {"x": x, "scale": scale, "bias": bias, "cotangent": cotangent}
-    with jax.enable_x64(True):
+    with enable_x64():
         truth = _layer_outputs(name, shape, arrays, jnp.float64, train)
     found = _layer_outputs(name, shape, arrays, jnp.float32, train)
     seen = {key: float(np.abs(found[key] - truth[key]).max() / max(np.abs(truth[key]).max(), 1e-30)) for key in truth}
@@ -252,7 +253,7 @@ def check_inverse_sqrt(method: str, num_iterations: int, condition: float) -> di
         y, pullback = jax.jit(lambda c: jax.vjp(function, c))(jnp.asarray(covariance, dtype))
         return [np.asarray(y, np.float64), np.asarray(pullback(jnp.asarray(direction, dtype))[0], np.float64)]
 
-    with jax.enable_x64(True):
+    with enable_x64():
         truth = run(jnp.float64)
     seen = errors(run(jnp.float32), truth)
     result = {"method": method, "num_iterations": num_iterations, "condition": condition, "errors": seen}

@@ -4,10 +4,14 @@ Importing this package needs jax and flax only and touches no accelerator. The t
 pipeline (``gw_jax.data``) need the extra ``examples``.
 """
 
+# The first import: it names a JAX or Flax that is too old.
+from gw_jax import versions as versions
+
+# isort: split
 from gw_jax import convert, linen
 from gw_jax._version import __version__
 from gw_jax.models import create_model, list_models, load_pretrained, save_pretrained
-from gw_jax.nn import BatchNorm, BatchWhitening, GroupNorm, GroupWhitening, InstanceNorm, LayerNorm, make_norm
+from gw_jax.nn import BatchNorm, BatchWhitening, GroupNorm, GroupWhitening, InstanceNorm, LayerNorm, make_norm, swap_norms
 from gw_jax.ops import group_whiten
 
 __all__ = [
@@ -26,4 +30,5 @@ __all__ = [
     "load_pretrained",
     "make_norm",
     "save_pretrained",
+    "swap_norms",
 ]

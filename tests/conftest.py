@@ -24,6 +24,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 import pytest  # noqa: E402
 
+from gw_jax.versions import enable_x64  # noqa: E402
+
 
 def pytest_collection_modifyitems(items):
     """Long tests first: the last one to end would leave the other process idle."""
@@ -33,7 +35,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def float64():
     """Double precision, in which the golden files and the truths of the numerical tests are written."""
-    with jax.enable_x64(True):
+    with enable_x64():
         yield
 
 

@@ -11,16 +11,18 @@ import gw_jax
 PACKAGE = pathlib.Path(gw_jax.__file__).parent
 # From the ground up. A package imports itself and those of the floors below, never its neighbours.
 FLOORS = [
-    ["_version"],
+    ["_version", "versions"],
     ["errors", "tree"],
-    ["files", "config_checks"],
+    ["files", "config_checks", "norm_calls"],
     ["ops"],
     ["nn", "linen"],
     ["models"],
     ["data", "augment"],
     ["convert"],
+    ["analysis", "serving"],
     ["train"],
     ["classification"],
+    ["doctor"],
 ]
 LEVELS = {name: level for level, names in enumerate(FLOORS) for name in names}
 

@@ -16,6 +16,7 @@ from gw_jax.models.linear import conv, linear
 from gw_jax.nn import make_norm, norm_options
 from gw_jax.nn.reference_norms import REFERENCE_NORMS
 from gw_jax.ops.checks import accumulation_dtype
+from gw_jax.versions import module_list
 
 CODE_SIZES = (128, 64, 12, 3)
 
@@ -50,10 +51,10 @@ class MLP(nnx.Module):
         self.image_shape = image_shape
         sizes = (math.prod(image_shape), *[width] * (depth - 1))
         self.dtype = dtype
-        self.linears = nnx.List([linear(size, width, **types, rngs=rngs) for size in sizes])
-        self.norms = nnx.List([make_norm(norm, width, **options, rngs=rngs) for _ in sizes])
+        self.linears = module_list([linear(size, width, **types, rngs=rngs) for size in sizes])
+        self.norms = module_list([make_norm(norm, width, **options, rngs=rngs) for _ in sizes])
         after = [linear(width, width, **types, rngs=rngs) for _ in sizes if linear_after_norm]
-        self.linears_after_norm = nnx.List(after) if after else None
+        self.linears_after_norm = module_list(after) if after else None
         self.head = linear(width, num_classes, dtype=accumulation_dtype(param_dtype), param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -115,8 +116,8 @@ class AutoEncoder(nnx.Module):
         sizes = (in_features, *CODE_SIZES)
         pairs = list(itertools.pairwise(sizes))
         self.dtype = dtype
-        self.encoder = nnx.List([linear(a, b, **types) for a, b in pairs])
-        self.decoder = nnx.List([linear(b, a, **types) for a, b in reversed(pairs)])
+        self.encoder = module_list([linear(a, b, **types) for a, b in pairs])
+        self.decoder = module_list([linear(b, a, **types) for a, b in reversed(pairs)])
 
     def encode(self, images: jax.Array) -> jax.Array:
         """Maps images ``[n, h, w, c]`` to codes ``[n, 3]``."""

@@ -19,6 +19,7 @@ from gw_jax.models.linear import linear
 from gw_jax.nn import make_norm
 from gw_jax.nn.initializers import cached_when_abstract, normal
 from gw_jax.ops.checks import accumulation_dtype
+from gw_jax.versions import module_list, variable_value
 
 Stem = Literal["imagenet", "small"]
 
@@ -185,7 +186,7 @@ def _zero_init(block: BasicBlock | Bottleneck) -> None:
             "zero_init_residual sets the scale of each block's last norm to zero, but that norm has none "
             "(norm 'none' or 'in', or use_scale=False)."
         )
-    if isinstance(scale.get_value(), jax.Array):  # Abstract arrays have no value.
+    if isinstance(variable_value(scale), jax.Array):  # Abstract arrays have no value.
         scale[...] = jnp.zeros_like(scale[...])
 
 
@@ -258,7 +259,7 @@ class ResNet(nnx.Module):
                 in_features = features
                 if zero_init_residual:
                     _zero_init(blocks[-1])
-            stages.append(nnx.List(blocks))
+            stages.append(module_list(blocks))
         self.stage1, self.stage2, self.stage3, self.stage4 = stages
         # Like the last layer, in the parameters' precision, at least float32.
         head_dtype = accumulation_dtype(param_dtype)

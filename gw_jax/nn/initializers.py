@@ -1,5 +1,10 @@
-"""Initializers of parameters and statistics, or shapes only, for a network without values."""
+"""Initializers of parameters and statistics, or shapes only, for a network without values.
 
+Equal arguments give the same function: Flax 0.11 keeps initializers in the static part of a layer, which would differ
+from layer to layer and miss the cache of ``jit`` otherwise.
+"""
+
+import functools
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
@@ -52,6 +57,7 @@ def identities(rngs: nnx.Rngs, counts: tuple[int, ...], size: int, dtype: DTypeL
     return jnp.array(jnp.broadcast_to(jnp.eye(size, dtype=dtype), (*counts, size, size)))
 
 
+@functools.cache
 def uniform(bound: float) -> nnx.Initializer:
     """Values uniform in ``[-bound, bound]``."""
 
@@ -61,6 +67,7 @@ def uniform(bound: float) -> nnx.Initializer:
     return initialise
 
 
+@functools.cache
 def normal(deviation: float) -> nnx.Initializer:
     """Normally distributed values of mean zero."""
 

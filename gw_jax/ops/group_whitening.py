@@ -18,6 +18,7 @@ from gw_jax.ops.kernels.verified import is_verified
 from gw_jax.ops.options import Implementation, Method, check_whitening_options, resolve_num_groups
 from gw_jax.ops.sharding import replicate, reshard_like, shard_batch_only
 from gw_jax.ops.statistics import SPATIAL_LETTERS, centre_groups, gram
+from gw_jax.versions import no_kernels_because
 
 InverseSqrt = Callable[[jax.Array], jax.Array]
 
@@ -126,7 +127,7 @@ def group_whiten(
             raise ValueError(
                 f'implementation="kernel" with method={method!r}, num_iterations={num_iterations}, '
                 f"{'no mask' if mask is None else 'a mask'} and an input of shape {x.shape} and type {x.dtype} on "
-                f'{device_kind().kind!r}. {kernels.SUPPORTED} Choose "auto" or "prefer_kernel".'
+                f'{device_kind().kind!r}. {no_kernels_because() or kernels.SUPPORTED} Choose "auto" or "prefer_kernel".'
             )
         y = kernels.kernel_whiten(x, spec, scale, bias, kernel_definition).astype(dtype)
         return reshard_like(jax.nn.relu(y) if relu and not spec.relu else y, whole)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gw_jax.augment.mix import mix, one_hot, random_erasing
+from gw_jax.versions import enable_x64
 from tests.helpers.sharding import batch_sharding
 
 NUM_KEYS = 2400
@@ -26,7 +27,7 @@ def mixed(quick_compilation):
         return images[0].sum(), (images, targets)
 
     pair = np.broadcast_to(np.float32([[[[1]]], [[[0]]]]), (2, HEIGHT, WIDTH, 1))
-    with quick_compilation(), jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+    with quick_compilation(), enable_x64(), jax.numpy_dtype_promotion("strict"):
         keys = jax.random.split(jax.random.key(0), NUM_KEYS)
         results = jax.jit(jax.vmap(jax.grad(first_image, has_aux=True), (None, 0)))(pair, keys)
     gradients, (images, targets) = jax.tree.map(np.asarray, results)

@@ -9,6 +9,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from gw_jax.augment import randaugment
 from gw_jax.augment.randaugment import OPERATIONS, fixed_point, rand_augment, warp
+from gw_jax.versions import enable_x64
 from tests.helpers.sharding import batch_sharding
 
 HEIGHT, WIDTH = 23, 28
@@ -150,7 +151,7 @@ def copies():
 @pytest.fixture(scope="module")
 def compiled(quick_compilation):
     """One layer of magnitude 12 for all copies, compiled in float64 mode with strict promotion."""
-    with quick_compilation(), jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+    with quick_compilation(), enable_x64(), jax.numpy_dtype_promotion("strict"):
         return jitted.lower(copies(), jax.random.key(0), num_layers=1, magnitude=12).compile()
 
 

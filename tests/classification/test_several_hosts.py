@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gw_jax.train import run
+from gw_jax.versions import enable_x64
 from tests.helpers.host import end, start
 from tests.helpers.runs import results, set_field
 
@@ -32,7 +33,7 @@ ENVIRONMENT = {"JAX_ENABLE_X64": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 def run_here(config, workdir, num_devices):
     """The same run in this process on ``num_devices`` devices."""
-    with jax.enable_x64(True):
+    with enable_x64():
         run(config, workdir, devices=jax.devices()[:num_devices])
     return results(workdir)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gw_jax.train.experiment import build_experiment
+from gw_jax.versions import enable_x64
 
 STEPS = 20
 
@@ -34,7 +35,7 @@ def test_eight_devices_train_as_one(config, dtype, bound, group_size):
     # Stages of more than one pixel, and steps so small that float32 rounding, which moves activations across the kink of
     # the ReLU, does not send the two runs along different paths.
     config.model.stem, config.optimizer.learning_rate = "small", 0.0005
-    with jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext():
+    with enable_x64() if dtype == "float64" else contextlib.nullcontext():
         one, state = losses(config, 1)
         eight, other = losses(config, 8)
     assert one.dtype == dtype

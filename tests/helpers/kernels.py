@@ -7,16 +7,19 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from gw_jax import group_whiten
 from gw_jax.ops.group_whitening import kernel_definition
 from gw_jax.ops.kernels import choose_kernel, kernel_whiten, placement
+from gw_jax.versions import enable_x64, no_kernels_because
 
 # Shape, groups, and positions of a tile where it is not what would be chosen. For TPUs, whole samples with 1, 2 and 4
 # channels a group; tiles of samples in the lanes with 2 positions side by side, 1, and 4; tiles of samples in the sublanes
 # with 64, 128 and 256 channels. For GPUs, several tiles, whole and in part.
 TPU, GPU = placement.DeviceKind("tpu", "TPU v5 lite"), placement.DeviceKind("gpu", "NVIDIA H200")
 RELU = {"relu": True}
+NEEDS_KERNELS = pytest.mark.skipif(no_kernels_because() is not None, reason=str(no_kernels_because()))
 KERNELS = {
     "samples, 2 channels per group": ((8, 4, 4, 128), 64, None),
     "samples, 4 channels per group": ((16, 3, 3, 256), 64, None),
@@ -72,7 +75,7 @@ def values_and_gradients(function, x, scale, bias):
 
 
 def in_float64(x, scale, bias, **options):
-    with jax.enable_x64(True):
+    with enable_x64():
         arguments = (jnp.asarray(np.asarray(a, np.float64)) for a in (x, scale, bias))
         plain = functools.partial(group_whiten, implementation="plain", **options)
         return values_and_gradients(lambda x, s, b: plain(x, scale=s, bias=b), *arguments)

@@ -1,6 +1,5 @@
 """Batch whitening beyond the contract of all norms: it whitens, and is accurate in float32."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,6 +7,7 @@ from flax import nnx
 
 from gw_jax import make_norm
 from gw_jax.nn.reference_norms import BATCH_WHITENING, REFERENCE_NORMS
+from gw_jax.versions import enable_x64
 
 NAMES = [REFERENCE_NORMS[name] for name in BATCH_WHITENING]
 
@@ -41,7 +41,7 @@ def test_float32_is_accurate(name, train):
     x = correlated((64, 6, 6, 40), condition=1e3)
     results = []
     for dtype in (jnp.float64, jnp.float32):
-        with jax.enable_x64(dtype == jnp.float64):
+        with enable_x64(dtype == jnp.float64):
             layer = make(name, 40, channels_per_group=16, param_dtype=dtype)
             layer(jnp.asarray(x, dtype))
             layer.train() if train else layer.eval()

@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gw_jax import group_whiten
+from gw_jax.versions import enable_x64
 from tests.helpers.whitening import images, relative_error
 
 METHODS = ["newton", "zca"]
@@ -73,7 +74,7 @@ def test_float32_error(num_groups, num_iterations, bound):
     whiten = jax.jit(functools.partial(group_whiten, num_groups=num_groups, num_iterations=num_iterations))
     for condition in (1.0, 1e2, 1e3, 1e4):
         x = conditioned_images(num_groups, condition)
-        with jax.enable_x64(True):
+        with enable_x64():
             truth = np.asarray(whiten(jnp.asarray(x, jnp.float64)))
         assert relative_error(whiten(jnp.asarray(x)), truth) <= bound
 
@@ -88,7 +89,7 @@ def test_float32_gradient_error(method):
 
         return jax.jit(jax.grad(loss))(jnp.asarray(x, dtype))
 
-    with jax.enable_x64(True):
+    with enable_x64():
         truth = np.asarray(gradient(jnp.float64))
     assert relative_error(gradient(jnp.float32), truth) <= 1e-4
 

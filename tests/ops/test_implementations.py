@@ -10,9 +10,11 @@ import pytest
 from gw_jax import group_whiten
 from gw_jax.ops import inverse_sqrt
 from gw_jax.ops.inverse_sqrt import inverse_sqrt_newton, inverse_sqrt_newton_vjp
+from gw_jax.versions import enable_x64
 from tests.helpers.kernels import (
     GPU,
     KERNELS,
+    NEEDS_KERNELS,
     RELU,
     TPU,
     case,
@@ -33,6 +35,7 @@ def quick(quick_compilation):
 
 
 @pytest.mark.parametrize("name", KERNELS)
+@NEEDS_KERNELS
 def test_kernels_equal_float64(name):
     shape, run = case(name)
     arguments = make_input(shape)
@@ -51,6 +54,7 @@ def test_kernels_equal_float64(name):
         "GPU, 8 channels per group",
     ],
 )
+@NEEDS_KERNELS
 def test_kernels_in_bfloat16_cost_its_rounding_only(name):
     shape, run = case(name)
     arguments = make_input(shape, "bfloat16")
@@ -61,12 +65,13 @@ def test_kernels_in_bfloat16_cost_its_rounding_only(name):
 
 
 @pytest.mark.parametrize("platform", [TPU, GPU], ids=["TPU", "GPU"])
+@NEEDS_KERNELS
 def test_a_first_value_far_from_the_rest_does_not_spoil_bfloat16(platform):
     x, scale, bias = make_input((8, 32, 32, 64), "bfloat16")
     # All distances to it are rounded in the same way.
     x = x.at[:, 0, 0].set(40.1)
     found = kernel(x, scale, bias, num_groups=64, device=platform)
-    with jax.enable_x64(True):
+    with enable_x64():
         exact = jnp.asarray(np.asarray(x, np.float64))
         truth = np.asarray(group_whiten(exact, 64, scale=scale.astype("float64"), bias=bias.astype("float64")))
     rest = np.s_[:, 1:]
@@ -77,6 +82,7 @@ def test_a_first_value_far_from_the_rest_does_not_spoil_bfloat16(platform):
 @pytest.mark.parametrize(
     "name", ["samples, 2 channels per group", "lane tiles, 1 channel per group", "GPU, 1 channel per group"]
 )
+@NEEDS_KERNELS
 def test_an_equal_derivative_at_all_positions_gives_next_to_none(name):
     shape, run = case(name)
     x, scale, bias = make_input(shape, "bfloat16")
@@ -90,7 +96,7 @@ def test_an_equal_derivative_at_all_positions_gives_next_to_none(name):
         return jax.jit(lambda x: jax.vjp(lambda x: function(x, scale, bias), x)[1](cotangent)[0])(x)
 
     found = np.asarray(both(run, x, scale, bias), np.float64)
-    with jax.enable_x64(True):
+    with enable_x64():
         exact = (jnp.asarray(np.asarray(a, np.float64)) for a in (x, scale, bias))
         plain = functools.partial(group_whiten, num_groups=KERNELS[name][1], implementation="plain")
         truth = np.asarray(both(lambda x, s, b: plain(x, scale=s, bias=b), *exact))
@@ -109,6 +115,7 @@ def test_an_equal_derivative_at_all_positions_gives_next_to_none(name):
         ("GPU, 1 channel per group", 7, 1e-3),
     ],
 )
+@NEEDS_KERNELS
 def test_kernels_support_iterations_and_epsilon(name, num_iterations, epsilon):
     shape, run = case(name)
     options = {"num_iterations": num_iterations, "epsilon": epsilon}
@@ -127,6 +134,7 @@ def test_kernels_support_iterations_and_epsilon(name, num_iterations, epsilon):
         ("GPU, 8 channels per group", "bfloat16"),
     ],
 )
+@NEEDS_KERNELS
 def test_a_constant_sample_becomes_the_bias_with_finite_gradients(name, dtype):
     shape, run = case(name)
     x, scale, bias = make_input(shape, dtype)
@@ -141,6 +149,7 @@ def test_a_constant_sample_becomes_the_bias_with_finite_gradients(name, dtype):
 @pytest.mark.parametrize(
     "name", ["samples, 2 channels per group", "lane tiles, 1 channel per group", "GPU, 1 channel per group"]
 )
+@NEEDS_KERNELS
 def test_one_bad_sample_does_not_affect_the_others(name):
     shape, run = case(name)
     x, scale, bias = make_input(shape)
@@ -154,6 +163,7 @@ def test_one_bad_sample_does_not_affect_the_others(name):
 @pytest.mark.parametrize(
     ("name", "dtype"), [("GPU, 1 channel per group", "float32"), ("GPU, 8 channels per group", "bfloat16")]
 )
+@NEEDS_KERNELS
 def test_a_relu_in_the_kernel_equals_one_after_it(name, dtype):
     shape, run = case(name)
     arguments = make_input(shape, dtype)
@@ -185,6 +195,7 @@ def operations(jaxpr):
     return names, kernels
 
 
+@NEEDS_KERNELS
 def test_a_relu_is_fused_into_the_gpu_kernels():
     def step(x):
         return jax.value_and_grad(lambda x: group_whiten(x, 16, relu=True, implementation="kernel").sum())(x)
@@ -197,7 +208,7 @@ def test_a_relu_is_fused_into_the_gpu_kernels():
     assert "gt" in backward
 
 
-@pytest.mark.parametrize("implementation", ["plain", "matmul", "kernel"])
+@pytest.mark.parametrize("implementation", ["plain", "matmul", pytest.param("kernel", marks=NEEDS_KERNELS)])
 def test_a_relu_follows_every_implementation(implementation):
     x, scale, bias = make_input((8, 4, 4, 128))
 
@@ -233,14 +244,23 @@ def test_products_with_written_out_derivatives_equal_the_definition(float64, sha
     assert max(relative_errors(found, truth)) <= 1e-11
 
 
-def test_scale_and_bias_may_be_missing():
-    for name in ("samples, 2 channels per group", "lane tiles, 2 channels per group", "GPU, 2 channels per group"):
-        (shape, run), num_groups = case(name), KERNELS[name][1]
-        x, _, _ = make_input(shape)
-        whiten = jax.jit(functools.partial(group_whiten, num_groups=num_groups), static_argnames="implementation")
-        truth = whiten(x, implementation="plain")
-        np.testing.assert_allclose(jax.jit(run)(x, None, None), truth, atol=2e-5)
-        np.testing.assert_allclose(whiten(x, implementation="matmul"), truth, atol=2e-5)
+@NEEDS_KERNELS
+@pytest.mark.parametrize(
+    "name", ["samples, 2 channels per group", "lane tiles, 2 channels per group", "GPU, 2 channels per group"]
+)
+def test_scale_and_bias_of_a_kernel_may_be_missing(kind):
+    name = f"{kind}, 2 channels per group"
+    shape, run = case(name)
+    x, _, _ = make_input(shape)
+    truth = group_whiten(x, KERNELS[name][1], implementation="plain")
+    np.testing.assert_allclose(jax.jit(run)(x, None, None), truth, atol=2e-5)
+
+
+@pytest.mark.parametrize(("shape", "num_groups"), [((8, 4, 4, 128), 64), ((6, 16, 8, 32), 16)])
+def test_scale_and_bias_of_the_products_may_be_missing(shape, num_groups):
+    x, _, _ = make_input(shape)
+    found, truth = (group_whiten(x, num_groups, implementation=name) for name in ("matmul", "plain"))
+    np.testing.assert_allclose(found, truth, atol=2e-5)
 
 
 # Triton's products of float32 are sums over products of parts, and the interpreter's are not.
@@ -260,7 +280,7 @@ def test_iterations_in_the_parts_that_tensor_cores_multiply(parts, bound, condit
     rng = np.random.default_rng(0)
     vectors, _ = np.linalg.qr(rng.standard_normal((64, 64)))
     covariance, cotangent = (vectors * np.geomspace(1, 1 / condition, 64)) @ vectors.T, rng.standard_normal((64, 64))
-    with jax.enable_x64(True):
+    with enable_x64():
         whitening, saved = inverse_sqrt.newton(jnp.asarray(covariance), 5, 0.0, jnp.matmul)
         truth = whitening, inverse_sqrt.newton_vjp(jnp.asarray(cotangent), saved, jnp.matmul)
     whitening, saved = inverse_sqrt.newton(jnp.asarray(covariance, jnp.float32), 5, 0.0, product)

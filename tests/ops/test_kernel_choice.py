@@ -1,6 +1,7 @@
 """Which implementation runs: several devices, other devices, vmap, ReLU, and what does not fit."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,11 @@ from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding, Part
 
 from gw_jax import group_whiten
 from gw_jax.ops.kernels import placement
+from gw_jax.versions import no_kernels_because
 from tests.helpers.kernels import (
     GPU,
     KERNELS,
+    NEEDS_KERNELS,
     RELU,
     TPU,
     case,
@@ -23,6 +26,8 @@ from tests.helpers.kernels import (
     values_and_gradients,
 )
 
+KERNELS_EXIST = re.escape(no_kernels_because() or "There are kernels for TPU v4, ")
+
 
 @pytest.fixture(autouse=True)
 def quick(quick_compilation):
@@ -32,6 +37,7 @@ def quick(quick_compilation):
 
 
 @pytest.mark.parametrize("name", ["samples, 4 channels per group", "lane tiles, 2 channels per group"])
+@NEEDS_KERNELS
 def test_kernels_are_sharded_over_devices_without_communication(name):
     shape, run = case(name)
     shape = (2 * shape[0], *shape[1:])
@@ -60,6 +66,7 @@ def test_kernels_are_sharded_over_devices_without_communication(name):
     ("device", "shape", "num_groups"),
     [(TPU, (16, 4, 4, 128), 64), (TPU, (16, 8, 8, 64), 64), (GPU, (64, 4, 4, 16), 16)],
 )
+@NEEDS_KERNELS
 def test_kernels_are_preferred_in_a_shard_map(device, shape, num_groups):
     mesh, data = Mesh(np.array(jax.devices()[:2]), ("data",)), PartitionSpec("data")
     arguments = make_input(shape)
@@ -81,6 +88,7 @@ def test_kernels_are_preferred_in_a_shard_map(device, shape, num_groups):
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
 
 
+@NEEDS_KERNELS
 def test_vmap_of_a_kernel_is_more_samples():
     shape, run = case("samples, 2 channels per group")
     x, scale, bias = make_input(shape)
@@ -93,6 +101,7 @@ def test_vmap_of_a_kernel_is_more_samples():
     ("name", "options"),
     [("samples, 2 channels per group", {}), ("GPU, 2 channels per group", {}), ("GPU, 2 channels per group", RELU)],
 )
+@NEEDS_KERNELS
 def test_on_another_device_the_definition_runs_in_a_kernels_place(name, options):
     shape, run = case(name)
     arguments = make_input(shape)
@@ -104,6 +113,7 @@ def test_on_another_device_the_definition_runs_in_a_kernels_place(name, options)
 
 @pytest.mark.parametrize("shape", [(4, 56, 56, 64), (4, 14, 14, 256), (4, 7, 7, 512)])
 @pytest.mark.parametrize(("dtype", "options"), [("bfloat16", {}), ("float32", {}), ("bfloat16", RELU)])
+@NEEDS_KERNELS
 def test_gpu_kernels_are_lowered_for_cuda(shape, dtype, options):
     run = functools.partial(kernel, num_groups=64, device=GPU, interpret=False, change=options)
 
@@ -120,6 +130,7 @@ def test_gpu_kernels_are_lowered_for_cuda(shape, dtype, options):
     assert program.count(triton) == 2
 
 
+@NEEDS_KERNELS
 def test_the_kernel_that_is_preferred_follows_the_device_that_is_compiled_for():
     x, mesh = jnp.zeros((16, 4, 4, 128), jnp.bfloat16), Mesh(np.array(jax.devices()[:2]), ("data",))
     assert placement.device_kind().platform == "cpu"
@@ -153,7 +164,7 @@ def jaxpr_of(x):
     [
         ({"implementation": "fast"}, "choose one of auto, plain, matmul, kernel"),
         ({"implementation": "matmul", "mask": True}, 'accepts no mask; choose "auto" or "plain"'),
-        ({"implementation": "kernel"}, r"There are kernels for TPU v4, .* Choose \"auto\""),
+        ({"implementation": "kernel"}, rf"{KERNELS_EXIST}.* Choose \"auto\""),
     ],
 )
 def test_what_does_not_fit_is_named(options, message):

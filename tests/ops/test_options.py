@@ -2,12 +2,12 @@
 
 import warnings
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gw_jax import group_whiten
+from gw_jax.versions import enable_x64
 from tests.helpers.whitening import images
 
 
@@ -64,7 +64,7 @@ def test_a_float64_array_is_computed_in_float32_with_one_warning():
         y = group_whiten(x, 4)
     assert len(seen) == 1
     assert y.dtype == jnp.float32
-    with jax.enable_x64(True), warnings.catch_warnings():
+    with enable_x64(), warnings.catch_warnings():
         warnings.simplefilter("error")
         assert group_whiten(x, 4).dtype == jnp.float64
 

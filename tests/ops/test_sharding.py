@@ -10,6 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gw_jax import group_whiten
 from gw_jax.ops.kernels import placement
+from tests.helpers.kernels import NEEDS_KERNELS
 
 TPU = SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
 
@@ -50,6 +51,22 @@ def count_kernels(function, x):
     return str(jax.make_jaxpr(function)(x)).count("pallas_call[")
 
 
+def test_what_is_traced_within_a_context_is_not_used_outside():
+    @jax.jit
+    def context(x):
+        tpu, sharding = placement.device_kind().platform == "tpu", placement.batch_sharding(x)
+        return jnp.asarray([int(tpu), 0 if sharding is None else sharding.num_devices])
+
+    x, mesh = images(), Mesh(np.array(jax.devices()[:4]), ("data",))
+    for _ in range(2):
+        assert context(x).tolist() == [0, 0]
+        with placement.compiling_for(TPU):
+            assert context(x).tolist() == [1, 0]
+        with placement.batch_sharded_over(mesh, "data"):
+            assert context(x).tolist() == [0, 4]
+
+
+@NEEDS_KERNELS
 def test_a_function_traced_for_one_device_is_retraced_for_another():
     x = images((16, 4, 4, 128))
     whiten = jax.jit(lambda x: group_whiten(x, 64, implementation="prefer_kernel"))
@@ -59,6 +76,7 @@ def test_a_function_traced_for_one_device_is_retraced_for_another():
     assert count_kernels(whiten, x) == 0
 
 
+@NEEDS_KERNELS
 def test_a_function_traced_for_one_mesh_is_retraced_for_another():
     x = images((32, 4, 4, 128))
     whiten = jax.jit(lambda x: group_whiten(x, 64, implementation="prefer_kernel"))
@@ -69,6 +87,7 @@ def test_a_function_traced_for_one_mesh_is_retraced_for_another():
         assert "shard_map" not in str(jax.make_jaxpr(whiten)(x))
 
 
+@NEEDS_KERNELS
 def test_kernels_read_the_sharding_from_the_type_on_an_explicit_mesh():
     mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2, devices=jax.devices()[:4])
     x = images((32, 4, 4, 128))

@@ -11,6 +11,7 @@ import pytest
 
 from gw_jax import group_whiten
 from gw_jax.ops.kernels import placement, verified
+from tests.helpers.kernels import NEEDS_KERNELS
 
 RESULTS = pathlib.Path(__file__).parents[2] / "benchmarks" / "results"
 H100 = "NVIDIA H100 80GB HBM3"
@@ -38,6 +39,7 @@ def tested_version(monkeypatch):
         ({"dtype": "float32"}, False),  # Right, but slower than plain XLA.
     ],
 )
+@NEEDS_KERNELS
 def test_auto_uses_a_kernel_where_it_was_checked(options, kernel):
     assert ("pallas_call" in compiled_for("gpu", H100, **options)) == kernel
     assert "pallas_call" in compiled_for("gpu", H100, **options, implementation="prefer_kernel")
@@ -46,6 +48,7 @@ def test_auto_uses_a_kernel_where_it_was_checked(options, kernel):
 @pytest.mark.parametrize(
     ("platform", "kind"), [("tpu", "TPU v5 lite"), ("tpu", "TPU v4"), ("gpu", "NVIDIA H200"), ("gpu", "NVIDIA B200")]
 )
+@NEEDS_KERNELS
 def test_auto_uses_no_kernel_that_never_ran_on_the_device_and_logs_it_once(platform, kind, caplog):
     verified._log_unverified.cache_clear()
     with caplog.at_level(logging.WARNING):

@@ -14,6 +14,7 @@ verified          device kinds on which a kernel was right and faster, where "au
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, Literal
@@ -30,6 +31,7 @@ from gw_jax.ops.kernels.placement import BatchSharding, DeviceKind
 from gw_jax.ops.kernels.spec import SMALL_MEMORY, KernelName, KernelSpec
 from gw_jax.ops.kernels.tpu_layouts import LAYOUTS
 from gw_jax.ops.kernels.tpu_math import LANES
+from gw_jax.versions import no_kernels_because
 
 # Bytes of a TPU's VMEM that a kernel may use.
 VMEM = {"TPU v4": 15 << 20, "TPU v5 lite": 110 << 20, "TPU v6 lite": 110 << 20}
@@ -69,7 +71,7 @@ def choose_kernel(
     *,
     relu: bool = False,
 ) -> KernelSpec | None:
-    """The kernel for an input, or None if there is none.
+    """The kernel for an input, or None if there is none, or if the installed JAX is too old for kernels.
 
     Args:
         shape: of the input on all devices, ``[n, h, w, c]``; other numbers of axes have no kernel.
@@ -81,6 +83,28 @@ def choose_kernel(
         sharding: how the batch is sharded; a kernel sees the samples of one device.
         relu: whether ``max(., 0)`` of the output is requested; the result's ``relu`` says whether the kernel does it.
     """
+    spec = _kernel_that_fits(shape, dtype, num_groups, num_iterations, epsilon, device, sharding, relu)
+    if spec is not None and (reason := no_kernels_because()) is not None:
+        _log_once(reason)
+        return None
+    return spec
+
+
+@functools.cache
+def _log_once(reason: str) -> None:
+    logging.getLogger(__name__).warning(reason)
+
+
+def _kernel_that_fits(
+    shape: Sequence[int],
+    dtype: DTypeLike,
+    num_groups: int,
+    num_iterations: int,
+    epsilon: float,
+    device: DeviceKind,
+    sharding: BatchSharding | None,
+    relu: bool,
+) -> KernelSpec | None:
     if len(shape) != 4 or not supports_vjp(num_iterations) or jnp.dtype(dtype).name not in _DTYPES:
         return None
     n, rest = divmod(shape[0], 1 if sharding is None else sharding.num_devices)
