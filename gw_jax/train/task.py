@@ -130,8 +130,8 @@ class Task(Protocol):
     Example:
         >>> from gw_jax.classification import ClassificationConfig
         >>> task = ClassificationConfig().make_task()  # a Task
-        >>> task.batch_size, task.example_name
-        (64, 'images')
+        >>> task.batch_size, task.steps_per_epoch
+        (64, 62)
     """
 
     best_metric: str
