@@ -70,6 +70,12 @@ def inverse_sqrt_newton(covariance: jax.Array, num_iterations: int = 5, epsilon:
 
     Source: Iterative Normalization (CVPR 2019), section 3.2; Group Whitening (CVPR 2021), section 3.1; the coupled
     form: Higham, Functions of Matrices (2008), section 6.3.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from gw_jax.ops import inverse_sqrt_newton
+        >>> inverse_sqrt_newton(jnp.diag(jnp.array([1.0, 4.0])), num_iterations=10).round(3).tolist()
+        [[1.0, 0.0], [0.0, 0.5]]
     """
     size = covariance.shape[-1]
     identity = jnp.eye(size, dtype=covariance.dtype).reshape((1,) * (covariance.ndim - 2) + (size, size))
@@ -259,6 +265,12 @@ def inverse_sqrt_zca(covariance: jax.Array, epsilon: float = 1e-5) -> jax.Array:
         Matrices of the shape and type of ``covariance``.
 
     Source: Decorrelated Batch Normalization (CVPR 2018), section 3; the reference's ``GroupSVD``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from gw_jax.ops import inverse_sqrt_zca
+        >>> inverse_sqrt_zca(jnp.diag(jnp.array([1.0, 4.0])), 1e-6).round(3).tolist()
+        [[1.0, 0.0], [0.0, 0.5]]
     """
     vectors, roots = _eigen_factors(covariance, epsilon)
     return _matmul(vectors * roots[..., None, :], jnp.matrix_transpose(vectors))
