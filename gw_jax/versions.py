@@ -83,7 +83,7 @@ def no_kernels_because() -> str | None:
 
 
 def batched_lapack_can_hang() -> bool:
-    """Whether batches of decompositions can wait for each other for ever on a CPU: seen with jaxlib 0.10, not with 0.9 or 0.11."""
+    """Whether batches of decompositions can wait for each other for ever on a CPU: with jaxlib 0.10, not 0.9 or 0.11."""
     return (0, 10) <= jax.__version_info__ < (0, 11)
 
 
