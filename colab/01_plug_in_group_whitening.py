@@ -120,7 +120,7 @@ def install(requirement):
         constraints = pathlib.Path(directory, "constraints.txt")
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in before.items()))
         try:
-            run(sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(constraints), requirement)
+            run(sys.executable, "-m", "pip", "install", "--constraint", str(constraints), requirement)
         except RuntimeError as error:
             advice = f"Nothing was replaced. If pip names a conflict with {before}: {NEXT_CELL}"
             raise RuntimeError(f"{error}\n{advice}") from None

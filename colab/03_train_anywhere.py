@@ -24,10 +24,144 @@
 # It takes about two minutes on two CPU cores. The network is a small ResNet-18 on 4,000 real digits.
 
 # %% cellView="form"
-# @title Install
+# @title Install gw_jax and check this runtime
+REPOSITORY = "https://github.com/OWNER/gw_jax"  # the address of gw_jax, or of your copy of it
+REVISION = "main"  # a branch or a tag
+
+import importlib
+import importlib.metadata
+import importlib.util
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+TESTED = {"jax": ("0.7.2", "0.12"), "flax": ("0.11.2", "0.12")}  # the lowest version, and the newest that was tested
+KEPT = ("jax", "jaxlib", "flax", "numpy")  # not replaced: the runtime's GPU or TPU plugin fits only its own JAX
+NEXT_CELL = "set UPGRADE = True in the next cell, run that cell, and after the restart run the notebook from the top."
+
+
+def installed():
+    return {name: importlib.metadata.version(name) for name in KEPT if importlib.util.find_spec(name)}
+
+
+def check_versions(versions):
+    """Refuses versions that are too old; returns notices on those that were not tested."""
+
+    def numbers(version):
+        return tuple(map(int, re.findall(r"\d+", version)[:3]))
+
+    notices = []
+    for name, (lowest, newest) in TESTED.items():
+        version = versions.get(name, lowest)
+        if numbers(version) < numbers(lowest):
+            raise RuntimeError(f"{name} {version} is too old, gw_jax needs {lowest}: {NEXT_CELL}")
+        if numbers(version)[:2] > numbers(newest):
+            notices.append(
+                f"{name} {version} is newer than {newest}, the newest that was tested. If a cell fails, "
+                f"run pip install '{name}=={newest}.*' and restart the runtime."
+            )
+    return notices
+
+
+def check_devices(process, has_gpu, has_torch):
+    """Notices on devices and PyTorch; `process` has tried to start JAX."""
+    notices = []
+    if process.returncode:
+        reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RuntimeError(
+            f"JAX does not start: {reason}\nOn Colab choose Runtime > Disconnect and delete runtime, and run the notebook "
+            "again. Elsewhere install JAX for your device, as its documentation says."
+        )
+    if process.stdout.startswith("cpu") and has_gpu:
+        notices.append(
+            "There is a GPU, but JAX does not use it: its plugin is missing, or belongs to another version of JAX. "
+            "On Colab choose Runtime > Disconnect and delete runtime. Elsewhere run: pip install 'jax[cuda12]'."
+        )
+    elif process.stdout.startswith("cpu"):
+        notices.append("No GPU or TPU: the CPU is enough here. On Colab, Runtime > Change runtime type offers others.")
+    if not has_torch:
+        notices.append("No PyTorch: only 02_import_pytorch needs it, and says what it skips.")
+    return notices
+
+
+def find_checkout():
+    directories = (pathlib.Path.cwd(), *pathlib.Path.cwd().parents)
+    return next((d for d in directories if (d / "train.py").is_file() and (d / "gw_jax/__init__.py").is_file()), None)
+
+
+def run(*command):
+    process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{process.stdout.strip()[-2000:]}")
+
+
+def clone():
+    directory = pathlib.Path("gw_jax_checkout").resolve()
+    if not directory.exists():
+        if "/OWNER/" in REPOSITORY:
+            raise RuntimeError("Set REPOSITORY, at the top of the install cell, to the address of gw_jax.")
+        run("git", "clone", "--quiet", "--depth=1", f"--branch={REVISION}", REPOSITORY, str(directory))
+    return directory
+
+
+def install(requirement):
+    """Installs with pip under the constraint that jax, jaxlib, flax and numpy stay as they are."""
+    before = installed()
+    with tempfile.TemporaryDirectory() as directory:
+        constraints = pathlib.Path(directory, "constraints.txt")
+        constraints.write_text("".join(f"{name}=={version}\n" for name, version in before.items()))
+        try:
+            run(sys.executable, "-m", "pip", "install", "--constraint", str(constraints), requirement)
+        except RuntimeError as error:
+            advice = f"Nothing was replaced. If pip names a conflict with {before}: {NEXT_CELL}"
+            raise RuntimeError(f"{error}\n{advice}") from None
+    importlib.invalidate_caches()
+    assert before.items() <= installed().items(), f"pip replaced {before} by {installed()}: delete this runtime."
+
+
+def set_up():
+    """Makes gw_jax importable. Returns the directory of its checkout, or None if only the package is installed."""
+    notices = check_versions(installed())
+    checkout = find_checkout()
+    if checkout:
+        sys.path.insert(0, str(checkout))
+    elif not importlib.util.find_spec("gw_jax"):
+        checkout = clone()
+        install(f"{checkout}[examples]")
+    missing = [name for name in ("jax", "flax", "optax", "mlxtend", "matplotlib") if not importlib.util.find_spec(name)]
+    if missing:
+        raise RuntimeError(f"{', '.join(missing)} missing: run pip install -e '.[examples]' in the checkout of gw_jax.")
+    # In a process of its own: a TPU, and most of a GPU's memory, belong to the first process that starts JAX.
+    probe = "import jax; print(jax.default_backend(), jax.local_device_count(), 'x', jax.devices()[0].device_kind)"
+    process = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+    notices += check_devices(process, bool(shutil.which("nvidia-smi")), bool(importlib.util.find_spec("torch")))
+    versions = ", ".join(f"{name} {version}" for name, version in installed().items())
+    print(f"{versions}, Python {sys.version.split()[0]}. Devices: {process.stdout.strip()}", *notices, sep="\n")
+    return checkout
+
+
+if __name__ == "__main__":
+    CHECKOUT = set_up()
 
 # %% cellView="form"
-# @title Upgrade
+# @title Optional: upgrade JAX and restart, for a runtime whose JAX is too old
+UPGRADE = False  # True: run this cell; after the restart set it back to False, and run the notebook from the top
+
+if UPGRADE:
+    import os
+    import shutil
+    import signal
+    import subprocess
+    import sys
+
+    is_tpu = any(map(os.path.exists, ("/dev/accel0", "/dev/vfio/0")))
+    extra = "[cuda12]" if shutil.which("nvidia-smi") else "[tpu]" if is_tpu else ""
+    packages = (f"jax{extra}>=0.10,<0.13", "flax>=0.12,<0.13")
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--upgrade", *packages], check=True)
+    os.kill(os.getpid(), signal.SIGKILL)  # Colab and Jupyter start the kernel again.
 
 # %% [markdown]
 # `train.py` and the configurations are in a checkout of the project; an installed package does not have them. The cell
@@ -72,12 +206,9 @@ def command(name, *flags):
     return [sys.executable, "train.py", *FLAGS, *flags, f"--workdir={RUNS / name}"]
 
 
-def start(name, *flags, devices=1):
+def start(name, *flags, **environment):
     """Starts train.py with the work directory `name`; its output goes to a file."""
-    environment = dict(os.environ)
-    if devices > 1:
-        environment["JAX_PLATFORMS"] = "cpu"
-        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, **environment}
     with (RUNS / f"{name}.log").open("a") as log:
         return subprocess.Popen(command(name, *flags), cwd=CHECKOUT, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
@@ -109,7 +240,8 @@ print(process.stderr.strip().splitlines()[-1])
 # %%
 def read_metrics(name):
     path = RUNS / name / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def draw(figure, names):
@@ -150,14 +282,13 @@ print(read_metrics("first")[-1])
 # %% [markdown]
 # ## 3. Killed, and resumed
 #
-# The same run in another work directory. After its first evaluation, somewhere in an epoch, it gets a real `kill -9`: it
-# cannot save, nor close its files. (Ctrl-C, and the SIGTERM of a runtime that is about to end, save first.)
+# The same run in another work directory. Early in its third epoch it gets a real `kill -9`: it cannot save, nor close its
+# files. (Ctrl-C, and the SIGTERM of a runtime that is about to end, save first.)
 
 # %%
 process = start("killed")
-while process.poll() is None and not any("eval/top1" in line for line in read_metrics("killed")):
+while process.poll() is None and not any(line["epoch"] > 2 for line in read_metrics("killed")):
     time.sleep(0.05)
-time.sleep(0.3)
 process.send_signal(signal.SIGKILL)
 print(f"exit code {process.wait()}, {len(read_metrics('killed'))} lines of metrics, last: {read_metrics('killed')[-1]}")
 print("checkpoints:", sorted(path.name for path in (RUNS / "killed" / "checkpoints").iterdir() if path.name.isdigit()))
@@ -207,12 +338,14 @@ print(exported.name, "has", sorted(path.name for path in exported.iterdir()))
 # to rounding, which training amplifies; here, two epochs on 1 and on 4 devices.
 
 # %%
-names = {1: "one", 4: "four"}
-for devices, name in names.items():
-    finish(start(name, "--config.num_epochs=2", "--config.schedule.name=constant", devices=devices), name)
-    found = re.search(r"(\d+) device", (RUNS / f"{name}.log").read_text())
-    last = read_metrics(name)[-1]
-    print(f"{name:5} loss {last['eval/loss']:.4f}, top-1 {last['eval/top1']:.3f}, on {last['eval/count']} digits")
+for name, count in (("one", 1), ("four", 4)):
+    pretended = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+    finish(start(name, "--config.num_epochs=2", **pretended), name)
+    where = re.search(r"\d+ .*device\(s\)", (RUNS / f"{name}.log").read_text())[0]
+    *_, training, last = read_metrics(name)
+    print(
+        f"{where}: training loss {training['train/loss']:.6f}, test loss {last['eval/loss']:.6f}, top-1 {last['eval/top1']}"
+    )
 
 # %% [markdown]
 # ## 6. On Colab: GPU, TPU, and Drive

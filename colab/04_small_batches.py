@@ -34,40 +34,32 @@ import subprocess
 import sys
 import tempfile
 
-TESTED = {"jax": ("0.7.2", "0.10"), "flax": ("0.11.2", "0.12")}  # the lowest version, and the newest that was tested
-KEPT = ("jax", "jaxlib", "flax", "numpy")  # pip must not replace these: a runtime's GPU or TPU plugin fits only its own JAX
+TESTED = {"jax": ("0.7.2", "0.12"), "flax": ("0.11.2", "0.12")}  # the lowest version, and the newest that was tested
+KEPT = ("jax", "jaxlib", "flax", "numpy")  # not replaced: the runtime's GPU or TPU plugin fits only its own JAX
+NEXT_CELL = "set UPGRADE = True in the next cell, run that cell, and after the restart run the notebook from the top."
 
 
-def installed(names):
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+def installed():
+    return {name: importlib.metadata.version(name) for name in KEPT if importlib.util.find_spec(name)}
 
 
 def check_versions(versions):
-    """Raises RuntimeError for a version that is too old; returns notices for versions that were not tested."""
+    """Refuses versions that are too old; returns notices on those that were not tested."""
 
     def numbers(version):
         return tuple(map(int, re.findall(r"\d+", version)[:3]))
 
     notices = []
-    for name in TESTED.keys() & versions.keys():
-        version, (lowest, newest) = versions[name], TESTED[name]
+    for name, (lowest, newest) in TESTED.items():
+        version = versions.get(name, lowest)
         if numbers(version) < numbers(lowest):
-            raise RuntimeError(
-                f"{name} {version} is too old, {lowest} is needed. Set UPGRADE = True in the next cell and run that cell; "
-                "when the runtime has restarted, set it back and run the notebook from the top."
-            )
+            raise RuntimeError(f"{name} {version} is too old, gw_jax needs {lowest}: {NEXT_CELL}")
         if numbers(version)[:2] > numbers(newest):
             notices.append(
-                f"{name} {version} was not tested, {newest} is the newest that was. If a cell fails, "
-                f"run: pip install '{name}=={newest}.*', and restart the runtime."
+                f"{name} {version} is newer than {newest}, the newest that was tested. If a cell fails, "
+                f"run pip install '{name}=={newest}.*' and restart the runtime."
             )
-    return sorted(notices)
+    return notices
 
 
 def check_devices(process, has_gpu, has_torch):
@@ -77,7 +69,7 @@ def check_devices(process, has_gpu, has_torch):
         reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
         raise RuntimeError(
             f"JAX does not start: {reason}\nOn Colab choose Runtime > Disconnect and delete runtime, and run the notebook "
-            "again. Elsewhere install JAX for your device: https://docs.jax.dev/en/latest/installation.html"
+            "again. Elsewhere install JAX for your device, as its documentation says."
         )
     if process.stdout.startswith("cpu") and has_gpu:
         notices.append(
@@ -85,9 +77,9 @@ def check_devices(process, has_gpu, has_torch):
             "On Colab choose Runtime > Disconnect and delete runtime. Elsewhere run: pip install 'jax[cuda12]'."
         )
     elif process.stdout.startswith("cpu"):
-        notices.append("No GPU or TPU: everything runs on the CPU, too. On Colab: Runtime > Change runtime type.")
+        notices.append("No GPU or TPU: the CPU is enough here. On Colab, Runtime > Change runtime type offers others.")
     if not has_torch:
-        notices.append("No PyTorch: only 02_import_pytorch needs it, and skips what it cannot do without it.")
+        notices.append("No PyTorch: only 02_import_pytorch needs it, and says what it skips.")
     return notices
 
 
@@ -111,31 +103,30 @@ def clone():
     return directory
 
 
-def install(requirement, kept):
-    """Installs with pip under the constraint that the packages `kept` stay as they are."""
+def install(requirement):
+    """Installs with pip under the constraint that jax, jaxlib, flax and numpy stay as they are."""
+    before = installed()
     with tempfile.TemporaryDirectory() as directory:
         constraints = pathlib.Path(directory, "constraints.txt")
-        constraints.write_text("".join(f"{name}=={version}\n" for name, version in kept.items()))
+        constraints.write_text("".join(f"{name}=={version}\n" for name, version in before.items()))
         try:
-            run(sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(constraints), requirement)
+            run(sys.executable, "-m", "pip", "install", "--constraint", str(constraints), requirement)
         except RuntimeError as error:
-            raise RuntimeError(
-                f"{error}\n\nIf pip names a conflict: gw_jax does not fit {kept}, and nothing was replaced. Set UPGRADE = "
-                "True in the next cell and run that cell."
-            ) from None
+            advice = f"Nothing was replaced. If pip names a conflict with {before}: {NEXT_CELL}"
+            raise RuntimeError(f"{error}\n{advice}") from None
     importlib.invalidate_caches()
-    assert installed(kept) == kept, f"pip replaced {kept} by {installed(kept)}; delete this runtime and start again."
+    assert before.items() <= installed().items(), f"pip replaced {before} by {installed()}: delete this runtime."
 
 
 def set_up():
     """Makes gw_jax importable. Returns the directory of its checkout, or None if only the package is installed."""
-    notices = check_versions(installed(KEPT))
+    notices = check_versions(installed())
     checkout = find_checkout()
     if checkout:
         sys.path.insert(0, str(checkout))
     elif not importlib.util.find_spec("gw_jax"):
         checkout = clone()
-        install(f"{checkout}[examples]", installed(KEPT))
+        install(f"{checkout}[examples]")
     missing = [name for name in ("jax", "flax", "optax", "mlxtend", "matplotlib") if not importlib.util.find_spec(name)]
     if missing:
         raise RuntimeError(f"{', '.join(missing)} missing: run pip install -e '.[examples]' in the checkout of gw_jax.")
@@ -143,7 +134,7 @@ def set_up():
     probe = "import jax; print(jax.default_backend(), jax.local_device_count(), 'x', jax.devices()[0].device_kind)"
     process = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
     notices += check_devices(process, bool(shutil.which("nvidia-smi")), bool(importlib.util.find_spec("torch")))
-    versions = ", ".join(f"{name} {version}" for name, version in installed(KEPT).items())
+    versions = ", ".join(f"{name} {version}" for name, version in installed().items())
     print(f"{versions}, Python {sys.version.split()[0]}. Devices: {process.stdout.strip()}", *notices, sep="\n")
     return checkout
 
@@ -164,7 +155,7 @@ if UPGRADE:
 
     is_tpu = any(map(os.path.exists, ("/dev/accel0", "/dev/vfio/0")))
     extra = "[cuda12]" if shutil.which("nvidia-smi") else "[tpu]" if is_tpu else ""
-    packages = (f"jax{extra}>=0.10,<0.11", "flax>=0.12,<0.13")
+    packages = (f"jax{extra}>=0.10,<0.13", "flax>=0.12,<0.13")
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--upgrade", *packages], check=True)
     os.kill(os.getpid(), signal.SIGKILL)  # Colab and Jupyter start the kernel again.
 
