@@ -248,9 +248,9 @@ outputs = {
 }
 figure, axes = plt.subplots(figsize=(6, 3.6))
 print(f"{'median over 64 digits':24}condition number    whitening error |C - I| / sqrt(16)")
-for (name, values), color in zip(outputs.items(), ("k", "C7", "C0", "C1", "C2", "C3"), strict=True):
+for (name, values), style in zip(outputs.items(), ("k.-", "C7.-", "C0.-", "C1.-", "C2.-", "C3.:"), strict=True):
     spectrum = analysis.spectrum(values, num_groups=16)
-    axes.semilogy(range(1, 17), np.median(spectrum.eigenvalues, 0), ".-", color=color, label=name)
+    axes.semilogy(range(1, 17), np.median(spectrum.eigenvalues, 0), style, label=name)
     print(f"{name:24}{np.median(spectrum.condition_number):16.1f}{np.median(spectrum.whitening_error):19.3f}")
 axes.axhline(1, color="k", linewidth=0.5)
 axes.set(title="Spectrum of a digit's covariance after each norm (median of 64 digits)", xlabel="eigenvalue, by size")
@@ -270,11 +270,11 @@ plt.show()
 class CNN(nnx.Module):
     def __init__(self, rngs):
         self.conv1 = nnx.Conv(1, 16, (3, 3), rngs=rngs)
-        self.norm1 = nnx.BatchNorm(16, rngs=rngs)
+        self.norm1 = nnx.BatchNorm(16, momentum=0.9, rngs=rngs)
         self.conv2 = nnx.Conv(16, 32, (3, 3), rngs=rngs)
-        self.norm2 = nnx.BatchNorm(32, rngs=rngs)
+        self.norm2 = nnx.BatchNorm(32, momentum=0.9, rngs=rngs)
         self.conv3 = nnx.Conv(32, 64, (3, 3), rngs=rngs)
-        self.norm3 = nnx.BatchNorm(64, rngs=rngs)
+        self.norm3 = nnx.BatchNorm(64, momentum=0.9, rngs=rngs)
         self.head = nnx.Linear(64, 10, rngs=rngs)
 
     def __call__(self, x):
@@ -287,7 +287,7 @@ class CNN(nnx.Module):
 group_whitening = functools.partial(gw_jax.GroupWhitening, num_groups=8, rngs=nnx.Rngs(0))
 gw_model = CNN(nnx.Rngs(0))
 print("swapped:", gw_jax.swap_norms(gw_model, ".*", group_whitening))
-print("norm2 is now", type(gw_model.norm2).__name__, "with", gw_model.norm2.num_groups, "groups")
+print("norm2 is a GroupWhitening:", isinstance(gw_model.norm2, gw_jax.GroupWhitening))
 
 partly = CNN(nnx.Rngs(0))
 print("only some:", gw_jax.swap_norms(partly, "norm[23]", group_whitening))
@@ -297,7 +297,7 @@ print("only some:", gw_jax.swap_norms(partly, "norm[23]", group_whitening))
 
 # %%
 try:
-    gw_jax.swap_norms(CNN(nnx.Rngs(0)), ".*", functools.partial(gw_jax.GroupWhitening, num_groups=24, rngs=nnx.Rngs(0)))
+    gw_jax.swap_norms(CNN(nnx.Rngs(0)), ".*", functools.partial(gw_jax.GroupWhitening, num_groups=12, rngs=nnx.Rngs(0)))
 except ValueError as error:
     print(error)
 

@@ -5,6 +5,8 @@ there are lost. ``--check`` executes without writing. Needs the extra ``notebook
 """
 
 import argparse
+import base64
+import io
 import os
 import pathlib
 import sys
@@ -13,6 +15,7 @@ import time
 import jupytext
 import nbclient
 import nbformat
+from PIL import Image
 
 DIRECTORY = pathlib.Path(__file__).parent
 TIMEOUT_S = 1200  # of one cell: against a hang; a whole notebook takes one or two minutes on two free CPU cores
@@ -69,6 +72,8 @@ def _portable(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """``notebook`` without what differs from machine to machine or from run to run, beside the outputs themselves."""
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number:02d}"  # jupytext makes random ones.
+        if cell.cell_type == "code":
+            cell["outputs"] = [_smaller(output) for output in _joined(cell.outputs)]
     notebook.metadata = {
         "colab": {"provenance": []},
         "jupytext": {"formats": "ipynb,py:percent"},
@@ -76,6 +81,27 @@ def _portable(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         "language_info": {"name": "python"},
     }
     return notebook
+
+
+def _joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """``outputs`` with successive pieces of a stream as one: where they are cut depends on time."""
+    result: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if result and output.output_type == "stream" and result[-1].get("name") == output.name:
+            result[-1]["text"] += output.text
+        else:
+            result.append(output)
+    return result
+
+
+def _smaller(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """``output`` with its picture, if it has one, in 128 colours: a third of the bytes, without a visible difference."""
+    if "image/png" in output.get("data", {}):
+        picture = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).convert("RGB")
+        file = io.BytesIO()
+        picture.quantize(128, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        output.data["image/png"] = base64.b64encode(file.getvalue()).decode()
+    return output
 
 
 def write(name: str, notebook: nbformat.NotebookNode) -> int:
