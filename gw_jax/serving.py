@@ -192,8 +192,9 @@ def _inference(model: nnx.Module) -> tuple[Callable[[Any, jax.Array], Any], Any]
                 f"The model is in training mode: {where} ({type(module).__name__}) would use the statistics of the batch "
                 "or random numbers. Call model.eval() first."
             )
-    graphdef, state = nnx.split(model)
-    return lambda state, images: nnx.merge(graphdef, state)(images), state
+    # TensorFlow has no type for random keys, which evaluation does not use.
+    graphdef, keys, state = nnx.split(model, nnx.RngState, ...)
+    return lambda state, images: nnx.merge(graphdef, keys, state)(images), state
 
 
 def _image_shape(image_shape: Sequence[int]) -> tuple[int, ...]:

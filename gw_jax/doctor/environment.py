@@ -60,9 +60,9 @@ def mismatches(version_of: VersionOf, requirements: list[str]) -> list[str]:
         requirements: of the package jax, such as ``["jaxlib<=0.10.2,>=0.10.2"]``.
     """
     found: list[str] = []
-    for package in ("jax", "jaxlib", "flax"):
+    for package in REQUIRED:
         if version_of(package) is None:
-            found.append(f"{package} is not installed. Run: pip install -U jax flax")
+            found.append(f"{package} is not installed. Run: pip install {'-U jax' if package == 'jaxlib' else package}")
     jax, jaxlib = version_of("jax"), version_of("jaxlib")
     if jax is None or jaxlib is None:
         return found

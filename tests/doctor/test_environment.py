@@ -15,7 +15,7 @@ REQUIREMENTS = [
     'jaxlib==0.9.0; extra == "minimum-jaxlib"',
     "jax-cuda12-plugin==0.10.2",
 ]
-GOOD = {"jax": "0.10.2", "jaxlib": "0.10.2", "flax": "0.12.8"}
+GOOD = {"jax": "0.10.2", "jaxlib": "0.10.2", "flax": "0.12.8", "numpy": "2.1.3", "safetensors": "0.6"}
 CUDA = {"jax-cuda12-plugin": "0.10.2", "jax-cuda12-pjrt": "0.10.2"}
 
 
@@ -35,7 +35,8 @@ def test_versions_that_fit(versions):
         ({"jaxlib": "0.9.0"}, ["jaxlib 0.9.0 does not fit jax 0.10.2", "jaxlib<=0.10.2,>=0.10.2"]),
         ({"jax-cuda13-plugin": "0.10.2"}, ["jax-cuda13-pjrt is not installed"]),
         ({"flax": None}, ["flax is not installed"]),
-        ({"jaxlib": None}, ["jaxlib is not installed"]),
+        ({"jaxlib": None}, ["jaxlib is not installed. Run: pip install -U jax"]),
+        ({"safetensors": None}, ["safetensors is not installed. Run: pip install safetensors"]),
     ],
 )
 def test_versions_that_do_not_fit(change, texts):
