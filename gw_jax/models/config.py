@@ -28,6 +28,11 @@ class NormConfig:
         use_scale: whether a learned per-channel scale follows.
         use_bias: whether a learned per-channel bias follows.
         implementation: how gw is computed; see :func:`gw_jax.group_whiten`. It changes speed only, and is not exported.
+
+    Example:
+        >>> from gw_jax.classification import NormConfig
+        >>> NormConfig(num_groups=64, num_iterations=5).momentum is None
+        True
     """
 
     num_groups: int | None = number(None, 1)
@@ -59,6 +64,11 @@ class ModelConfig:
         dropout: probability of dropping a value before the last layer.
         replace_stride_with_dilation: whether the stages 2, 3 and 4 dilate instead of halving the resolution.
         zero_init_residual: whether the last norm of each block starts with a scale of zero.
+
+    Example:
+        >>> from gw_jax.classification import ModelConfig, NormConfig
+        >>> ModelConfig(name="resnet18", norm_options=NormConfig(num_groups=8), stem="small", width=8).whiten
+        'S1-B2'
     """
 
     name: str = choice("resnet50", CLASSIFIERS)

@@ -19,7 +19,14 @@ AnyNormName = NormName | ReferenceNormName
 
 
 class Identity(nnx.Module):
-    """Returns its input: the norm called "none"."""
+    """Returns its input: the norm called "none".
+
+    Example:
+        >>> from gw_jax.nn import Identity
+        >>> import jax.numpy as jnp
+        >>> Identity()(jnp.array([[-1.0, 1.0]]), relu=True).tolist()
+        [[0.0, 1.0]]
+    """
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """Hook of ``flax.nnx.view``: training equals evaluation, so there is nothing to switch."""
@@ -57,6 +64,11 @@ def norm_options(name: str) -> tuple[str, ...]:
 
     Raises:
         ValueError: no norm is called ``name``.
+
+    Example:
+        >>> from gw_jax.nn import norm_options
+        >>> "num_iterations" in norm_options("gw"), "momentum" in norm_options("gw")
+        (True, False)
     """
     if name == "none":
         return ()
@@ -124,6 +136,14 @@ def make_norm(name: str, num_features: int, *, rngs: nnx.Rngs, **options: Any) -
 
     Raises:
         ValueError: an unknown name, or an option that the layer does not have; the message lists the known ones.
+
+    Example:
+        >>> from flax import nnx
+        >>> from gw_jax import make_norm
+        >>> type(make_norm("gw", 64, num_groups=16, rngs=nnx.Rngs(0))).__name__
+        'GroupWhitening'
+        >>> make_norm("IGWItN", 64, T=3, num_groups=16, rngs=nnx.Rngs(0)).num_iterations  # the reference's names
+        3
     """
     if name in REFERENCE_NORMS:
         foreign = [key for key in options if key not in (*NORM_CFG_KEYS, *_COMMON)]
