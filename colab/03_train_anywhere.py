@@ -261,16 +261,18 @@ def draw(figure, names):
 
 
 def watch(process, *names):
-    """Redraws the curves of the runs `names` until `process` has ended."""
+    """Redraws the curves of the runs `names` when there are new metrics, until `process` has ended."""
     figure = plt.figure(figsize=(9, 3.4))
     handle = display(figure, display_id=True)
-    while True:
+    drawn, running = None, True
+    while running:
         running = process.poll() is None
-        draw(figure, names)
-        handle.update(figure)
-        if not running:
-            break
-        time.sleep(1)
+        lengths = [len(read_metrics(name)) for name in names]
+        if lengths != drawn:
+            drawn = lengths
+            draw(figure, names)
+            handle.update(figure)
+        time.sleep(2 if running else 0)
     plt.close(figure)
 
 
