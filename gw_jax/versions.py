@@ -82,6 +82,11 @@ def no_kernels_because() -> str | None:
     )
 
 
+def batched_lapack_can_hang() -> bool:
+    """Whether batches of decompositions can wait for each other for ever on a CPU: with jaxlib 0.10, not 0.9 or 0.11."""
+    return (0, 10) <= jax.__version_info__ < (0, 11)
+
+
 def module_list(modules: Iterable[Any]) -> Any:
     """A list of modules as an attribute of an ``nnx.Module``: ``nnx.List``, before Flax 0.12 a plain list."""
     return nnx.List(modules) if hasattr(nnx, "List") else list(modules)
