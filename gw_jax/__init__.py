@@ -11,7 +11,7 @@ from gw_jax import versions as versions
 from gw_jax import convert, linen
 from gw_jax._version import __version__
 from gw_jax.models import create_model, list_models, load_pretrained, save_pretrained
-from gw_jax.nn import BatchNorm, BatchWhitening, GroupNorm, GroupWhitening, InstanceNorm, LayerNorm, make_norm
+from gw_jax.nn import BatchNorm, BatchWhitening, GroupNorm, GroupWhitening, InstanceNorm, LayerNorm, make_norm, swap_norms
 from gw_jax.ops import group_whiten
 
 __all__ = [
@@ -30,4 +30,5 @@ __all__ = [
     "load_pretrained",
     "make_norm",
     "save_pretrained",
+    "swap_norms",
 ]

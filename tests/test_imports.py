@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(gw_jax.__file__).parent
 FLOORS = [
     ["_version", "versions"],
     ["errors", "tree"],
-    ["files", "config_checks"],
+    ["files", "config_checks", "norm_calls"],
     ["ops"],
     ["nn", "linen"],
     ["models"],

@@ -20,6 +20,7 @@ from gw_jax.data.pipeline import EvalBatches, TrainBatches
 from gw_jax.errors import ConfigError
 from gw_jax.models import create_model
 from gw_jax.models.config import model_arguments
+from gw_jax.models.create_model import MNIST_NETWORKS
 from gw_jax.models.pretrained import save_pretrained
 from gw_jax.nn.initializers import AbstractRngs
 from gw_jax.train.state import activation_dtype, model_to_dicts
@@ -46,7 +47,7 @@ class ClassificationTask:
     terminal_metrics: Mapping[str, str] = {"loss": "train/loss", "top1": "train/top1", "eval_top1": "eval/top1"}
     curves: Sequence[Curve] = (
         Curve("cross-entropy", ("train/loss", "eval/loss"), log_scale=True),
-        Curve("top-1 accuracy", ("train/top1", "eval/top1")),
+        Curve("top-1 error", ("train/top1", "eval/top1"), log_scale=True, complement=True),
     )
 
     def __init__(self, config: "ClassificationConfig", dataset: Dataset | None = None):
@@ -63,6 +64,7 @@ class ClassificationTask:
         self.batch_size = data.batch_size
         self.steps_per_epoch = self.spec.num_train // data.batch_size
         self.eval_name = data.eval_name
+        self.description = _description(config)
         arguments = functools.partial(
             model_arguments,
             config.model,
@@ -191,3 +193,15 @@ class ClassificationTask:
             "num_workers": data.num_workers,
             "max_broken": data.max_broken,
         }
+
+
+def _description(config: "ClassificationConfig") -> str:
+    """Network, norm and data, such as "resnet50, gw at S1-B2, on imagenet2012"."""
+    model = config.model
+    if model.name == "lenet":
+        network = model.name
+    elif model.name in MNIST_NETWORKS:
+        network = f"{model.name}, {model.norm}"
+    else:
+        network = f"{model.name}, {model.norm} at {model.whiten}"
+    return f"{network}, on {config.data.name}"

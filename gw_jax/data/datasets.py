@@ -148,10 +148,7 @@ def load_builder(name: str, data_dir: str | None = None) -> Any:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise_missing_package(error, "Reading a data set")
-    if data_dir is not None and not data_dir.strip():
-        raise DataError(
-            "The data directory is an empty string; give a path, or None for the default (~/tensorflow_datasets)."
-        )
+    check_data_dir(data_dir)
     if not _NAME.fullmatch(name):
         raise DataError(
             f"{shown(name)} is no name of a data set. Names are those of TFDS, such as mnist5k, cifar10 or "
@@ -179,6 +176,14 @@ def load_builder(name: str, data_dir: str | None = None) -> Any:
                 f"The data set {name!r} cannot be opened as ArrayRecord: {one_line(str(error))}. Give another data_dir and "
                 f"prepare it there: {prepare_command(name, 'DIR')}"
             ) from error
+
+
+def check_data_dir(data_dir: str | None) -> None:
+    """Raises DataError if ``data_dir`` is empty, which would be the current directory."""
+    if data_dir is not None and not data_dir.strip():
+        raise DataError(
+            "The data directory is an empty string; give a path, or None for the default (~/tensorflow_datasets)."
+        )
 
 
 @contextlib.contextmanager

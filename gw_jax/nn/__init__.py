@@ -5,6 +5,7 @@ from gw_jax.nn.batch_whitening import BatchWhitening
 from gw_jax.nn.group_whitening import GroupWhitening
 from gw_jax.nn.make_norm import NORM_NAMES, Identity, make_norm, norm_options
 from gw_jax.nn.per_sample_norms import GroupNorm, InstanceNorm, LayerNorm
+from gw_jax.nn.swap import swap_norms
 
 __all__ = [
     "NORM_NAMES",
@@ -17,4 +18,5 @@ __all__ = [
     "LayerNorm",
     "make_norm",
     "norm_options",
+    "swap_norms",
 ]

@@ -19,6 +19,9 @@ from gw_jax.nn.reference_norms import NORM_CFG_KEYS, REFERENCE_NORMS, translate_
 class Identity(nnx.Module):
     """Returns its input: the norm called "none"."""
 
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Hook of ``flax.nnx.view``: training equals evaluation, so there is nothing to switch."""
+
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, *, relu: bool = False) -> jax.Array:
         """Returns ``x``, or ``max(x, 0)`` with ``relu``; ``mask`` is accepted as by the other norms and not used."""
         del mask

@@ -63,6 +63,9 @@ class GroupNorm(nnx.Module):
         self.scale = nnx.Param(constant(rngs, 1, (num_features,), param_dtype)) if use_scale else None
         self.bias = nnx.Param(constant(rngs, 0, (num_features,), param_dtype)) if use_bias else None
 
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Hook of ``flax.nnx.view``: training equals evaluation, so there is nothing to switch."""
+
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, *, relu: bool = False) -> jax.Array:
         """Normalises ``x`` ``[n, *spatial, c]``; ``mask`` ``[n, *spatial]`` is true where a position counts.
 
@@ -166,6 +169,9 @@ class LayerNorm(nnx.Module):
         self.dtype = dtype
         self.scale = nnx.Param(constant(rngs, 1, (num_features,), param_dtype)) if use_scale else None
         self.bias = nnx.Param(constant(rngs, 0, (num_features,), param_dtype)) if use_bias else None
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Hook of ``flax.nnx.view``: training equals evaluation, so there is nothing to switch."""
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, *, relu: bool = False) -> jax.Array:
         """Normalises ``x`` ``[n, *spatial, c]``; where ``mask`` ``[n, *spatial]`` is false the output is zero.

@@ -13,7 +13,8 @@ from ml_collections import config_flags
 
 from gw_jax.errors import ConfigError, UserError, one_line, shown
 from gw_jax.train.config import TrainConfig
-from gw_jax.train.config_fields import check_field_name, field_type, flatten, is_optional, set_field
+from gw_jax.train.config_fields import check_field_name, field_type, is_optional, set_field
+from gw_jax.train.config_help import field_lines
 
 _NONE = ("None", "none")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
@@ -83,16 +84,21 @@ def parse(arguments: list[str], default_config: pathlib.Path) -> CommandLine:
 
 
 def help_text(arguments: list[str], default_config: pathlib.Path) -> str:
-    """The flags, with every field of the configuration and its default."""
+    """The flags, with every field of the configuration: its value in the config file, its meaning, what is allowed."""
     file, _ = _pop_config_file(arguments, default_config)
-    kind = type(load_config(file))
+    config = load_config(file)
+    kind = type(config)
     lines = [
         "--config=FILE    a file with get_config() -> TrainConfig; default: configs/quickstart.py",
         "--workdir=DIR    checkpoints and metrics; default: runs/ and the name of the config file",
         "--coordinator=HOST:PORT --num_processes=N --process_id=I",
         "                 one process per host; under SLURM, Open MPI and on TPU slices they find each other",
-        f"Fields of {kind.__name__} ({kind.__module__} explains them), with their defaults; None unsets an optional one:",
-        *(f"  --config.{name}={value}" for name, value in flatten(kind()).items()),
+        "",
+        f"Fields of {kind.__module__}.{kind.__name__}",
+        f"with their values in {file}",
+        "and, in brackets, what is allowed. A tuple is given as --config.FIELD=\"('a','b')\".",
+        "",
+        *field_lines(config, kind()),
     ]
     return "\n".join(lines)
 

@@ -12,6 +12,7 @@ import jax
 from gw_jax.errors import CheckpointError, TrainingError, UserError
 from gw_jax.train.checkpoint import Checkpoints, Progress, saved_steps
 from gw_jax.train.chips import CHIPS
+from gw_jax.train.config_fields import flatten
 from gw_jax.train.distributed import is_main, reporting_failures, run_on_main
 from gw_jax.train.evaluation import evaluate
 from gw_jax.train.experiment import Experiment
@@ -67,6 +68,7 @@ class Trainer:
             evaluated=self._evaluated,
             tensorboard=config.log.tensorboard,
             evaluation=self._evaluation_line(),
+            config=flatten(config),
         )
         self._terminal = Terminal(
             total=experiment.length.total_steps,
@@ -85,6 +87,7 @@ class Trainer:
         self._announce()
         try:
             with reporting_failures():
+                self._hooks.before_training(self, flatten(self.experiment.config))
                 if not self._evaluated and not self._consensus.should_stop:
                     self._evaluate_and_save()
                 while self.step < length.total_steps and not self._consensus.should_stop:
@@ -286,11 +289,11 @@ class Trainer:
 
     def _plot(self) -> None:
         """Draws the curves; where that is impossible the run has still succeeded."""
-        curves = self.experiment.task.curves
-        if not self.experiment.config.log.plot or not curves:
+        task = self.experiment.task
+        if not self.experiment.config.log.plot or not task.curves:
             return
         try:
             with warn_unwritable(self.workdir / CURVES_FILE):
-                print(f"Curves: {plot_curves(self.workdir, curves)}")
+                print(f"Curves: {plot_curves(self.workdir, task.curves, task.description)}")
         except UserError as error:
             print(f"warning: {error}", file=sys.stderr)

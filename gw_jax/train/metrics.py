@@ -95,6 +95,7 @@ class MetricsWriter:
         tensorboard: whether to write TensorBoard files.
         evaluation: the line of the evaluation at ``step``, ``{"step": ..., "epoch": ..., "eval/loss": ...}``, from the
             checkpoint. It is added if it is missing in the file.
+        config: fields of the run by name, shown as a text in TensorBoard.
 
     Raises:
         TrainingError: the files cannot be read or written.
@@ -108,6 +109,7 @@ class MetricsWriter:
         evaluated: bool,
         tensorboard: bool,
         evaluation: dict[str, Any] | None = None,
+        config: dict[str, Any] | None = None,
     ):
         self._path = workdir / METRICS_FILE
         self._file: Any = None
@@ -126,7 +128,7 @@ class MetricsWriter:
             write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
             self._file = self._path.open("a")
             if tensorboard:
-                self._tensorboard = _TensorBoard(workdir / "tensorboard", step)
+                self._tensorboard = _TensorBoard(workdir / "tensorboard", step, config or {})
 
     def write(self, step: int, epoch: float, values: dict[str, float]) -> None:
         """Writes one line, which is on disk when this returns.
@@ -188,7 +190,7 @@ class _TensorBoard:
     the run waits for the queue for ever.
     """
 
-    def __init__(self, directory: pathlib.Path, step: int):
+    def __init__(self, directory: pathlib.Path, step: int, config: dict[str, Any]):
         try:
             from tensorboardX import event_file_writer, proto, summary
         except ImportError as error:
@@ -199,6 +201,11 @@ class _TensorBoard:
         # TensorBoard drops what earlier starts of the run wrote from here on.
         session = proto.event_pb2.SessionLog(status=proto.event_pb2.SessionLog.START)
         self._writer.write_event(self._event(wall_time=time.time(), step=step + 1, session_log=session))
+        if config:
+            # A table, as TensorBoard renders Markdown.
+            rows = "".join(f"| {name} | `{json.dumps(value)}` |\n" for name, value in config.items())
+            text = summary.text("config", f"| field | value |\n|---|---|\n{rows}")
+            self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=text))
         self._writer.flush()
 
     def write(self, step: int, values: dict[str, float]) -> None:

@@ -92,4 +92,9 @@ def _train(
     with WorkdirLock(workdir) if is_main() else contextlib.nullcontext():
         run_on_main("work directory claimed", lambda: claim_workdir(workdir, config))
         run_on_main("disk space checked", lambda: check_disk_space(workdir, experiment.state))
-        return Trainer(experiment, workdir, stop, hooks).train()
+        trainer, result = Trainer(experiment, workdir, stop, hooks), None
+        try:
+            result = trainer.train()
+        finally:
+            hooks.after_training(trainer, result)
+        return result

@@ -7,7 +7,7 @@ every task, and the hard parts (exact resume, a stop that all hosts agree on, da
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
@@ -85,14 +85,18 @@ class Curve:
     """One plot of ``curves.png``.
 
     Attributes:
-        title: its y-axis.
+        title: its title.
         metrics: names of the lines, as in ``metrics.jsonl``.
         log_scale: whether the y-axis is logarithmic.
+        complement: whether ``1 - metric`` is drawn, such as the error for an accuracy.
+        best: whether the "min" or the "max" of what is drawn is the best value.
     """
 
     title: str
     metrics: tuple[str, ...]
     log_scale: bool = False
+    complement: bool = False
+    best: Literal["min", "max"] = "min"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +124,7 @@ class Task(Protocol):
         steps_per_epoch: training steps per epoch.
         terminal_metrics: metrics that the progress bar shows, as {short name: name}.
         curves: the plots of ``curves.png``.
+        description: one line for plots that names the network and the data.
         eval_name: name of the evaluation data where it is not the data's own split, or None.
     """
 
@@ -129,6 +134,7 @@ class Task(Protocol):
     steps_per_epoch: int
     terminal_metrics: Mapping[str, str]
     curves: Sequence[Curve]
+    description: str
     eval_name: str | None
 
     def check(self, num_devices: int, *, training: bool) -> None:

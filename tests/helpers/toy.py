@@ -111,6 +111,7 @@ class ToyTask:
     """The task; see :class:`gw_jax.train.Task`."""
 
     best_metric, example_name, steps_per_epoch, eval_name = "eval/score", "examples", 10, None
+    description = "least squares"
     terminal_metrics, curves = {"loss": "train/loss"}, (Curve("error", ("train/loss", "eval/mse")),)
 
     def __init__(self, config):

@@ -4,7 +4,9 @@ import errno
 import json
 import os
 
+import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from gw_jax.errors import TrainingError
 from gw_jax.train import metrics
@@ -150,8 +152,36 @@ def test_curves_of_any_metrics(tmp_path):
     write_lines(tmp_path, LINES)
     loss = Curve(title="loss", metrics=("train/loss", "eval/loss"), log_scale=True)
     count = Curve(title="count", metrics=("eval/count",), log_scale=False)
-    path = plot_curves(tmp_path, [loss, count])
+    path = plot_curves(tmp_path, [loss, count], "a fit")
     assert path.read_bytes().startswith(b"\x89PNG")
     assert {file.name for file in tmp_path.iterdir()} == {METRICS_FILE, "curves.png"}
     (tmp_path / METRICS_FILE).unlink()
-    plot_curves(tmp_path, [loss])
+    plot_curves(tmp_path, [loss], "a fit of $x")
+
+
+def test_curves_name_run_task_and_values(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda self, file: drawn.append(self.figure))
+    workdir = tmp_path / "my_$run"
+    workdir.mkdir()
+    accuracies = [0.5, 0.96, 1.0, 0.9]
+    write_lines(workdir, [{"step": n, "epoch": n, "eval/accuracy": value} for n, value in enumerate(accuracies, start=1)])
+    error = Curve("error", ("eval/accuracy",), log_scale=True, complement=True)
+    accuracy = Curve("accuracy", ("eval/accuracy",), best="max")
+    plot_curves(workdir, [error, accuracy, Curve("none", ("eval/none",))], "some network")
+    (figure,) = drawn
+    assert figure.get_suptitle() == r"my_\$run: some network"
+    left, middle, right = figure.axes
+    assert (left.get_title(), left.get_yscale(), middle.get_yscale()) == ("error", "log", "linear")
+    np.testing.assert_allclose(left.lines[0].get_ydata(), [0.5, 0.04, 0, 0.1], atol=1e-12)
+    assert [text.get_text() for text in left.get_legend().texts] == ["1 - eval/accuracy: last 0.1, best 0 (epoch 3)"]
+    assert [text.get_text() for text in middle.get_legend().texts] == ["eval/accuracy: last 0.9, best 1 (epoch 3)"]
+    assert [text.get_text() for text in right.get_legend().texts] == ["eval/none"]
+
+
+def test_tensorboard_shows_the_configuration(tmp_path):
+    writer = MetricsWriter(tmp_path, step=0, evaluated=True, tensorboard=True, config={"seed": 3, "init_from": None})
+    writer.close()
+    (file,) = (tmp_path / "tensorboard").glob("events*")
+    text = b"| field | value |\n|---|---|\n| seed | `3` |\n| init_from | `null` |\n"
+    assert text in file.read_bytes()

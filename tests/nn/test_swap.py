@@ -1,0 +1,362 @@
+import functools
+import pickle
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen, nnx
+
+import gw_jax
+
+ONE = gw_jax.GroupWhitening(8, num_groups=4, rngs=nnx.Rngs(0))
+GW = functools.partial(gw_jax.GroupWhitening, num_groups=4, rngs=nnx.Rngs(0))
+CHANNELS = 8
+
+
+def images(count=4, size=8, channels=3):
+    return jax.random.normal(jax.random.key(7), (count, size, size, channels))
+
+
+class CNN(nnx.Module):
+    def __init__(self, norm, rngs):
+        self.conv1 = nnx.Conv(3, CHANNELS, (3, 3), rngs=rngs)
+        self.norm1 = norm(CHANNELS, rngs=rngs)
+        self.conv2 = nnx.Conv(CHANNELS, CHANNELS, (3, 3), rngs=rngs)
+        self.norm2 = norm(CHANNELS, rngs=rngs)
+        self.dropout = nnx.Dropout(0.0, rngs=nnx.Rngs(3))
+        self.head = nnx.Linear(CHANNELS, 5, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.norm1(self.conv1(x)))
+        x = nnx.relu(self.norm2(self.conv2(x)))
+        return self.head(self.dropout(x.mean((1, 2))))
+
+
+class ResidualBlock(nnx.Module):
+    """As in public ResNets for NNX: BatchNorm, projection in an ``nnx.Sequential``, statistics chosen in the call."""
+
+    def __init__(self, in_features, features, stride, rngs):
+        self.conv1 = nnx.Conv(in_features, features, (3, 3), strides=stride, use_bias=False, rngs=rngs)
+        self.bn1 = nnx.BatchNorm(features, momentum=0.9, rngs=rngs)
+        self.conv2 = nnx.Conv(features, features, (3, 3), use_bias=False, rngs=rngs)
+        self.bn2 = nnx.BatchNorm(features, momentum=0.9, scale_init=nnx.initializers.zeros, rngs=rngs)
+        projection = nnx.Sequential(
+            nnx.Conv(in_features, features, (1, 1), strides=stride, use_bias=False, rngs=rngs),
+            nnx.BatchNorm(features, momentum=0.9, rngs=rngs),
+        )
+        self.projection = None if in_features == features else projection
+
+    def __call__(self, x, train):
+        y = nnx.relu(self.bn1(self.conv1(x), use_running_average=not train))
+        y = self.bn2(self.conv2(y), not train)
+        return nnx.relu(y + (x if self.projection is None else self.projection(x)))
+
+
+class ResNet(nnx.Module):
+    def __init__(self, rngs):
+        self.stem = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+        self.blocks = nnx.data([ResidualBlock(8, 8, 1, rngs), ResidualBlock(8, 16, 2, rngs)])
+        self.head = nnx.Linear(16, 5, rngs=rngs)
+
+    def __call__(self, x, train=True):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x, train)
+        return self.head(x.mean((1, 2)))
+
+
+class ViT(nnx.Module):
+    def __init__(self, rngs):
+        self.patches = nnx.Conv(3, 16, (4, 4), strides=4, rngs=rngs)
+        self.layers = nnx.Dict(
+            norm1=nnx.LayerNorm(16, rngs=rngs),
+            attention=nnx.MultiHeadAttention(2, 16, decode=False, rngs=rngs),
+            norm2=nnx.RMSNorm(16, rngs=rngs),
+            mlp=nnx.Linear(16, 16, rngs=rngs),
+        ) if hasattr(nnx, "Dict") else {
+            "norm1": nnx.LayerNorm(16, rngs=rngs),
+            "attention": nnx.MultiHeadAttention(2, 16, decode=False, rngs=rngs),
+            "norm2": nnx.RMSNorm(16, rngs=rngs),
+            "mlp": nnx.Linear(16, 16, rngs=rngs),
+        }  # fmt: skip
+        self.head = nnx.Linear(16, 5, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.patches(x).reshape(x.shape[0], -1, 16)
+        x = x + self.layers["attention"](self.layers["norm1"](x))
+        x = x + nnx.gelu(self.layers["mlp"](self.layers["norm2"](x)))
+        return self.head(x.mean(1))
+
+
+def sequential(rngs):
+    return nnx.Sequential(
+        nnx.Conv(3, CHANNELS, (3, 3), rngs=rngs),
+        nnx.BatchNorm(CHANNELS, rngs=rngs),
+        nnx.relu,
+        nnx.Sequential(nnx.Conv(CHANNELS, CHANNELS, (3, 3), rngs=rngs), nnx.GroupNorm(CHANNELS, 4, rngs=rngs)),
+        lambda x: x.mean((1, 2)),
+        nnx.Linear(CHANNELS, 5, rngs=rngs),
+    )
+
+
+class Containers(nnx.Module):
+    """Norms in a dict of a list, a tuple, a named attribute, and one that is held twice."""
+
+    def __init__(self, rngs):
+        shared = nnx.LayerNorm(CHANNELS, rngs=rngs)
+        self.conv = nnx.Conv(3, CHANNELS, (3, 3), rngs=rngs)
+        self.first = nnx.data({"list": [nnx.BatchNorm(CHANNELS, rngs=rngs), nnx.relu], "shared": shared})
+        self.second = nnx.data((nnx.GroupNorm(CHANNELS, 2, rngs=rngs), [nnx.RMSNorm(CHANNELS, rngs=rngs)]))
+        self.shared = shared
+        self.ours = gw_jax.InstanceNorm(CHANNELS, rngs=rngs)
+        self.head = nnx.Linear(CHANNELS, 5, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.conv(x)
+        for layer in (*self.first["list"], self.first["shared"], self.second[0], *self.second[1], self.shared):
+            x = layer(x)
+        return self.head(self.ours(x, relu=True).mean((1, 2)))
+
+
+MODELS = {
+    "cnn": (lambda: CNN(nnx.BatchNorm, nnx.Rngs(0)), ["norm1", "norm2"]),
+    "resnet": (
+        lambda: ResNet(nnx.Rngs(0)),
+        ["blocks/0/bn1", "blocks/0/bn2", "blocks/1/bn1", "blocks/1/bn2", "blocks/1/projection/layers/1"],
+    ),
+    "vit": (lambda: ViT(nnx.Rngs(0)), ["layers/norm1", "layers/norm2"]),
+    "sequential": (lambda: sequential(nnx.Rngs(0)), ["layers/1", "layers/3/layers/1"]),
+    "containers": (
+        lambda: Containers(nnx.Rngs(0)),
+        ["first/list/0", "first/shared", "ours", "second/0", "second/1/0"],
+    ),
+    "ours": (
+        lambda: gw_jax.create_model("resnet18", width=8, num_classes=5, norm="bn", stem="small", rngs=nnx.Rngs(0)),
+        None,
+    ),
+}  # fmt: skip
+
+
+def norms_of(model):
+    return [m for _, m in nnx.iter_graph(model) if isinstance(m, gw_jax.GroupWhitening)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_norm_is_replaced_and_a_step_trains_the_new_ones(name):
+    make, expected = MODELS[name]
+    model = make()
+    paths = gw_jax.swap_norms(model, ".*", GW)
+    assert expected is None or sorted(paths) == expected
+    assert len(norms_of(model)) == len(paths)
+    assert not nnx.to_flat_state(nnx.state(model, nnx.BatchStat))
+    x, labels = images(), jnp.arange(4)
+    graph, parameters, rest = nnx.split(model, nnx.Param, ...)
+    optimizer = optax.sgd(0.01)
+
+    @jax.jit
+    def step(parameters, state):
+        def loss(parameters):
+            logits = nnx.merge(graph, parameters, rest)(x)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        value, gradient = jax.value_and_grad(loss)(parameters)
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(parameters, updates), state, value, gradient
+
+    parameters, state, before, gradient = step(parameters, optimizer.init(parameters))
+    *_, after, _ = step(parameters, state)
+    assert np.isfinite(before)
+    assert after < before
+    for norm in norms_of(nnx.merge(graph, gradient, rest)):
+        # A zero scale of the block's last norm, as in the public ResNet, leaves no gradient in what is before it.
+        assert norm.bias is None or np.isfinite(norm.bias.get_value()).all()
+    assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
+
+
+def test_values_equal_those_of_a_model_built_by_hand():
+    model = CNN(nnx.BatchNorm, nnx.Rngs(0))
+    model.norm1.scale[...] = jnp.linspace(0.5, 2, CHANNELS)
+    model.norm2.bias[...] = jnp.linspace(-1, 1, CHANNELS)
+    by_hand = CNN(lambda c, rngs: gw_jax.GroupWhitening(c, num_groups=4, rngs=rngs), nnx.Rngs(0))
+    for name in ("conv1", "conv2", "head"):
+        nnx.update(getattr(by_hand, name), nnx.state(getattr(model, name)))
+    by_hand.norm1.scale[...] = model.norm1.scale[...]
+    by_hand.norm2.bias[...] = model.norm2.bias[...]
+    gw_jax.swap_norms(model, ".*", GW)
+    model.eval()
+    by_hand.eval()
+    np.testing.assert_array_equal(model(images()), by_hand(images()))
+    assert set(nnx.to_flat_state(nnx.state(model, nnx.Param)).paths) == set(
+        nnx.to_flat_state(nnx.state(by_hand, nnx.Param)).paths
+    )
+
+
+def test_only_matching_paths_are_replaced():
+    model = ResNet(nnx.Rngs(0))
+    assert gw_jax.swap_norms(model, r"blocks/1/bn\d$", GW) == ["blocks/1/bn1", "blocks/1/bn2"]
+    assert isinstance(model.blocks[0].bn1, nnx.BatchNorm)
+    assert isinstance(model.blocks[1].projection.layers[1], nnx.BatchNorm)
+
+
+def test_a_norm_that_is_held_twice_stays_one():
+    model = Containers(nnx.Rngs(0))
+    gw_jax.swap_norms(model, "shared", GW)
+    assert model.shared is model.first["shared"]
+    assert isinstance(model.shared, gw_jax.GroupWhitening)
+
+
+def test_parameters_that_fit_are_kept_and_others_are_new():
+    model = nnx.Sequential(nnx.RMSNorm(8, rngs=nnx.Rngs(0)), nnx.BatchNorm(8, use_scale=False, rngs=nnx.Rngs(0)))
+    scale, bias = model.layers[0].scale, model.layers[1].bias
+    gw_jax.swap_norms(model, ".*", GW)
+    assert model.layers[0].scale is scale
+    assert model.layers[1].bias is bias
+    np.testing.assert_array_equal(model.layers[0].bias[...], np.zeros(8))
+    np.testing.assert_array_equal(model.layers[1].scale[...], np.ones(8))
+    gw_jax.swap_norms(model, ".*", functools.partial(gw_jax.InstanceNorm, rngs=nnx.Rngs(0)))
+    assert model.layers[0].scale is None
+
+
+def test_running_statistics_are_kept_between_batch_norms():
+    model = sequential(nnx.Rngs(0))
+    model(images())
+    mean, var = model.layers[1].mean[...], model.layers[1].var[...]
+    model.eval()
+    expected = model(images(2))
+    gw_jax.swap_norms(model, "layers/1$", functools.partial(gw_jax.BatchNorm, rngs=nnx.Rngs(0)))
+    gw_jax.swap_norms(model, "layers/3", functools.partial(nnx.GroupNorm, num_groups=4, rngs=nnx.Rngs(0)))
+    np.testing.assert_array_equal(model.layers[1].mean[...], mean)
+    np.testing.assert_array_equal(model.layers[1].var[...], var)
+    np.testing.assert_allclose(model(images(2)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("new", [gw_jax.BatchNorm, nnx.BatchNorm], ids=["ours", "flax"])
+def test_modes_stay_and_switch(new):
+    model = ResNet(nnx.Rngs(0))
+    model.eval()
+    gw_jax.swap_norms(model, ".*", functools.partial(new, rngs=nnx.Rngs(0)))
+    norm = model.blocks[0].bn1
+    assert norm.use_running_average is True
+    before = norm.mean[...]
+    model(images(), train=False)
+    np.testing.assert_array_equal(norm.mean[...], before)
+    model(images(), train=True)  # The call overrides the mode, as in Flax.
+    assert np.abs(norm.mean[...] - before).max() > 0
+    assert norm.use_running_average is True
+    model.train()
+    assert norm.use_running_average is False
+
+
+@pytest.mark.skipif(not hasattr(nnx, "view"), reason="flax.nnx.view is newer than this Flax")
+@pytest.mark.parametrize("new", [gw_jax.GroupWhitening, gw_jax.GroupNorm, nnx.LayerNorm, gw_jax.BatchNorm])
+def test_views_work_as_before(new):
+    options = {"num_groups": 4} if new in (gw_jax.GroupWhitening, gw_jax.GroupNorm) else {}
+    model = CNN(nnx.BatchNorm, nnx.Rngs(0))
+    gw_jax.swap_norms(model, ".*", functools.partial(new, rngs=nnx.Rngs(0), **options))
+    view = nnx.view(model, use_running_average=True, deterministic=True)
+    assert view(images()).shape == (4, 5)
+
+
+def test_masks_become_one_entry_per_position():
+    mask = jnp.arange(8)[None, None, :, None] < jnp.array([8, 5, 3, 8])[:, None, None, None]
+    mask = jnp.broadcast_to(mask, (4, 8, 8, 1))
+    x = images(channels=8)
+    model = nnx.Sequential(nnx.LayerNorm(8, rngs=nnx.Rngs(0)))
+    gw_jax.swap_norms(model, ".*", GW)
+    expected = GW(8)(x, mask[..., 0])
+    np.testing.assert_array_equal(model(x, mask=mask), expected)
+    with pytest.raises(ValueError, match="one entry for every position"):
+        model(x, mask=jnp.broadcast_to(mask, x.shape))
+    back = nnx.Sequential(GW(8))
+    gw_jax.swap_norms(back, ".*", functools.partial(nnx.BatchNorm, rngs=nnx.Rngs(0)))
+    expected = nnx.BatchNorm(8, rngs=nnx.Rngs(0))(x, mask=jnp.broadcast_to(mask, x.shape))
+    np.testing.assert_array_equal(back(x, mask[..., 0], relu=True), nnx.relu(expected))
+
+
+def test_a_swapped_model_can_be_copied_pickled_and_swapped_again():
+    model = nnx.Sequential(nnx.Conv(3, 8, (3, 3), rngs=nnx.Rngs(0)), nnx.BatchNorm(8, rngs=nnx.Rngs(0)))
+    gw_jax.swap_norms(model, ".*", GW)
+    expected = model(images())
+    norm = pickle.loads(pickle.dumps(model.layers[1]))
+    np.testing.assert_array_equal(norm(model.layers[0](images()), use_running_average=True), expected)
+    np.testing.assert_array_equal(nnx.merge(*nnx.split(model))(images()), expected)
+    gw_jax.swap_norms(model, ".*", functools.partial(nnx.BatchNorm, rngs=nnx.Rngs(0)))
+    assert type(model.layers[1]) is nnx.BatchNorm
+
+
+@pytest.mark.parametrize(
+    ("pattern", "make", "error", "message"),
+    [
+        ("*", GW, ValueError, r"no regular expression.*'\.\*', not '\*'"),
+        (b".*", GW, TypeError, "pattern=.*of type bytes"),
+        ("stage9", GW, ValueError, r"matches nothing\. The norms of this CNN are norm1 \(BatchNorm\), norm2 \(BatchNorm\)"),
+        ("conv1", GW, ValueError, r"matches conv1 \(Conv\), but no norm\. The norms of this CNN are norm1"),
+        (".*", 3, TypeError, "make=3 is of type int"),
+        (".*", gw_jax.GroupWhitening, ValueError, r"norm1 \(BatchNorm of 8 channels\): TypeError: .*rngs"),
+        (".*", functools.partial(GW, num_groups=3), ValueError, r"norm1 \(BatchNorm of 8 channels\).*num_groups=3"),
+        (".*", lambda c: gw_jax.GroupWhitening, ValueError, r"is a class; call it: GroupWhitening\("),
+        (".*", lambda c: None, ValueError, "returned None for norm1"),
+        (".*", lambda c: gw_jax.linen.GroupWhitening(), ValueError, "norm1.*Linen module"),
+        (".*", lambda c: GW(4), ValueError, "a norm of 4 channels for norm1"),
+        (".*", lambda c: ONE, ValueError, "norm2.*stands elsewhere; it must make a new one"),
+    ],
+)  # fmt: skip
+def test_bad_input_names_the_layer_and_changes_nothing(pattern, make, error, message):
+    model = CNN(nnx.BatchNorm, nnx.Rngs(0))
+    norms = model.norm1, model.norm2
+    with pytest.raises(error, match=message):
+        gw_jax.swap_norms(model, pattern, make)
+    assert (model.norm1, model.norm2) == norms
+    assert type(model.norm1) is nnx.BatchNorm
+
+
+class _Dense(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        return linen.Dense(2)(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        (_Dense(), TypeError, r"gw_jax\.linen\.swap_norms"),
+        (CNN, TypeError, "of type .*; swap_norms needs a flax.nnx.Module"),
+        (nnx.Linear(2, 2, rngs=nnx.Rngs(0)), ValueError, "This Linear has no norm to swap"),
+        (nnx.BatchNorm(2, rngs=nnx.Rngs(0)), ValueError, "The model is itself a norm"),
+        (nnx.Sequential(nnx.BatchNorm(8, axis=1, rngs=nnx.Rngs(0))), ValueError, r"layers/0 \(BatchNorm\) has axis=1"),
+        (nnx.Sequential(nnx.LayerNorm(8, feature_axes=(1, 2), rngs=nnx.Rngs(0))), ValueError, "feature_axes="),
+    ],
+)
+def test_models_that_cannot_be_swapped(model, error, message):
+    with pytest.raises(error, match=message):
+        gw_jax.swap_norms(model, ".*", GW)
+
+
+def test_norms_that_vmap_made_together_are_refused():
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def make(key):
+        return nnx.BatchNorm(8, rngs=nnx.Rngs(key))
+
+    with pytest.raises(ValueError, match=r"layers/0.*shape \(3, 8\) for 8 channels"):
+        gw_jax.swap_norms(nnx.Sequential(make(jax.random.split(jax.random.key(0), 3))), ".*", GW)
+
+
+def test_a_swapped_network_is_not_saved_as_the_original(tmp_path):
+    model = gw_jax.create_model("resnet18", width=8, num_classes=5, norm_options={"num_groups": 4}, rngs=nnx.Rngs(0))
+    gw_jax.swap_norms(model, "stage1", functools.partial(gw_jax.GroupWhitening, num_groups=2, rngs=nnx.Rngs(0)))
+    with pytest.raises(gw_jax.errors.ConfigError, match="changed after create_model"):
+        gw_jax.save_pretrained(tmp_path / "model", model)
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_warning_of_few_observations_reaches_a_swapped_model():
+    model = nnx.Sequential(nnx.BatchNorm(22, rngs=nnx.Rngs(0)))
+    gw_jax.swap_norms(model, ".*", functools.partial(gw_jax.GroupWhitening, num_groups=11, rngs=nnx.Rngs(0)))
+    with pytest.warns(UserWarning, match="2 observations for each of 11 groups"):
+        model(jnp.ones((3, 22)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(jnp.ones((3, 22)))
