@@ -1,7 +1,8 @@
 """Executes the notebooks and writes them with their outputs: ``python -m colab.build [NAME ...] [--check | --texts]``.
 
 The source of a notebook is ``colab/NAME.py`` in jupytext's percent format. ``colab/NAME.ipynb`` is made from it; edits
-there are lost. ``--check`` executes without writing; ``--texts`` writes without executing, where only texts changed. Needs the extra ``notebooks``.
+there are lost. ``--check`` executes without writing. ``--texts`` writes without executing, where only texts changed.
+Needs the extra ``notebooks``.
 """
 
 import argparse
