@@ -101,6 +101,4 @@ def enable_x64(enabled: bool = True) -> Any:
     """The context manager ``jax.enable_x64``, before JAX 0.8 in ``jax.experimental``."""
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(enabled)
-    from jax.experimental import enable_x64 as experimental
-
-    return experimental(enabled)
+    return importlib.import_module("jax.experimental").enable_x64(enabled)
