@@ -8,7 +8,7 @@ pipeline (``gw_jax.data``) need the extra ``examples``.
 from gw_jax import versions as versions
 
 # isort: split
-from gw_jax import convert, linen
+from gw_jax import analysis, convert, linen
 from gw_jax._version import __version__
 from gw_jax.models import create_model, list_models, load_pretrained, save_pretrained
 from gw_jax.nn import BatchNorm, BatchWhitening, GroupNorm, GroupWhitening, InstanceNorm, LayerNorm, make_norm, swap_norms
@@ -22,6 +22,7 @@ __all__ = [
     "InstanceNorm",
     "LayerNorm",
     "__version__",
+    "analysis",
     "convert",
     "create_model",
     "group_whiten",

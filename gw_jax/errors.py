@@ -5,6 +5,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import NoReturn
 
 # Longest text of a user's or a file's value in a message; a longer one is cut in the middle.
 SHOWN_LENGTH = 120
@@ -85,9 +86,9 @@ def _choose(value: object, known: Iterable[str], choices: str | None) -> str:
     return f"choose {choices or 'one of ' + ', '.join(names)}.{hint}"
 
 
-def raise_missing_package(error: ImportError, purpose: str) -> None:
-    """Raises a :class:`ConfigError` that names the extra to install for ``purpose``."""
+def raise_missing_package(error: ImportError, purpose: str, extra: str = "examples") -> NoReturn:
+    """Raises a :class:`ConfigError` that names the ``extra`` to install for ``purpose``."""
     raise ConfigError(
         f"{purpose} needs the package {error.name!r}, which is not installed. "
-        "Install the extra: pip install 'gw_jax[examples]' (or, in a checkout, pip install -e '.[examples]')."
+        f"Install the extra: pip install 'gw_jax[{extra}]' (or, in a checkout, pip install -e '.[{extra}]')."
     ) from error

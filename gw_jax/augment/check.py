@@ -14,6 +14,13 @@ def check_augment(image_shape: tuple[int, int, int], *, shift: int = 0, randaugm
 
     Raises:
         ConfigError: RandAugment of images that are neither grey nor RGB, or too large; a shift past the image's edge.
+
+    Example:
+        >>> from gw_jax.augment import check_augment
+        >>> check_augment((28, 28, 1), shift=2, randaugment_layers=2)
+        >>> check_augment((28, 28, 1), shift=28)
+        Traceback (most recent call last):
+        gw_jax.errors.ConfigError: config.data.shift=28 moves images of 28 x 28 pixels out of sight; choose at most 27.
     """
     height, width, channels = image_shape
     if shift >= min(height, width):

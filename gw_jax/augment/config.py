@@ -15,6 +15,11 @@ class AugmentConfig:
         random_erasing: probability that a rectangle of an image is erased.
         randaugment_layers: random operations of RandAugment on each image; 2 is usual.
         randaugment_magnitude: their strength, 0 to 30; 9 is usual.
+
+    Example:
+        >>> from gw_jax.classification import AugmentConfig
+        >>> AugmentConfig(mixup=0.2, cutmix=1.0).random_erasing
+        0.0
     """
 
     mixup: float = number(0.0, 0)

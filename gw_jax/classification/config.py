@@ -22,6 +22,13 @@ class ClassificationConfig(TrainConfig):
         data: data sets, batch sizes, decoding and cropping.
         augment: augmentation on the devices.
         model: the network.
+
+    Example:
+        >>> from gw_jax.classification import ClassificationConfig, DataConfig, ModelConfig
+        >>> model = ModelConfig(name="mlp", norm="bn")
+        >>> config = ClassificationConfig(num_epochs=2, data=DataConfig(batch_size=400), model=model)
+        >>> config.check()
+        >>> config.optimizer.learning_rate = 0.05
     """
 
     MAY_CHANGE: ClassVar[tuple[str, ...]] = (

@@ -40,6 +40,15 @@ class ClassificationTask:
     Attributes:
         model_arguments: arguments of :func:`gw_jax.create_model` for the network in training.
         plain_model_arguments: the same with one running statistic per layer, for evaluation and export elsewhere.
+
+    Example:
+        >>> from flax import nnx
+        >>> from gw_jax.classification import ClassificationConfig, ModelConfig
+        >>> task = ClassificationConfig(model=ModelConfig(name="mlp", norm="bn")).make_task()  # opens the 5,000 digits
+        >>> task.description, task.steps_per_epoch
+        ('mlp, bn, on mnist5k', 62)
+        >>> type(task.make_model(nnx.Rngs(0))).__name__
+        'MLP'
     """
 
     best_metric = "eval/top1"

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from gw_jax.models.blocks import BasicBlock, Bottleneck
 from gw_jax.models.mnist import MLP, AutoEncoder, LeNet
-from gw_jax.models.resnet import BasicBlock, Bottleneck, ResNet
+from gw_jax.models.resnet import ResNet
 from gw_jax.nn import BatchNorm, BatchWhitening, GroupNorm, GroupWhitening, Identity, InstanceNorm, LayerNorm
 from gw_jax.tree import variables
 
@@ -107,6 +108,13 @@ def to_torch_state(module: nnx.Module) -> "OrderedDict[str, np.ndarray]":
 
     Raises:
         ValueError: the reference has no such module.
+
+    Example:
+        >>> import gw_jax
+        >>> from flax import nnx
+        >>> state = gw_jax.convert.to_torch_state(gw_jax.make_norm("gw", 8, num_groups=4, rngs=nnx.Rngs(0)))
+        >>> {name: array.shape for name, array in state.items()}
+        {'weight': (1, 8, 1, 1), 'bias': (1, 8, 1, 1)}
     """
     arrays = variables(module)
     # One variable at a time is copied from its device: batch-whitening layers have several entries per variable.

@@ -21,7 +21,8 @@ from gw_jax.convert.report import Report
 from gw_jax.convert.torch_file import TorchFile, read_torch_file
 from gw_jax.convert.training_state import read_training_state
 from gw_jax.errors import CheckpointError, ConfigError, shown
-from gw_jax.models.pretrained import TrainingState, abstract_model, fill_model
+from gw_jax.models.pretrained import TrainingState, fill_model
+from gw_jax.models.remembered import abstract_model
 from gw_jax.models.resnet import ARCHITECTURES
 from gw_jax.nn import make_norm
 from gw_jax.nn.reference_norms import REFERENCE_NORMS, translate_norm_cfg
@@ -100,6 +101,15 @@ def load_torch(
     Raises:
         CheckpointError: the file cannot be read, or does not fit: every entry must be used and every array filled.
         ConfigError: an argument is not known, or PyTorch is not installed.
+
+    Example:
+        >>> import gw_jax  # needs PyTorch
+        >>> from flax import nnx
+        >>> model = gw_jax.create_model("mlp", num_classes=10, in_channels=1, image_size=28, norm="bn", rngs=nnx.Rngs(0))
+        >>> gw_jax.convert.write_torch_file("mlp.pth", gw_jax.convert.to_torch_state(model))
+        >>> again, report = gw_jax.convert.load_torch("mlp.pth")
+        >>> report.architecture, again.head.kernel.shape
+        ('mlp', (100, 10))
     """
     options = LoadOptions(
         arch=arch,
@@ -209,6 +219,14 @@ def norm_from_torch(
     Raises:
         ValueError: an unknown norm or option.
         CheckpointError: an entry is missing, left over, misshapen or not finite.
+
+    Example:
+        >>> import numpy as np
+        >>> import gw_jax
+        >>> state = {"weight": np.ones((1, 8, 1, 1), np.float32), "bias": np.zeros((1, 8, 1, 1), np.float32)}
+        >>> norm = gw_jax.convert.norm_from_torch("IGWItN", 8, {"T": 5, "num_groups": 4}, state)
+        >>> norm.num_groups, norm.scale.shape
+        (4, (8,))
     """
     name, translated = translate_norm_cfg(norm, dict(norm_cfg or {}))
     floating = [value.dtype for value in state.values() if jnp.issubdtype(value.dtype, jnp.floating)]

@@ -259,6 +259,11 @@ def write_torch_file(
     Raises:
         CheckpointError: ``path`` exists, or cannot be written.
         ConfigError: PyTorch is not installed, or ``container`` is not known.
+
+    Example:
+        >>> import numpy as np  # needs PyTorch
+        >>> from gw_jax.convert import write_torch_file
+        >>> write_torch_file("state.pth", {"weight": np.ones(3, np.float32)})
     """
     if container not in CONTAINERS:
         raise ConfigError(unknown_name("container", container, CONTAINERS))

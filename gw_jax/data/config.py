@@ -31,6 +31,13 @@ class DataConfig:
         num_threads: threads that read and decode, in each worker if there are any.
         num_workers: processes that read and decode; 0 uses threads of the run itself.
         max_broken: examples that may be unreadable (each is named and replaced); one more ends the run.
+
+    Example:
+        >>> from gw_jax.classification import DataConfig
+        >>> data = DataConfig(name="imagenet2012", image_size=224, crop=True, flip=True, num_workers=8)
+        >>> data.check()
+        >>> data.transform().eval_resize
+        256
     """
 
     name: str = "mnist5k"

@@ -2,15 +2,14 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from gw_jax.data.digest import digest
 from gw_jax.data.prepare.build import preparation_lock, prepare
 from gw_jax.data.specs import GREY_MEAN, GREY_STD, IMAGENET_MEAN, IMAGENET_STD, SPECS, DatasetSpec
 from gw_jax.errors import DataError, UserError, one_line, raise_missing_package, shown, unknown_name
@@ -59,7 +58,14 @@ class Records(Sequence[Any]):
 
 
 class Dataset(NamedTuple):
-    """A prepared data set: its description and random access to the records of both splits."""
+    """A prepared data set: its description and random access to the records of both splits.
+
+    Example:
+        >>> from gw_jax.data import open_dataset
+        >>> spec, train, evaluation = open_dataset("mnist5k")
+        >>> len(train), len(evaluation)
+        (4000, 1000)
+    """
 
     spec: DatasetSpec
     train: Sequence[Any]
@@ -88,6 +94,12 @@ def open_dataset(
     Raises:
         DataError: no such set, not prepared, prepared in a format without random access, not of the size it should have,
             or not a set of labelled images.
+
+    Example:
+        >>> from gw_jax.data import open_dataset
+        >>> digits = open_dataset("mnist5k")  # prepared on first use
+        >>> digits.spec.num_classes, digits.train[0]["image"][1:4]
+        (10, b'PNG')
     """
     if not training and evaluation is not None and name in SPECS:
         spec, builder = SPECS[name], None
@@ -198,27 +210,6 @@ def one_line_errors(name: str, data_dir: str | None) -> Iterator[None]:
             f"The data set {name!r} cannot be used in {data_dir or 'the default data directory'} "
             f"({type(error).__name__}: {one_line(str(error))})."
         ) from error
-
-
-def digest(builder: Any) -> str:
-    """A digest of the description of a prepared set, without reading its examples: 16 hexadecimal digits.
-
-    Its name, version, features, and for each split the number of examples and of their bytes.
-    """
-    info = builder.info
-    splits = {name: [split.num_examples, split.num_bytes] for name, split in info.splits.items()}
-    facts = {"name": info.full_name, "splits": splits, "features": _feature_facts(info.features)}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _feature_facts(feature: Any) -> Any:
-    if hasattr(feature, "items"):
-        return {name: _feature_facts(part) for name, part in feature.items()}
-    # Not dtype, which imports TensorFlow.
-    facts = [type(feature).__name__, str(feature.shape), str(feature.np_dtype)]
-    if hasattr(feature, "num_classes"):
-        facts += [str(feature.num_classes), ",".join(getattr(feature, "names", None) or [])]
-    return facts
 
 
 def describe(builder: Any, name: str) -> DatasetSpec:

@@ -92,6 +92,13 @@ class TrainBatches(_Batches, Iterator[Batch]):
     Raises:
         DataError: the split has less than a batch; and from ``next``, in a single process, whatever ends the reading (see
             :attr:`failure`): too many broken examples, an example without a valid label, workers that die.
+
+    Example:
+        >>> from gw_jax.data import TrainBatches, open_dataset
+        >>> batches = TrainBatches(open_dataset("mnist5k").train, batch_size=64, num_epochs=1, seed=0, channels=1)
+        >>> next(batches)["image"].shape, len(batches.get_state()) > 0
+        ((64, 28, 28, 1), True)
+        >>> batches.close()
     """
 
     def __init__(
@@ -177,6 +184,13 @@ class EvalBatches(_Batches):
     two passes. Examples with several right answers have these in ``labels``, bool ``[b, num_classes]``. An example does not
     count if it has no label (-1 or no right answer) or cannot be read. Arguments and errors are those of
     :class:`TrainBatches`.
+
+    Example:
+        >>> from gw_jax.data import EvalBatches, open_dataset
+        >>> batches = EvalBatches(open_dataset("mnist5k").evaluation, batch_size=300, channels=1)
+        >>> [int(batch["mask"].sum()) for batch in batches]
+        [300, 300, 300, 100]
+        >>> batches.close()
     """
 
     def __init__(

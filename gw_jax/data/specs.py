@@ -21,6 +21,11 @@ class DatasetSpec:
         num_eval: examples of ``eval_split``.
         mean: mean of each channel in [0, 1], subtracted from the image.
         std: standard deviation of each channel, by which it is divided then.
+
+    Example:
+        >>> from gw_jax.data.specs import SPECS
+        >>> SPECS["cifar10"].image_shape, SPECS["cifar10"].num_train
+        ((32, 32, 3), 50000)
     """
 
     name: str

@@ -27,6 +27,15 @@ class GroupWhitening(linen.Module):
         implementation: how it is computed, see :func:`gw_jax.group_whiten`.
 
     Source: Huang et al., Group Whitening, CVPR 2021 (arXiv 2009.13333).
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from gw_jax.linen import GroupWhitening
+        >>> norm = GroupWhitening(num_groups=16)
+        >>> variables = norm.init(jax.random.key(0), jnp.ones((1, 4, 4, 64)))
+        >>> norm.apply(variables, jnp.ones((8, 4, 4, 64))).shape
+        (8, 4, 4, 64)
     """
 
     num_groups: int = 32

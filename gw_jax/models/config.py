@@ -5,13 +5,12 @@ from typing import Any, get_args
 
 from gw_jax.config_checks import choice, number
 from gw_jax.models.create_model import MNIST_NETWORKS
-from gw_jax.models.resnet import ARCHITECTURES, PLACEMENTS
+from gw_jax.models.resnet import ARCHITECTURES, Placement, Stem
 from gw_jax.nn import NORM_NAMES, norm_options
 from gw_jax.ops.options import Implementation
 
 # Networks that a classifier's loss can train: an auto-encoder has no logits.
 CLASSIFIERS = (*ARCHITECTURES, *(name for name in MNIST_NETWORKS if name != "autoencoder"))
-STEMS = ("imagenet", "small")
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -29,6 +28,11 @@ class NormConfig:
         use_scale: whether a learned per-channel scale follows.
         use_bias: whether a learned per-channel bias follows.
         implementation: how gw is computed; see :func:`gw_jax.group_whiten`. It changes speed only, and is not exported.
+
+    Example:
+        >>> from gw_jax.classification import NormConfig
+        >>> NormConfig(num_groups=64, num_iterations=5).momentum is None
+        True
     """
 
     num_groups: int | None = number(None, 1)
@@ -60,14 +64,19 @@ class ModelConfig:
         dropout: probability of dropping a value before the last layer.
         replace_stride_with_dilation: whether the stages 2, 3 and 4 dilate instead of halving the resolution.
         zero_init_residual: whether the last norm of each block starts with a scale of zero.
+
+    Example:
+        >>> from gw_jax.classification import ModelConfig, NormConfig
+        >>> ModelConfig(name="resnet18", norm_options=NormConfig(num_groups=8), stem="small", width=8).whiten
+        'S1-B2'
     """
 
     name: str = choice("resnet50", CLASSIFIERS)
     norm: str = choice("gw", NORM_NAMES)
     norm_options: NormConfig = dataclasses.field(default_factory=NormConfig)
-    whiten: str = choice("S1-B2", PLACEMENTS)
+    whiten: str = choice("S1-B2", get_args(Placement))
     batch_norm_group_size: int | None = number(None, 1)
-    stem: str = choice("imagenet", STEMS)
+    stem: str = choice("imagenet", get_args(Stem))
     width: int | None = number(None, 1)
     depth: int | None = number(None, 1)
     last_norm: bool = False

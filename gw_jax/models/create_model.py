@@ -1,17 +1,29 @@
 """Networks by name."""
 
 import inspect
-from typing import Any, get_args
+from typing import Any, Unpack, get_args, overload
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
 from gw_jax.errors import unknown_name
+from gw_jax.models.arguments import (
+    AnyArguments,
+    AutoEncoderName,
+    ImageSizeArguments,
+    LeNetName,
+    MLPArguments,
+    MLPName,
+    Network,
+    OutputStride,
+    ResNetArguments,
+)
 from gw_jax.models.creation import remember_arguments
 from gw_jax.models.mnist import MLP, AutoEncoder, LeNet
 from gw_jax.models.reference_names import REFERENCE_MNIST, REFERENCE_RESNETS
-from gw_jax.models.resnet import ARCHITECTURES, PLACEMENTS, Architecture, ResNet, Stem
+from gw_jax.models.resnet import ARCHITECTURES, Architecture, Placement, ResNet, ResNetName, Stem, dilation_for
+from gw_jax.nn import AnyNormName
 from gw_jax.ops.checks import require_integer
 
 _TYPES = ("dtype", "param_dtype", "rngs")
@@ -34,7 +46,7 @@ def list_models() -> list[str]:
     return [*ARCHITECTURES, *MNIST_NETWORKS, *ALIASES, *REFERENCE_MNIST]
 
 
-def resolve_name(name: str, whiten: str | None) -> tuple[str, str | None]:
+def resolve_name(name: str, whiten: Placement | None) -> tuple[str, Placement | None]:
     """This project's name of the network called ``name``, and the placement: ``whiten``, else the one in the name.
 
     Raises:
@@ -52,20 +64,31 @@ def resolve_name(name: str, whiten: str | None) -> tuple[str, str | None]:
     return name, whiten
 
 
+@overload
+def create_model(name: ResNetName | Architecture, **arguments: Unpack[ResNetArguments]) -> ResNet: ...
+@overload
+def create_model(name: MLPName, **arguments: Unpack[MLPArguments]) -> MLP: ...
+@overload
+def create_model(name: LeNetName, **arguments: Unpack[ImageSizeArguments]) -> LeNet: ...
+@overload
+def create_model(name: AutoEncoderName, **arguments: Unpack[ImageSizeArguments]) -> AutoEncoder: ...
+@overload
+def create_model(name: str, **arguments: Unpack[AnyArguments]) -> Network: ...
 @remember_arguments
 def create_model(
     name: str | Architecture,
     *,
     num_classes: int = 1000,
-    norm: str = "gw",
+    norm: AnyNormName = "gw",
     norm_options: dict[str, Any] | None = None,
-    whiten: str | None = None,
+    whiten: Placement | None = None,
     batch_norm_options: dict[str, Any] | None = None,
     stem: Stem = "imagenet",
     width: int | None = None,
     depth: int | None = None,
     in_channels: int | None = None,
     image_size: int = 28,
+    output_stride: OutputStride | None = None,
     replace_stride_with_dilation: tuple[bool, bool, bool] = (False, False, False),
     zero_init_residual: bool = False,
     last_norm: bool = False,
@@ -74,7 +97,7 @@ def create_model(
     dtype: DTypeLike | None = None,
     param_dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
-) -> Any:
+) -> Network:
     """Makes the network called ``name``: ``model(images_nhwc) -> logits``; ``model.train()`` and ``model.eval()`` switch.
 
     Args:
@@ -98,6 +121,8 @@ def create_model(
         depth: hidden layers of an MLP, 4 in the reference.
         in_channels: channels of the images; 3, or 1 for the networks of the MNIST experiments.
         image_size: edge of the images in pixels, for the networks of the MNIST experiments. Residual networks accept any.
+        output_stride: the stride of the last stage to the images, by dilation: 32, 16, 8 or 4, and with the small stem 8,
+            4, 2 or 1; for networks of bottlenecks. None for what ``replace_stride_with_dilation`` gives.
         replace_stride_with_dilation: for each of the stages 2, 3 and 4 of bottlenecks, whether it keeps the resolution and
             dilates its convolutions instead.
         zero_init_residual: whether the last norm of every block starts with a scale of zero, the block as its shortcut.
@@ -115,6 +140,14 @@ def create_model(
         ValueError: an unknown name, norm, placement or stem, an argument that this network does not have, or options that
             do not fit; the message lists the known ones.
 
+    Example:
+        >>> import gw_jax
+        >>> from flax import nnx
+        >>> model = gw_jax.create_model("resnet18", num_classes=10, norm_options={"num_groups": 8}, stem="small", width=16,
+        ...                             rngs=nnx.Rngs(0))
+        >>> model.head.out_features, type(model.stem_norm).__name__
+        (10, 'GroupWhitening')
+
     Source: He et al. (CVPR 2016), Xie et al. (CVPR 2017), Zagoruyko and Komodakis (BMVC 2016); placements and
     initialisation: Group Whitening (CVPR 2021), section 5.1, and the reference's ``ImageNet/models`` and ``Mnist``.
     """
@@ -123,7 +156,7 @@ def create_model(
         name, whiten = resolve_name(name, whiten)
     _refuse_other_networks_arguments(name, given)
     whiten = "S1-B2" if whiten is None else whiten
-    for what, value, known in (("whiten", whiten, PLACEMENTS), ("stem", stem, get_args(Stem))):
+    for what, value, known in (("whiten", whiten, get_args(Placement)), ("stem", stem, get_args(Stem))):
         if value not in known:
             raise ValueError(unknown_name(what, value, known))
     for what, number in (
@@ -141,6 +174,14 @@ def create_model(
         raise ValueError(
             f"replace_stride_with_dilation={replace_stride_with_dilation}; give three booleans, for stages 2, 3 and 4."
         )
+    if output_stride is not None:
+        dilated = dilation_for(stem, output_stride)
+        if any(replace_stride_with_dilation) and tuple(replace_stride_with_dilation) != dilated:
+            raise ValueError(
+                f"output_stride={output_stride} means replace_stride_with_dilation={dilated}, but "
+                f"{tuple(replace_stride_with_dilation)} was given; leave out one of them."
+            )
+        replace_stride_with_dilation = dilated
     return ResNet(
         name if isinstance(name, Architecture) else ARCHITECTURES[name],
         num_classes=num_classes,

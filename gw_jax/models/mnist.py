@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gw_jax.models.linear import conv, linear
-from gw_jax.nn import make_norm, norm_options
+from gw_jax.nn import AnyNormName, make_norm, norm_options
 from gw_jax.nn.reference_norms import REFERENCE_NORMS
 from gw_jax.ops.checks import accumulation_dtype
 from gw_jax.versions import module_list
@@ -28,6 +28,14 @@ class MLP(nnx.Module):
     the norm's scale and bias, which are left out unless ``norm_options`` set them.
 
     Source: the reference's ``MLP`` and ``MLP_NormAFLinear``.
+
+    Example:
+        >>> import gw_jax
+        >>> from flax import nnx
+        >>> sizes = {"num_classes": 10, "in_channels": 1, "image_size": 28, "depth": 2}
+        >>> model = gw_jax.create_model("mlp", **sizes, norm="bn", rngs=nnx.Rngs(0))
+        >>> len(model.norms)
+        2
     """
 
     def __init__(
@@ -37,7 +45,7 @@ class MLP(nnx.Module):
         depth: int,
         width: int,
         num_classes: int,
-        norm: str,
+        norm: AnyNormName,
         norm_options: dict[str, Any],
         linear_after_norm: bool,
         dtype: DTypeLike | None,
@@ -71,7 +79,16 @@ class MLP(nnx.Module):
 class LeNet(nnx.Module):
     """Two 5x5 convolutions with max-pooling and three linear layers, with ReLU and without norms.
 
+    Raises:
+        ValueError: images of less than 12 pixels.
+
     Source: LeCun et al. (1998), in the reference's variant ``LeNet``.
+
+    Example:
+        >>> import gw_jax
+        >>> from flax import nnx
+        >>> gw_jax.create_model("lenet", num_classes=10, in_channels=1, image_size=28, rngs=nnx.Rngs(0)).conv1.kernel.shape
+        (5, 5, 1, 6)
     """
 
     def __init__(
@@ -109,6 +126,14 @@ class AutoEncoder(nnx.Module):
 
     The loss it is meant for is the mean squared error to its own input, in [-1, 1]. The reference's ``AE`` names modules
     that do not exist and never ran; this is what it describes.
+
+    Example:
+        >>> import gw_jax
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> model = gw_jax.create_model("autoencoder", in_channels=1, image_size=28, rngs=nnx.Rngs(0))
+        >>> model(jnp.zeros((2, 28, 28, 1))).shape
+        (2, 28, 28, 1)
     """
 
     def __init__(self, in_features: int, *, dtype: DTypeLike | None, param_dtype: DTypeLike, rngs: nnx.Rngs):

@@ -15,9 +15,9 @@ from jax.typing import DTypeLike
 from gw_jax._version import __version__
 from gw_jax.errors import CheckpointError, ConfigError, one_line, shown
 from gw_jax.files import new_directory, require_new, write_error
-from gw_jax.models.create_model import create_model
-from gw_jax.models.creation import RECORD, CreationRecord
-from gw_jax.nn.initializers import AbstractRngs
+from gw_jax.models.arguments import Network
+from gw_jax.models.hub import download, is_hub_address
+from gw_jax.models.remembered import abstract_model, remembered_config, require_config_of, shapes_of
 from gw_jax.tree import map_by_path, variables
 
 FORMAT = 1
@@ -39,11 +39,6 @@ class TrainingState:
     epochs: int
     momentum: dict[str, np.ndarray]
     facts: dict[str, Any]
-
-
-def abstract_model(model_config: Mapping[str, Any], dtype: DTypeLike | None, param_dtype: DTypeLike) -> nnx.Module:
-    """The network of ``model_config`` (arguments of :func:`gw_jax.create_model`) with shapes in place of arrays."""
-    return create_model(**model_config, dtype=dtype, param_dtype=param_dtype, rngs=AbstractRngs())
 
 
 def fill_model(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> Any:
@@ -79,48 +74,25 @@ def save_pretrained(
 
     Raises:
         CheckpointError: ``directory`` exists, or cannot be written.
-        ConfigError: the model does not remember how it was made, or was changed since; a value is no JSON value.
+        ConfigError: the model does not remember how it was made, or was changed since, such as by
+            :func:`gw_jax.swap_norms`; ``model_config`` makes another network; a value is no JSON value.
+
+    Example:
+        >>> import gw_jax, os, tempfile
+        >>> from flax import nnx
+        >>> model = gw_jax.create_model("mlp", num_classes=3, norm="gn", norm_options={"num_groups": 4}, rngs=nnx.Rngs(0))
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     gw_jax.save_pretrained(f"{directory}/model", model)
+        ...     print(sorted(os.listdir(f"{directory}/model")), type(gw_jax.load_pretrained(f"{directory}/model")).__name__)
+        ['config.json', 'model.safetensors'] MLP
     """
     arrays = {path: np.asarray(leaf) for path, leaf in variables(model).items()}
-    config = remembered_config(model) if model_config is None else model_config
+    if model_config is None:
+        config: Mapping[str, Any] = remembered_config(model)
+    else:
+        config = model_config
+        require_config_of(model, config)
     write_directory(directory, arrays, config, source=source, training=training)
-
-
-def remembered_config(model: nnx.Module) -> dict[str, Any]:
-    """The arguments of :func:`gw_jax.create_model` that made ``model``.
-
-    Raises:
-        ConfigError: it does not remember them, or it is no longer the network that they make.
-    """
-    record = getattr(model, RECORD, None)
-    if not isinstance(record, CreationRecord):
-        raise ConfigError(
-            f"This {type(model).__name__} does not remember how it was made, as networks of gw_jax.create_model and "
-            "gw_jax.load_pretrained do. Pass the arguments of create_model as model_config."
-        )
-    if not isinstance(record.arguments["name"], str):
-        raise ConfigError(
-            f"The network was made from an {type(record.arguments['name']).__name__} and not by name; load_pretrained "
-            "makes networks by name only. See gw_jax.list_models()."
-        )
-    expected = abstract_model(record.arguments, record.dtype, record.param_dtype or jnp.float32)
-    if _graph(model) != _graph(expected) or _shapes(variables(model)) != _shapes(variables(expected)):
-        raise ConfigError(
-            f"The network was changed after create_model({shown(record.arguments, 300)}), so they do not make it again. "
-            "If a whole new network with its arrays is meant, pass its arguments as model_config."
-        )
-    return record.arguments
-
-
-def _graph(model: nnx.Module) -> nnx.GraphDef:
-    """The static part of ``model`` in evaluation mode."""
-    copy = nnx.merge(*nnx.split(model))
-    copy.eval()
-    return nnx.split(copy)[0]
-
-
-def _shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {path: tuple(leaf.shape) for path, leaf in leaves.items()}
 
 
 def write_directory(
@@ -253,7 +225,7 @@ def read_arrays(directory: str | pathlib.Path, name: str, shapes: Mapping[str, A
     path = pathlib.Path(directory).expanduser() / name
     file = _open_arrays(path)
     found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    expected = _shapes(shapes)
+    expected = shapes_of(shapes)
     wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
     if wrong:
         named = ", ".join(one_line(key, 120) for key in wrong[:5])
@@ -279,17 +251,21 @@ def read_arrays(directory: str | pathlib.Path, name: str, shapes: Mapping[str, A
 
 def load_pretrained(
     directory: str | pathlib.Path, *, dtype: DTypeLike | None = None, param_dtype: DTypeLike = jnp.float32
-) -> Any:
+) -> Network:
     """The model that :func:`save_pretrained` or ``python -m gw_jax.convert`` wrote, in evaluation mode.
 
     Args:
-        directory: the model's directory.
+        directory: the model's directory, or ``"hf://OWNER/NAME[@REVISION][/SUBFOLDER]"`` on the Hugging Face Hub (extra
+            ``hub``); downloaded files stay in the hub's cache, which ``HF_HUB_OFFLINE=1`` uses alone.
         dtype: type of the activations, such as ``jnp.bfloat16``.
         param_dtype: type of the parameters.
 
     Raises:
-        CheckpointError: the directory or a file of it is missing, damaged or inconsistent.
+        CheckpointError: the directory or a file of it is missing, damaged or inconsistent, or cannot be downloaded.
+        ConfigError: the package for the hub is not installed, or the address is malformed.
     """
+    if is_hub_address(directory):
+        directory = download(str(directory))
     config = read_config(directory)
     try:
         model = abstract_model(config["model"], dtype, param_dtype)

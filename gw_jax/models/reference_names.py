@@ -1,10 +1,12 @@
 """The architecture names of the reference and their counterparts here."""
 
-_PLACEMENTS = {"001n": "S1-B3", "010n": "S1-B2", "100n": "S1-B1", "110n": "S1-B12"}
+from gw_jax.models.resnet import Placement
+
+_PLACEMENTS: dict[str, Placement] = {"001n": "S1-B3", "010n": "S1-B2", "100n": "S1-B1", "110n": "S1-B12"}
 _RESNEXTS = ("50_32x4d", "101_32x8d")
 
 # name in the reference: (our network, placement of the norm)
-REFERENCE_RESNETS: dict[str, tuple[str, str]] = {
+REFERENCE_RESNETS: dict[str, tuple[str, Placement]] = {
     **{f"resnet{depth}": (f"resnet{depth}", "S1") for depth in (18, 34, 50, 101, 152)},
     **{
         f"resnet_whiten_{code}{depth}": (f"resnet{depth}", placement)

@@ -1,31 +1,41 @@
-"""The ResNet family: ResNet, ResNeXt and wide ResNet, with whitening where the paper puts it.
-
-Layouts are NHWC. Strides sit on the 3x3 convolution of a bottleneck ("v1.5"), padding is explicit everywhere
-('SAME' pads differently for stride 2), and convolutions have no bias.
-"""
+"""The ResNet family: ResNet, ResNeXt and wide ResNet, with whitening where the paper puts it."""
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from gw_jax.errors import shown
+from gw_jax.models.blocks import BasicBlock, BlockSpec, Bottleneck, Layers, zero_scale_of_last_norm
 from gw_jax.models.linear import linear
-from gw_jax.nn import make_norm
-from gw_jax.nn.initializers import cached_when_abstract, normal
+from gw_jax.nn import AnyNormName, make_norm
+from gw_jax.nn.initializers import cached_when_abstract
 from gw_jax.ops.checks import accumulation_dtype
-from gw_jax.versions import module_list, variable_value
+from gw_jax.versions import module_list
 
 Stem = Literal["imagenet", "small"]
+STEM_STRIDES: dict[Stem, int] = {"imagenet": 4, "small": 1}
+
+Placement = Literal["none", "S1", "S1-B1", "S1-B2", "S1-B3", "S1-B12", "all"]
+ResNetName = Literal[
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+]
 
 # The norms of a network that are the chosen one; all others are BatchNorm. "1", "2", "3" are the norms of a bottleneck in
 # order. A basic block has two: B1 and B2 are its first, B3 its second, and B12 both, as in the reference.
-PLACEMENTS: dict[str, tuple[str, ...]] = {
+PLACEMENTS: dict[Placement, tuple[str, ...]] = {
     "none": (),
     "S1": ("stem",),
     "S1-B1": ("stem", "1"),
@@ -63,145 +73,38 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Layers:
-    """Makes the convolutions and norms of one network; ``norms`` says which of them are the chosen norm."""
+def dilation_for(stem: Stem, output_stride: int) -> tuple[bool, bool, bool]:
+    """``replace_stride_with_dilation`` of the network whose last stage has the stride ``output_stride``.
 
-    norms: tuple[str, ...]
-    norm: Callable[[int], nnx.Module]
-    batch_norm: Callable[[int], nnx.Module]
-    dtype: DTypeLike | None
-    param_dtype: DTypeLike
-    rngs: nnx.Rngs
-
-    def make_norm(self, place: str, num_features: int) -> nnx.Module:
-        return (self.norm if place in self.norms else self.batch_norm)(num_features)
-
-    def conv(
-        self, in_features: int, out_features: int, size: int, stride: int = 1, groups: int = 1, dilation: int = 1
-    ) -> nnx.Conv:
-        padding = dilation * (size - 1) // 2
-        return nnx.Conv(
-            in_features,
-            out_features,
-            (size, size),
-            strides=(stride, stride),
-            padding=((padding, padding), (padding, padding)),
-            kernel_dilation=(dilation, dilation),
-            feature_group_count=groups,
-            use_bias=False,
-            # He initialisation over the fan-out; the fan-out of a grouped convolution counts all its outputs.
-            kernel_init=normal(math.sqrt(2.0 / (size * size * out_features))),
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            rngs=self.rngs,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockSpec:
-    """The sizes of one block; ``inner`` is the width of a bottleneck's 3x3 convolution."""
-
-    in_features: int
-    features: int
-    inner: int
-    stride: int
-    groups: int
-    dilation: int
-
-
-class BasicBlock(nnx.Module):
-    """Two 3x3 convolutions and a shortcut: the block of ResNet-18 and -34."""
-
-    def __init__(self, layers: _Layers, spec: BlockSpec):
-        if spec.dilation != 1:
-            raise ValueError("replace_stride_with_dilation needs bottleneck blocks: ResNet-50 or deeper.")
-        first = "1" if "1" in layers.norms else "2"
-        second = "2" if {"1", "2"} <= set(layers.norms) else "3"
-        self.conv1 = layers.conv(spec.in_features, spec.features, 3, spec.stride)
-        self.norm1 = layers.make_norm(first, spec.features)
-        self.conv2 = layers.conv(spec.features, spec.features, 3)
-        self.norm2 = layers.make_norm(second, spec.features)
-        self.shortcut = _shortcut(layers, spec)
-
-    @property
-    def last_norm(self) -> nnx.Module:
-        """The norm before the shortcut is added."""
-        return self.norm2
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps ``[n, h, w, in_features]`` to ``[n, h / stride, w / stride, features]``."""
-        y = self.norm1(self.conv1(x), relu=True)
-        y = self.norm2(self.conv2(y))
-        return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x)))
-
-
-class Bottleneck(nnx.Module):
-    """1x1, 3x3 (perhaps in groups, with the stride) and 1x1 convolutions, and a shortcut."""
-
-    def __init__(self, layers: _Layers, spec: BlockSpec):
-        self.conv1 = layers.conv(spec.in_features, spec.inner, 1)
-        self.norm1 = layers.make_norm("1", spec.inner)
-        self.conv2 = layers.conv(spec.inner, spec.inner, 3, spec.stride, spec.groups, spec.dilation)
-        self.norm2 = layers.make_norm("2", spec.inner)
-        self.conv3 = layers.conv(spec.inner, spec.features, 1)
-        self.norm3 = layers.make_norm("3", spec.features)
-        self.shortcut = _shortcut(layers, spec)
-
-    @property
-    def last_norm(self) -> nnx.Module:
-        """The norm before the shortcut is added."""
-        return self.norm3
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps ``[n, h, w, in_features]`` to ``[n, h / stride, w / stride, features]``."""
-        y = self.norm1(self.conv1(x), relu=True)
-        y = self.norm2(self.conv2(y), relu=True)
-        y = self.norm3(self.conv3(y))
-        return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x)))
-
-
-class Shortcut(nnx.Module):
-    """A 1x1 convolution and a norm, where a block changes the number of channels or the resolution."""
-
-    def __init__(self, layers: _Layers, spec: BlockSpec):
-        self.conv = layers.conv(spec.in_features, spec.features, 1, spec.stride)
-        self.norm = layers.make_norm("shortcut", spec.features)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps ``[n, h, w, in_features]`` to ``[n, h / stride, w / stride, features]``."""
-        return self.norm(self.conv(x))
-
-
-def _shortcut(layers: _Layers, spec: BlockSpec) -> Shortcut | None:
-    if spec.stride == 1 and spec.in_features == spec.features:
-        return None
-    return Shortcut(layers, spec)
-
-
-def _zero_init(block: BasicBlock | Bottleneck) -> None:
-    scale = getattr(block.last_norm, "scale", None)
-    if scale is None:
+    Raises:
+        ValueError: no network with that stem has it.
+    """
+    allowed = [8 * STEM_STRIDES[stem] >> dilated for dilated in range(4)]
+    if isinstance(output_stride, bool) or output_stride not in allowed:
         raise ValueError(
-            "zero_init_residual sets the scale of each block's last norm to zero, but that norm has none "
-            "(norm 'none' or 'in', or use_scale=False)."
+            f"output_stride={shown(output_stride)}; with stem={stem!r} it is {allowed[0]}, or with dilation one of "
+            f"{', '.join(str(stride) for stride in allowed[1:])}."
         )
-    if isinstance(variable_value(scale), jax.Array):  # Abstract arrays have no value.
-        scale[...] = jnp.zeros_like(scale[...])
+    dilated = allowed.index(output_stride)
+    return dilated > 2, dilated > 1, dilated > 0
 
 
 class ResNet(nnx.Module):
-    """A residual network of four stages; :func:`gw_jax.create_model` makes it by name and states the arguments."""
+    """A residual network of four stages; :func:`gw_jax.create_model` makes it by name and states the arguments.
+
+    Attributes:
+        strides: of the outputs of the four stages to the images.
+    """
 
     def __init__(
         self,
         architecture: Architecture,
         *,
         num_classes: int,
-        norm: str,
+        norm: AnyNormName,
         norm_options: dict[str, Any],
         batch_norm_options: dict[str, Any],
-        whiten: str,
+        whiten: Placement,
         stem: Stem,
         width: int,
         in_channels: int,
@@ -215,7 +118,7 @@ class ResNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        layers = _Layers(
+        layers = Layers(
             norms=PLACEMENTS[whiten],
             norm=lambda features: make_norm(norm, features, **{**common, **norm_options}),
             batch_norm=lambda features: make_norm("bn", features, **{**common, **batch_norm_options}),
@@ -231,7 +134,8 @@ class ResNet(nnx.Module):
         block = Bottleneck if architecture.bottleneck else BasicBlock
         make_block = cached_when_abstract(rngs, functools.partial(block, layers))
         in_features, dilation = width, 1
-        stages = []
+        stages, strides = [], []
+        scale = STEM_STRIDES[stem]
         for stage, size in enumerate(architecture.stage_sizes):
             planes = width * 2**stage
             features = planes * (4 if architecture.bottleneck else 1)
@@ -245,6 +149,8 @@ class ResNet(nnx.Module):
             if stage > 0 and replace_stride_with_dilation[stage - 1]:
                 # The first block of the stage still sees its input at the old dilation.
                 stride, dilation = 1, dilation * 2
+            scale *= stride
+            strides.append(scale)
             blocks: list[BasicBlock | Bottleneck] = []
             for index in range(size):
                 spec = BlockSpec(
@@ -258,9 +164,10 @@ class ResNet(nnx.Module):
                 blocks.append(make_block(spec))
                 in_features = features
                 if zero_init_residual:
-                    _zero_init(blocks[-1])
+                    zero_scale_of_last_norm(blocks[-1])
             stages.append(module_list(blocks))
         self.stage1, self.stage2, self.stage3, self.stage4 = stages
+        self.strides = tuple(strides)
         # Like the last layer, in the parameters' precision, at least float32.
         head_dtype = accumulation_dtype(param_dtype)
         options = {**norm_options, "dtype": head_dtype, "param_dtype": param_dtype}
@@ -286,13 +193,32 @@ class ResNet(nnx.Module):
 
     def features(self, images: jax.Array) -> jax.Array:
         """Maps normalised images ``[n, h, w, in_channels]`` to the input of the last layer, ``[n, features]``."""
+        x = self.stages(images)[-1]
+        # Pooling and the last layers stay in the parameters' precision: they cost nothing and decide the logits.
+        x = x.astype(self.head.dtype).mean((1, 2))
+        return x if self.last_norm is None or not self.apply_last_norm else self.last_norm(x)
+
+    def stages(self, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Maps normalised images ``[n, h, w, in_channels]`` to the outputs C2 to C5 of the four stages, after their ReLU.
+
+        They are ``[n, h / s, w / s, channels]``, rounded up, at the strides ``s`` of :attr:`strides`: 4, 8, 16 and 32, or
+        1, 2, 4 and 8 with the small stem, less where dilation replaces strides. The channels are the network's ``width``
+        times 1, 2, 4 and 8, with bottlenecks times 4, 8, 16 and 32.
+
+        Example:
+            >>> import gw_jax, jax.numpy as jnp
+            >>> from flax import nnx
+            >>> model = gw_jax.create_model("resnet18", norm="gn", width=32, rngs=nnx.Rngs(0))
+            >>> [features.shape for features in model.stages(jnp.ones((1, 64, 64, 3)))]
+            [(1, 16, 16, 32), (1, 8, 8, 64), (1, 4, 4, 128), (1, 2, 2, 256)]
+        """
         x = images if self.dtype is None else images.astype(self.dtype)
         x = self.stem_norm(self.stem_conv(x), relu=True)
         if self.stem == "imagenet":
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        maps = []
         for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
             for block in stage:
                 x = block(x)
-        # Pooling and the last layers stay in the parameters' precision: they cost nothing and decide the logits.
-        x = x.astype(self.head.dtype).mean((1, 2))
-        return x if self.last_norm is None or not self.apply_last_norm else self.last_norm(x)
+            maps.append(x)
+        return maps[0], maps[1], maps[2], maps[3]

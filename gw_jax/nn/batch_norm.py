@@ -60,6 +60,18 @@ class BatchNorm(nnx.Module):
         dtype: type of the output; None for the input's.
         param_dtype: type of ``scale`` and ``bias``.
         rngs: an argument of every NNX layer; nothing random is drawn.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from gw_jax import BatchNorm
+        >>> norm = BatchNorm(3, rngs=nnx.Rngs(0))
+        >>> x = jnp.arange(12.0).reshape(4, 3)
+        >>> bool(abs(norm(x).mean(0)).max() < 1e-6), norm.mean.shape
+        (True, (3,))
+        >>> norm.eval()
+        >>> norm(x).shape
+        (4, 3)
     """
 
     def __init__(

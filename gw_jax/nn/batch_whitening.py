@@ -86,6 +86,17 @@ class BatchWhitening(nnx.Module):
 
     Raises:
         ValueError: options out of range; the message names what is allowed.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from gw_jax import BatchWhitening
+        >>> norm = BatchWhitening(4, channels_per_group=4, method="zca", epsilon=1e-6, rngs=nnx.Rngs(0))
+        >>> x = jax.random.normal(jax.random.key(0), (64, 5, 5, 4)) @ jnp.tri(4)  # correlated channels
+        >>> y = norm(x).reshape(-1, 4)
+        >>> bool(jnp.allclose(y.T @ y / len(y), jnp.eye(4), atol=1e-3))
+        True
     """
 
     def __init__(

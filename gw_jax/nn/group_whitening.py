@@ -43,6 +43,16 @@ class GroupWhitening(nnx.Module):
 
     Raises:
         ValueError: options that do not fit each other or ``num_features``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from gw_jax import GroupWhitening
+        >>> norm = GroupWhitening(64, num_groups=16, rngs=nnx.Rngs(0))
+        >>> norm(jnp.ones((8, 4, 4, 64)), relu=True).shape
+        (8, 4, 4, 64)
+        >>> sorted(name for (name,), _ in nnx.to_flat_state(nnx.state(norm, nnx.Param)))
+        ['bias', 'scale']
     """
 
     def __init__(

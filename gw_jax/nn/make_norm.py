@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args, overload
 
 import jax
 from flax import nnx
@@ -13,11 +13,20 @@ from gw_jax.nn.batch_norm import BatchNorm
 from gw_jax.nn.batch_whitening import BatchWhitening
 from gw_jax.nn.group_whitening import GroupWhitening
 from gw_jax.nn.per_sample_norms import GroupNorm, InstanceNorm, LayerNorm
-from gw_jax.nn.reference_norms import NORM_CFG_KEYS, REFERENCE_NORMS, translate_norm_cfg
+from gw_jax.nn.reference_norms import NORM_CFG_KEYS, REFERENCE_NORMS, NormName, ReferenceNormName, translate_norm_cfg
+
+AnyNormName = NormName | ReferenceNormName
 
 
 class Identity(nnx.Module):
-    """Returns its input: the norm called "none"."""
+    """Returns its input: the norm called "none".
+
+    Example:
+        >>> from gw_jax.nn import Identity
+        >>> import jax.numpy as jnp
+        >>> Identity()(jnp.array([[-1.0, 1.0]]), relu=True).tolist()
+        [[0.0, 1.0]]
+    """
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """Hook of ``flax.nnx.view``: training equals evaluation, so there is nothing to switch."""
@@ -28,8 +37,10 @@ class Identity(nnx.Module):
         return jax.nn.relu(x) if relu else x
 
 
+Norm = GroupWhitening | BatchWhitening | BatchNorm | GroupNorm | LayerNorm | Identity
+
 # name: (constructor, the arguments that the name decides, other arguments that then mean nothing)
-_NORMS: dict[str, tuple[Callable[..., nnx.Module], dict[str, Any], tuple[str, ...]]] = {
+_NORMS: dict[str, tuple[Callable[..., Norm], dict[str, Any], tuple[str, ...]]] = {
     "gw": (GroupWhitening, {"method": "newton"}, ()),
     "gw_zca": (GroupWhitening, {"method": "zca"}, ("num_iterations",)),
     "bn": (BatchNorm, {}, ()),
@@ -41,7 +52,7 @@ _NORMS: dict[str, tuple[Callable[..., nnx.Module], dict[str, Any], tuple[str, ..
     "dbn": (BatchWhitening, {"method": "zca", "running": "whitening"}, ("num_iterations",)),
     "dbn_sigma": (BatchWhitening, {"method": "zca", "running": "covariance"}, ("num_iterations",)),
 }
-NORM_NAMES = (*_NORMS, "none")
+NORM_NAMES: tuple[NormName, ...] = get_args(NormName)
 
 # Options of ours that may stand beside the reference's, which has none like them.
 _COMMON = ("dtype", "param_dtype", "group_size", "statistics_sets", "axis_name")
@@ -53,6 +64,11 @@ def norm_options(name: str) -> tuple[str, ...]:
 
     Raises:
         ValueError: no norm is called ``name``.
+
+    Example:
+        >>> from gw_jax.nn import norm_options
+        >>> "num_iterations" in norm_options("gw"), "momentum" in norm_options("gw")
+        (True, False)
     """
     if name == "none":
         return ()
@@ -64,7 +80,31 @@ def norm_options(name: str) -> tuple[str, ...]:
     return tuple(a for a in arguments if a not in (*decided, *unused, "self", "num_features", "rngs"))
 
 
-def make_norm(name: str, num_features: int, *, rngs: nnx.Rngs, **options: Any) -> nnx.Module:
+@overload
+def make_norm(
+    name: Literal["gw", "gw_zca", "IGWItN", "IGWSVD"], num_features: int, *, rngs: nnx.Rngs, **options: Any
+) -> GroupWhitening: ...
+@overload
+def make_norm(
+    name: Literal["iternorm", "iternorm_sigma", "dbn", "dbn_sigma", "ItN", "ItNSigma", "DBN", "DBNSigma"],
+    num_features: int,
+    *,
+    rngs: nnx.Rngs,
+    **options: Any,
+) -> BatchWhitening: ...
+@overload
+def make_norm(name: Literal["bn", "BN"], num_features: int, *, rngs: nnx.Rngs, **options: Any) -> BatchNorm: ...
+@overload
+def make_norm(name: Literal["gn", "GN"], num_features: int, *, rngs: nnx.Rngs, **options: Any) -> GroupNorm: ...
+@overload
+def make_norm(name: Literal["ln", "LN"], num_features: int, *, rngs: nnx.Rngs, **options: Any) -> LayerNorm: ...
+@overload
+def make_norm(name: Literal["in", "IN"], num_features: int, *, rngs: nnx.Rngs, **options: Any) -> InstanceNorm: ...
+@overload
+def make_norm(name: Literal["none", "No", "None"], num_features: int, *, rngs: nnx.Rngs, **options: Any) -> Identity: ...
+@overload
+def make_norm(name: AnyNormName, num_features: int, *, rngs: nnx.Rngs, **options: Any) -> Norm: ...
+def make_norm(name: str, num_features: int, *, rngs: nnx.Rngs, **options: Any) -> Norm:
     """Makes the normalisation layer called ``name``.
 
     ==============  ==========  ==================================================================================
@@ -96,6 +136,14 @@ def make_norm(name: str, num_features: int, *, rngs: nnx.Rngs, **options: Any) -
 
     Raises:
         ValueError: an unknown name, or an option that the layer does not have; the message lists the known ones.
+
+    Example:
+        >>> from flax import nnx
+        >>> from gw_jax import make_norm
+        >>> type(make_norm("gw", 64, num_groups=16, rngs=nnx.Rngs(0))).__name__
+        'GroupWhitening'
+        >>> make_norm("IGWItN", 64, T=3, num_groups=16, rngs=nnx.Rngs(0)).num_iterations  # the reference's names
+        3
     """
     if name in REFERENCE_NORMS:
         foreign = [key for key in options if key not in (*NORM_CFG_KEYS, *_COMMON)]

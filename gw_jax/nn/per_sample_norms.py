@@ -35,6 +35,15 @@ class GroupNorm(nnx.Module):
         ValueError: ``num_groups`` does not divide ``num_features``.
 
     Source: Wu and He, Group Normalization (ECCV 2018); ``torch.nn.GroupNorm``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from gw_jax import GroupNorm
+        >>> x = jnp.arange(32.0).reshape(1, 2, 2, 8)
+        >>> y = GroupNorm(8, num_groups=2, rngs=nnx.Rngs(0))(x)
+        >>> round(float(y[..., :4].mean()), 3), round(float(y[..., :4].std()), 3)
+        (0.0, 1.0)
     """
 
     def __init__(
@@ -101,6 +110,14 @@ class InstanceNorm(GroupNorm):
         rngs: an argument of every NNX layer; nothing random is drawn.
 
     Source: Ulyanov et al., Instance Normalization (arXiv 1607.08022); ``torch.nn.InstanceNorm2d``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from gw_jax import InstanceNorm
+        >>> x = jnp.array([1.0, 3.0]).reshape(1, 2, 1)  # one sample, two positions, one channel
+        >>> InstanceNorm(1, rngs=nnx.Rngs(0))(x).round(3).ravel().tolist()
+        [-1.0, 1.0]
     """
 
     def __init__(
@@ -150,6 +167,13 @@ class LayerNorm(nnx.Module):
         ValueError: ``epsilon`` is negative.
 
     Source: Ba et al., Layer Normalization (arXiv 1607.06450); ``torch.nn.LayerNorm``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from gw_jax import LayerNorm
+        >>> LayerNorm(2, rngs=nnx.Rngs(0))(jnp.array([[1.0, 3.0]])).round(3).tolist()
+        [[-1.0, 1.0]]
     """
 
     def __init__(

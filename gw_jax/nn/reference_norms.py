@@ -1,11 +1,14 @@
 """The reference's names of norms (``--norm``) and of their options (``--norm-cfg``), translated."""
 
-from typing import Any
+from typing import Any, Literal
 
 from gw_jax.errors import unknown_name
 
+NormName = Literal["gw", "gw_zca", "bn", "gn", "ln", "in", "iternorm", "iternorm_sigma", "dbn", "dbn_sigma", "none"]
+ReferenceNormName = Literal["IGWItN", "IGWSVD", "BN", "GN", "LN", "IN", "ItN", "ItNSigma", "DBN", "DBNSigma", "No", "None"]
+
 # The reference's name and ours.
-REFERENCE_NORMS: dict[str, str] = {
+REFERENCE_NORMS: dict[str, NormName] = {
     "IGWItN": "gw",
     "IGWSVD": "gw_zca",
     "BN": "bn",
@@ -28,7 +31,7 @@ BATCH_WHITENING = ("ItN", "ItNSigma", "DBN", "DBNSigma")
 NORM_CFG_KEYS = ("T", "num_groups", "num_channels", "eps", "momentum", "affine", "dim", "mode", "track_running_stats")
 
 
-def translate_norm_cfg(norm: str, norm_cfg: dict[str, Any] | None) -> tuple[str, dict[str, Any]]:
+def translate_norm_cfg(norm: str, norm_cfg: dict[str, Any] | None) -> tuple[NormName, dict[str, Any]]:
     """Our name and options for the reference's ``norm`` and ``norm_cfg``.
 
     ======================  =====================================================================================

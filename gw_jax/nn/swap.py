@@ -13,6 +13,7 @@ from gw_jax.nn.group_whitening import GroupWhitening
 from gw_jax.nn.per_sample_norms import GroupNorm, LayerNorm
 from gw_jax.nn.swap_call import accept_calls_of
 from gw_jax.norm_calls import compile_pattern, last_axis_only, listed, require_callable
+from gw_jax.versions import variable_value
 
 _FLAX_NORMS = ("BatchNorm", "LayerNorm", "GroupNorm", "RMSNorm", "InstanceNorm")
 # Flax's, and ours (InstanceNorm is a GroupNorm). Flax got its InstanceNorm after 0.11.
@@ -164,7 +165,7 @@ def _num_features(where: str, norm: nnx.Module) -> int:
 
 
 def _shape(variable: nnx.Variable) -> tuple[int, ...]:
-    return tuple(variable.get_value().shape)
+    return tuple(variable_value(variable).shape)
 
 
 def _fits(old: nnx.Module, new: nnx.Module, name: str) -> bool:

@@ -85,6 +85,16 @@ def group_whiten(
 
     Source: Huang et al., Group Whitening: Balancing Learning Efficiency and Representational Capacity, CVPR 2021,
     section 3.1 (arXiv 2009.13333).
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from gw_jax import group_whiten
+        >>> x = jax.random.normal(jax.random.key(0), (2, 8, 8, 16)) * 3 + 1
+        >>> y = group_whiten(x, 4, num_iterations=10)
+        >>> groups = y[0].reshape(-1, 4, 4).swapaxes(1, 2).reshape(-1, 4)  # observations of the 4 groups
+        >>> bool(jnp.allclose(groups.T @ groups / len(groups), jnp.eye(4), atol=1e-2))
+        True
     """
     x = as_floating(x, "group_whiten")
     if x.ndim < 2:

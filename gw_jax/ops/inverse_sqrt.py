@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gw_jax.ops.lapack import eigh
 from gw_jax.ops.linear_map import linear_map
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -69,6 +70,12 @@ def inverse_sqrt_newton(covariance: jax.Array, num_iterations: int = 5, epsilon:
 
     Source: Iterative Normalization (CVPR 2019), section 3.2; Group Whitening (CVPR 2021), section 3.1; the coupled
     form: Higham, Functions of Matrices (2008), section 6.3.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from gw_jax.ops import inverse_sqrt_newton
+        >>> inverse_sqrt_newton(jnp.diag(jnp.array([1.0, 4.0])), num_iterations=10).round(3).tolist()
+        [[1.0, 0.0], [0.0, 0.5]]
     """
     size = covariance.shape[-1]
     identity = jnp.eye(size, dtype=covariance.dtype).reshape((1,) * (covariance.ndim - 2) + (size, size))
@@ -236,7 +243,7 @@ def inverse_sqrt_newton_vjp(covariance: jax.Array, num_iterations: int, epsilon:
 
 def _eigen_factors(covariance: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
     """Eigenvectors ``U`` and ``(eigenvalues + epsilon)^(-1/2)`` of ``covariance``."""
-    eigenvectors, eigenvalues = jax.lax.linalg.eigh(covariance, sort_eigenvalues=False)
+    eigenvectors, eigenvalues = eigh(covariance)
     # Rounding can make a zero eigenvalue slightly negative.
     return eigenvectors, jax.lax.rsqrt(jnp.maximum(eigenvalues, 0) + epsilon)
 
@@ -258,6 +265,12 @@ def inverse_sqrt_zca(covariance: jax.Array, epsilon: float = 1e-5) -> jax.Array:
         Matrices of the shape and type of ``covariance``.
 
     Source: Decorrelated Batch Normalization (CVPR 2018), section 3; the reference's ``GroupSVD``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from gw_jax.ops import inverse_sqrt_zca
+        >>> inverse_sqrt_zca(jnp.diag(jnp.array([1.0, 4.0])), 1e-6).round(3).tolist()
+        [[1.0, 0.0], [0.0, 0.5]]
     """
     vectors, roots = _eigen_factors(covariance, epsilon)
     return _matmul(vectors * roots[..., None, :], jnp.matrix_transpose(vectors))

@@ -12,6 +12,12 @@ class Hooks:
 
     ``trainer.step`` is the number of steps done, ``trainer.state`` the state after them, ``trainer.workdir`` the work
     directory. A logger that must write once for all hosts checks ``jax.process_index() == 0``.
+
+    Example:
+        >>> from gw_jax.train import Hooks
+        >>> class Printer(Hooks):
+        ...     def after_log(self, trainer, values):
+        ...         print(trainer.step, values)
     """
 
     def before_training(self, trainer: "Trainer", config: dict[str, Any]) -> None:

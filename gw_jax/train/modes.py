@@ -29,6 +29,11 @@ class RunResult:
     Attributes:
         metrics: the last evaluation, by the names of ``metrics.jsonl``; None if there was none.
         stopped_by: the signal that stopped it before its end, or None.
+
+    Example:
+        >>> from gw_jax.train import RunResult
+        >>> RunResult(metrics={"eval/loss": 0.1}).stopped_by is None
+        True
     """
 
     metrics: dict[str, float] | None

@@ -53,6 +53,15 @@ def run(
 
     Raises:
         UserError: anything that the user can fix; the message says how. Nothing that was saved is lost.
+
+    Example:
+        >>> import gw_jax.train
+        >>> from gw_jax.classification import ClassificationConfig, DataConfig, ModelConfig
+        >>> model = ModelConfig(name="mlp", width=8, norm="bn")
+        >>> config = ClassificationConfig(num_steps=2, data=DataConfig(batch_size=400), model=model)
+        >>> gw_jax.train.run(config, "runs/mine").metrics["eval/count"]
+        Done after step 2: ...
+        1000
     """
     validate(config)
     workdir = check_local_path(workdir, "--workdir")

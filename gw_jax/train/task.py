@@ -126,6 +126,12 @@ class Task(Protocol):
         curves: the plots of ``curves.png``.
         description: one line for plots that names the network and the data.
         eval_name: name of the evaluation data where it is not the data's own split, or None.
+
+    Example:
+        >>> from gw_jax.classification import ClassificationConfig
+        >>> task = ClassificationConfig().make_task()  # a Task
+        >>> task.batch_size, task.steps_per_epoch
+        (64, 62)
     """
 
     best_metric: str

@@ -10,8 +10,9 @@ import gw_jax
 from gw_jax.convert import to_torch_state
 from gw_jax.convert.entries import entries
 from gw_jax.errors import CheckpointError
-from gw_jax.models.pretrained import abstract_model, fill_model
+from gw_jax.models.pretrained import fill_model
 from gw_jax.models.reference_names import REFERENCE_MNIST, REFERENCE_RESNETS
+from gw_jax.models.remembered import abstract_model
 from tests.helpers.reference import NORM_CFG, interpret, small, state_of
 
 # The options of the published models, on narrow networks.

@@ -7,7 +7,7 @@ import pytest
 from gw_jax.convert import load
 from gw_jax.convert.entries import entries
 from gw_jax.errors import CheckpointError
-from gw_jax.models.pretrained import abstract_model
+from gw_jax.models.remembered import abstract_model
 
 NETWORK = {"name": "resnet18", "num_classes": 5, "width": 8, "norm_options": {"num_groups": 4}}
 

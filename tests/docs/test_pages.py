@@ -75,7 +75,7 @@ def runs_commands(page):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", filter(runs_commands, PAGES), ids=identify)
+@pytest.mark.parametrize("page", list(filter(runs_commands, PAGES)), ids=identify)
 def test_whole_pages_run_in_their_order(page, checkout):
     scope = {"__name__": "__main__"}
     PREPARE.get(page.name, lambda directory: None)(checkout)

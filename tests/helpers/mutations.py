@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from gw_jax.convert.entries import entries
-from gw_jax.models.pretrained import abstract_model
+from gw_jax.models.remembered import abstract_model
 from tests.helpers.nesting import deep, doubled
 from tests.helpers.reference import make_state
 

@@ -13,7 +13,7 @@ from gw_jax.convert import load
 from gw_jax.convert.entries import entries
 from gw_jax.convert.state_dict import StateDict
 from gw_jax.convert.torch_file import TorchFile
-from gw_jax.models.pretrained import abstract_model
+from gw_jax.models.remembered import abstract_model
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 NETWORKS = json.loads((GOLDEN / "models" / "state_dicts.json").read_text())
