@@ -1,7 +1,6 @@
 """Spectra of activations before and after the norms of a model."""
 
 import dataclasses
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -12,9 +11,11 @@ from flax import linen, nnx
 from jax.typing import ArrayLike
 
 from gw_jax.analysis.intercept import measure_linen, measure_nnx
-from gw_jax.analysis.layers import LINEN_NORMS, NNX_NORMS, Kinds, Measured, Options, listed, nnx_modules, select
+from gw_jax.analysis.layers import Kinds, Measured, Options, listed, nnx_modules, select
 from gw_jax.analysis.spectrum import Per, Spectrum, bad_samples, check_per, spectrum_of
-from gw_jax.errors import shown
+from gw_jax.linen import swap as linen_swap
+from gw_jax.nn import swap as nnx_swap
+from gw_jax.norm_calls import compile_pattern
 
 Call = Callable[[Any, jax.Array], Any]
 NumGroups = int | Literal["channels"] | None
@@ -113,7 +114,7 @@ def analyze_norms(
             f"analyze_norms got a {type(model).__name__}; it accepts a flax.nnx.Module. For a flax.linen.Module use "
             "analyze_linen_norms(model, variables, images)."
         )
-    options = _options(pattern, per, num_groups, affine, keep_covariance, NNX_NORMS if kinds is None else kinds, call)
+    options = _options(pattern, per, num_groups, affine, keep_covariance, nnx_swap.NORMS if kinds is None else kinds, call)
     images = _check_images(images)
     modules = nnx_modules(model)
     chosen = select(modules, options)
@@ -193,7 +194,9 @@ def analyze_linen_norms(
             f"analyze_linen_norms got a {type(model).__name__}; it accepts a flax.linen.Module. For a flax.nnx.Module use "
             "analyze_norms(model, images)."
         )
-    options = _options(pattern, per, num_groups, affine, keep_covariance, LINEN_NORMS if kinds is None else kinds, call)
+    options = _options(
+        pattern, per, num_groups, affine, keep_covariance, linen_swap.NORMS if kinds is None else kinds, call
+    )
     measured = _traced(measure_linen, model, variables, _check_images(images), options, rngs)
     return _results(measured, options)
 
@@ -208,14 +211,10 @@ def _options(
     call: Call | None,
 ) -> Options:
     check_per(per)
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"pattern={shown(pattern)} is no regular expression: {error}.") from None
     if isinstance(num_groups, str) and num_groups != "channels":
         raise ValueError(f"num_groups={num_groups!r}; give an integer, 'channels' or None.")
     kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-    return Options(compiled, per, num_groups, affine, keep_covariance, kinds, call)
+    return Options(compile_pattern(pattern), per, num_groups, affine, keep_covariance, kinds, call)
 
 
 def _check_images(images: ArrayLike) -> jax.Array:

@@ -13,6 +13,7 @@ from gw_jax.errors import unknown_name
 from gw_jax.ops.checks import accumulation_dtype, require_floating, require_mask_shape
 from gw_jax.ops.options import resolve_num_groups
 from gw_jax.ops.sharding import replicate
+from gw_jax.versions import enable_x64
 
 Per = Literal["sample", "batch"]
 
@@ -191,7 +192,7 @@ def moments(x: jax.Array, per: Per, num_groups: int, mask: jax.Array | None = No
         keep = keep.reshape(samples if per == "sample" else 1, -1, 1)
     # Only these operations are in float64; the model around them is not. They are simple ones: JAX lowers the program with
     # its usual types, in which an index of 64 bits has no place.
-    with jax.enable_x64(True):
+    with enable_x64():
         rows = jax.lax.convert_element_type(x, jnp.float64).reshape(samples, -1, num_groups, per_group)
         rows = rows.swapaxes(2, 3).reshape(samples if per == "sample" else 1, -1, num_groups)
         count = jnp.full(rows.shape[:1], rows.shape[1], rows.dtype)
