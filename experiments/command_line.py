@@ -1,7 +1,6 @@
 """The command line that all experiments share."""
 
 import argparse
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -68,8 +67,3 @@ def parse(
         **facts,
     )
     return Options(args.quick, length, recorder)
-
-
-def use_cpu() -> None:
-    """Selects the CPU, for which the experiments are sized, unless ``JAX_PLATFORMS`` names another platform."""
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
