@@ -4,7 +4,7 @@ Importing this package needs jax and flax only and touches no accelerator. The t
 pipeline (``gw_jax.data``) need the extra ``examples``.
 """
 
-from gw_jax import convert, linen
+from gw_jax import analysis, convert, linen
 from gw_jax._version import __version__
 from gw_jax.models import create_model, list_models, load_pretrained, save_pretrained
 from gw_jax.nn import BatchNorm, BatchWhitening, GroupNorm, GroupWhitening, InstanceNorm, LayerNorm, make_norm
@@ -18,6 +18,7 @@ __all__ = [
     "InstanceNorm",
     "LayerNorm",
     "__version__",
+    "analysis",
     "convert",
     "create_model",
     "group_whiten",

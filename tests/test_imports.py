@@ -17,7 +17,7 @@ FLOORS = [
     ["ops"],
     ["nn", "linen"],
     ["models"],
-    ["data", "augment"],
+    ["data", "augment", "analysis"],
     ["convert"],
     ["train"],
     ["classification"],
