@@ -173,8 +173,8 @@ def make_table(name: str, directory: pathlib.Path = DIRECTORY) -> str:
 
 def fill(text: str, directory: pathlib.Path = DIRECTORY) -> str:
     """``text`` with every marked table replaced by the one of the results."""
-    pattern = re.compile(r"(<!-- table: (\w+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
-    return pattern.sub(lambda match: match[1] + make_table(match[2], directory) + match[3], text)
+    pattern = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    return pattern.sub(lambda match: match[1] + make_table(match[2], directory) + "\n" + match[3], text)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,6 +1,10 @@
 """The digits of the experiments are those of the data set ``mnist5k``, and its parts do not mix."""
 
+import io
+
 import numpy as np
+import pytest
+from PIL import Image
 
 from experiments.digits import load_digits
 
@@ -16,13 +20,15 @@ def test_the_parts_are_disjoint_and_balanced():
     assert (digits.images.min(), digits.images.max()) == (-1, 1)
 
 
+@pytest.mark.slow
 def test_the_split_is_that_of_the_data_set(data_dir):
     from gw_jax.data.datasets import open_dataset
 
-    digits = load_digits()
-    for split, members in (("train", digits.train), ("test", digits.test)):
-        source = open_dataset("mnist5k", data_dir).as_data_source(split=split)
-        theirs = sorted((int(x["label"]), x["image"].tobytes()) for x in source)
+    digits, dataset = load_digits(), open_dataset("mnist5k", data_dir)
+    for source, members in ((dataset.train, digits.train), (dataset.evaluation, digits.test)):
+        theirs = sorted(
+            (int(x["label"]), Image.open(io.BytesIO(x["image"])).tobytes()) for x in (source[i] for i in range(len(source)))
+        )
         pixels = np.round((digits.images[members] + 1) * 127.5).astype(np.uint8)
         ours = sorted((int(y), x.tobytes()) for x, y in zip(pixels, digits.labels[members], strict=True))
         assert theirs == ours

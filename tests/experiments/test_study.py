@@ -40,12 +40,14 @@ def test_stacked_runs_equal_a_plain_loop(runs):
     model = runs.model(runs.initial([0, 1]), 1)
     model.train()
 
-    def loss(model, images, labels):
+    @nnx.jit
+    @nnx.value_and_grad
+    def loss_and_gradients(model, images, labels):
         return cross_entropy(model(images), labels).mean()
 
     for step in range(3):
         members = indices[step, 1]
-        value, gradients = nnx.value_and_grad(loss)(model, digits.images[members], digits.labels[members])
+        value, gradients = loss_and_gradients(model, digits.images[members], digits.labels[members])
         np.testing.assert_allclose(losses[step, 1], value, rtol=1e-4)
         rate = rates[step, 1]
         nnx.update(model, jax.tree.map(lambda p, g, rate=rate: p - rate * g, nnx.state(model, nnx.Param), gradients))
