@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from gw_jax.analysis import NormAnalysis, analyze_norms
 
 from experiments.command_line import parse
 from experiments.digits import Digits, load_digits
 from experiments.settings import BATCH_NORM, NO_NORM, WIDTH, group_norm, group_whitening
 from experiments.study import choose_rate, plan
 from experiments.training import Runs, States, finite
+from gw_jax.analysis import NormAnalysis, analyze_norms
 from gw_jax.models.mnist import MLP
 from gw_jax.nn import Identity
 
