@@ -16,6 +16,7 @@ from gw_jax.analysis.layers import (
     bare_arguments,
     nnx_modules,
     raise_no_layer,
+    require_batch_axis,
     select,
     without_affine,
 )
@@ -118,9 +119,14 @@ def _run_linen(model: linen.Module, options: Options, variables: Any, images: ja
             return next_call(*positional, **arguments)
         path = "/".join(layer.path)
         paths[path] = layer
+        if isinstance(layer, linen.Conv) and positional:
+            require_batch_axis(images, layer, positional[0].ndim)
         if not isinstance(layer, options.kinds) or not options.pattern.search(path):
             return next_call(*positional, **arguments)
+        calls = len(recorder.seen)
         y = next_call(*positional, **arguments)
+        if path in recorder.seen[calls:]:
+            return y  # A norm that gw_jax.linen.swap_norms has put in the place of this one.
         bare = bare_arguments(arguments)
         measured = y
         if bare is not arguments or not options.affine:

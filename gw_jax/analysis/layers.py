@@ -186,6 +186,15 @@ def listed(paths: Any) -> str:
     return ", ".join(names[:MOST_LISTED]) + more
 
 
+def require_batch_axis(images: jax.Array, conv: Any, ndim: int) -> None:
+    """Raises ValueError if a convolution of two spatial axes gets ``ndim`` axes: Flax takes three as one image."""
+    if ndim == 3 and not isinstance(conv.kernel_size, int) and len(conv.kernel_size) == 2:
+        raise ValueError(
+            f"images have shape {images.shape}, and the model has convolutions of two spatial axes; give [n, h, w, c], "
+            "such as images[None] for one image."
+        )
+
+
 def without_affine(layer: nnx.Module, run: Callable[[], jax.Array]) -> jax.Array:
     """``run()``, a call of ``layer``, with a scale of one and a bias of zero."""
     parameters = [(name, getattr(layer, name, None)) for name in ("scale", "bias")]

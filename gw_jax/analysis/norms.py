@@ -11,7 +11,7 @@ from flax import linen, nnx
 from jax.typing import ArrayLike
 
 from gw_jax.analysis.intercept import measure_linen, measure_nnx
-from gw_jax.analysis.layers import Kinds, Measured, Options, listed, nnx_modules, select
+from gw_jax.analysis.layers import Kinds, Measured, Options, listed, nnx_modules, require_batch_axis, select
 from gw_jax.analysis.spectrum import Per, Spectrum, bad_samples, check_per, spectrum_of
 from gw_jax.linen import swap as linen_swap
 from gw_jax.nn import swap as nnx_swap
@@ -118,12 +118,9 @@ def analyze_norms(
     images = _check_images(images)
     modules = nnx_modules(model)
     chosen = select(modules, options)
-    flat = [module for module in modules.values() if isinstance(module, nnx.Conv) and len(module.kernel_size) == 2]
-    if images.ndim == 3 and flat:
-        raise ValueError(
-            f"images have shape {images.shape} and the model has convolutions of two spatial axes; give [n, h, w, c], such "
-            "as images[None] for one image."
-        )
+    for module in modules.values():
+        if isinstance(module, nnx.Conv):
+            require_batch_axis(images, module, images.ndim)
     measured = _traced(measure_nnx, model, images, options)
     called = {entry.path.split(" (call")[0] for entry in measured}
     missing = [path for path, _ in chosen.values() if path not in called]

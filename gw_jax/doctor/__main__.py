@@ -1,6 +1,7 @@
 """Checks the installation, the devices, and Group Whitening on them.
 
-    python -m gw_jax.doctor [--model=resnet50] [--norm=gw] [--batch=32] [--image-size=224] [--dtype=float32] [--json]
+    python -m gw_jax.doctor [--model=resnet50] [--norm=gw] [--num-groups=32] [--batch=32]
+                            [--image-size=224] [--dtype=float32] [--json] [--plain]
 
 Prints versions and packages that do not fit each other; devices; what implementation="auto" takes for the Group Whitening
 layers of the network, and why; their errors beside float64; their time beside BatchNorm; a small training step; and
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--model", default="resnet50", help="name of gw_jax.create_model (default: resnet50)")
     parser.add_argument("--norm", default="gw", help="its norm (default: gw)")
+    parser.add_argument("--num-groups", type=_positive, metavar="N", help="groups of the norm (default: the norm's own)")
     parser.add_argument("--batch", type=_positive, default=32, metavar="N", help="images on all devices (default: 32)")
     parser.add_argument(
         "--image-size", type=_positive, metavar="N", help="edge in pixels (default: 224, or 28 for the MNIST networks)"
@@ -57,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         norm=args.norm,
         batch_size=args.batch,
         image_size=args.image_size or (28 if small else 224),
+        num_groups=args.num_groups,
         dtype=args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"),
     )
     if not report.run("Group Whitening", functools.partial(layers.check_layers, network)).problems:

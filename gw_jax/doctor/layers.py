@@ -50,6 +50,7 @@ class Network:
         batch_size: images on all devices.
         image_size: their edge in pixels.
         dtype: type of the activations.
+        num_groups: of the norm; None for its default.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Network:
     batch_size: int
     image_size: int
     dtype: str
+    num_groups: int | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -69,8 +71,9 @@ class Network:
         resolved = resolve_name(self.name, None)[0]
         sizes = {"image_size": self.image_size} if resolved in MNIST_NETWORKS else {}
         create: Any = create_model
-        dtype = jnp.dtype(self.dtype)
-        return nnx.eval_shape(lambda: create(self.name, norm=self.norm, dtype=dtype, **sizes, rngs=nnx.Rngs(0)))
+        options = None if self.num_groups is None else {"num_groups": self.num_groups}
+        arguments = {"norm": self.norm, "norm_options": options, "dtype": jnp.dtype(self.dtype), **sizes}
+        return nnx.eval_shape(lambda: create(self.name, **arguments, rngs=nnx.Rngs(0)))
 
     @functools.cached_property
     def calls(self) -> dict[Call, int]:

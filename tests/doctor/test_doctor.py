@@ -13,7 +13,7 @@ import pytest
 from gw_jax.doctor import __main__ as doctor
 from gw_jax.doctor import numerics, timing
 
-SMALL = ["--model=mlp", "--batch=8", "--dtype=float32"]
+SMALL = ["--model=mlp", "--num-groups=50", "--batch=8", "--dtype=float32"]
 
 
 @pytest.fixture(autouse=True)
@@ -78,8 +78,14 @@ def test_a_wrong_implementation_is_named(monkeypatch, capsys, wrong, text):
 
 @pytest.mark.usefixtures("nothing_slow")
 def test_a_network_without_group_whitening_is_no_fault(capsys):
-    assert doctor.main([*SMALL, "--norm=bn"]) == 0
+    assert doctor.main(["--model=mlp", "--norm=bn", "--batch=8"]) == 0
     assert "no Group Whitening layer with norm bn" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("nothing_slow")
+def test_a_network_that_cannot_be_made_is_a_problem(capsys):
+    assert doctor.main(["--model=mlp", "--plain"]) == 1
+    assert "100 channels cannot be cut into num_groups=32" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("arguments", [["--model=resnet51"], ["--batch=0"], ["--dtype=int8"]])
