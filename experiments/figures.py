@@ -93,7 +93,7 @@ def groups(directory: pathlib.Path) -> Any:
                 continue
             fall = first_fall(cases, metric)
             note = (
-                "no fall of more than 2 points"
+                f"no fall up to g = {cases[-1]['groups']}"
                 if fall is None
                 else f"falls from g = {fall} on: g(g+1) = {fall * (fall + 1)} = {fall * (fall + 1) / width:.2f} x width"
             )
