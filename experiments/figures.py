@@ -93,7 +93,7 @@ def groups(directory: pathlib.Path) -> Any:
                 continue
             fall = first_fall(cases, metric)
             note = (
-                "no fall of more than 2 points"
+                f"no fall up to g = {cases[-1]['groups']}"
                 if fall is None
                 else f"falls from g = {fall} on: g(g+1) = {fall * (fall + 1)} = {fall * (fall + 1) / width:.2f} x width"
             )
@@ -160,6 +160,7 @@ def conditioning(directory: pathlib.Path) -> Any:
     """Condition numbers before and after the last norm while training, and the spectra at the end."""
     result = load("conditioning", directory)
     figure, axes = new_figure(13, 4.6, 3)
+    axes[1].sharey(axes[0])
     for axis, side in zip(axes[:2], ("before", "after"), strict=True):
         for case in result["cases"]:
             color, marker = STYLES[case["norm"]]
@@ -176,7 +177,7 @@ def conditioning(directory: pathlib.Path) -> Any:
         axes[2].plot(range(1, 257), case["spectrum_after"], color=STYLES[case["norm"]][0], label=case["norm"])
     axes[2].set_yscale("log")
     axes[2].set_ylim(1e-7, 2)
-    axes[2].set_title("spectrum after the last norm, end of training")
+    axes[2].set_title("spectrum after the last norm, at the end")
     axes[2].set_xlabel("index of the eigenvalue")
     axes[2].set_ylabel("eigenvalue / largest")
     axes[2].legend(fontsize=8)
