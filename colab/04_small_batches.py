@@ -323,9 +323,11 @@ plt.show()
 # training digits just as much. GroupNorm and Group Whitening change by less than 0.02, which is within the range of the
 # seeds. With two examples, BatchNorm maps every channel to $\pm 1$: only which of the two values is larger is left.
 #
-# The other side of it: at batch 16 and 64 BatchNorm is the best of the three here, and between GroupNorm and Group Whitening
-# there is no clear difference on this small task. The learning rate follows one rule, and nothing was tuned.
-# `docs/experiments.md` tunes it for each norm and batch size, with five seeds.
+# The other side of it: at batch 16 and 64 BatchNorm is the best of the three here, and between GroupNorm and Group
+# Whitening there is no clear difference on this small task. The learning rate follows one rule, and nothing was tuned.
+#
+# `docs/experiments.md` tunes it for each norm and batch size, with five seeds. There every run has the same number of
+# *steps*, so that small batches see fewer digits and every norm loses by them; BatchNorm loses most.
 
 # %% [markdown]
 # ## Try it
