@@ -17,7 +17,7 @@ FLOORS = [
     ["ops"],
     ["nn", "linen"],
     ["models"],
-    ["data", "augment", "analysis"],
+    ["data", "augment"],
     ["convert"],
     ["analysis", "serving"],
     ["train"],

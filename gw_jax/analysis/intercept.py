@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -14,7 +14,6 @@ from gw_jax.analysis.layers import (
     Options,
     Recorder,
     bare_arguments,
-    mask_of,
     nnx_modules,
     raise_no_layer,
     select,
@@ -70,7 +69,7 @@ def _observed(chosen: dict[int, tuple[str, Any]], recorder: Recorder) -> Iterato
             inside.add(id(layer))
             try:
                 y = original(layer, *positional, **arguments)
-                bare = bare_arguments(layer, arguments)
+                bare = bare_arguments(arguments)
                 run = functools.partial(original, layer, *positional, **bare)
                 measured = y
                 if not recorder.options.affine:
@@ -79,8 +78,7 @@ def _observed(chosen: dict[int, tuple[str, Any]], recorder: Recorder) -> Iterato
                     measured = run()
             finally:
                 inside.discard(id(layer))
-            x = _input_of(positional, arguments)
-            recorder.record(chosen[id(layer)][0], layer, x, measured, mask_of(layer, positional, arguments))
+            recorder.record(chosen[id(layer)][0], layer, measured, positional, arguments)
             return y
 
         return call
@@ -93,11 +91,6 @@ def _observed(chosen: dict[int, tuple[str, Any]], recorder: Recorder) -> Iterato
             stack.callback(_restore, cls, vars(cls).get("__call__"))
             cls.__call__ = observing(original)  # type: ignore[method-assign]
         yield
-
-
-def _input_of(positional: Sequence[Any], arguments: Mapping[str, Any]) -> Any:
-    """The first argument of a call, by position or by name."""
-    return positional[0] if positional else next(iter(arguments.values()), None)
 
 
 def _restore(cls: Any, own: Callable[..., Any] | None) -> None:
@@ -128,7 +121,7 @@ def _run_linen(model: linen.Module, options: Options, variables: Any, images: ja
         if not isinstance(layer, options.kinds) or not options.pattern.search(path):
             return next_call(*positional, **arguments)
         y = next_call(*positional, **arguments)
-        bare = bare_arguments(layer, arguments)
+        bare = bare_arguments(arguments)
         measured = y
         if bare is not arguments or not options.affine:
             busy.append(None)
@@ -136,8 +129,7 @@ def _run_linen(model: linen.Module, options: Options, variables: Any, images: ja
                 measured = _repeat(layer, options.affine, positional, bare)
             finally:
                 busy.pop()
-        x = _input_of(positional, arguments)
-        recorder.record(path, layer, x, measured, mask_of(layer, positional, arguments))
+        recorder.record(path, layer, measured, positional, arguments)
         return y
 
     with linen.intercept_methods(observe):

@@ -8,24 +8,16 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import linen, nnx
+from flax import nnx
 
 from gw_jax import linen as gw_linen
 from gw_jax import nn
 from gw_jax.analysis.spectrum import Moments, Per, check_activations, machine_epsilon, moments
 from gw_jax.errors import shown
+from gw_jax.norm_calls import parameters_of
 
 Kinds = type | tuple[type, ...]
-NNX_NORMS: tuple[type, ...] = (
-    nn.BatchNorm, nn.BatchWhitening, nn.GroupNorm, nn.GroupWhitening, nn.LayerNorm,
-    nnx.BatchNorm, nnx.GroupNorm, nnx.InstanceNorm, nnx.LayerNorm, nnx.RMSNorm,
-)  # fmt: skip
-LINEN_NORMS: tuple[type, ...] = (
-    gw_linen.GroupWhitening, linen.BatchNorm, linen.GroupNorm, linen.InstanceNorm, linen.LayerNorm, linen.RMSNorm,
-)  # fmt: skip
 WHITENING = (nn.GroupWhitening, gw_linen.GroupWhitening)
-# Layers of ours, which apply a ReLU themselves where the network asks for it.
-WITH_RELU = (nn.BatchNorm, nn.BatchWhitening, nn.GroupNorm, nn.GroupWhitening, nn.LayerNorm, gw_linen.GroupWhitening)
 MOST_LISTED = 30
 
 
@@ -69,19 +61,21 @@ class Recorder:
         self.measured: list[Measured] = []
         self.seen: list[str] = []
 
-    def record(self, path: str, layer: Any, x: jax.Array, y: jax.Array, mask: jax.Array | None) -> None:
-        """Measures input ``x`` and output ``y`` ``[n, *spatial, c]`` of ``layer``.
+    def record(self, path: str, layer: Any, y: jax.Array, positional: Sequence[Any], arguments: Mapping[str, Any]) -> None:
+        """Measures input and output ``y`` ``[n, *spatial, c]`` of a call of ``layer``.
 
         Raises:
             ValueError: they do not fit the options; the message names the layer.
         """
-        per, name = self.options.per, f"{path} ({type(layer).__name__})"
+        per, name = self.options.per, f"{path or 'the model itself'} ({kind_of(layer)})"
+        x = positional[0] if positional else next(iter(arguments.values()))
         if x.ndim < 2 or x.shape[0] != self.batch_size or x.shape != y.shape:
             raise ValueError(
                 f"{name} maps shape {x.shape} to {y.shape} for a batch of {self.batch_size} images; an analysis needs "
                 f"[{self.batch_size}, *spatial, c] on both sides. Images need a batch axis: [n, h, w, c]."
             )
         try:
+            mask = mask_of(layer, x, positional, arguments)
             groups = check_activations(x, per, self._groups(layer, x.shape[-1]), mask)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from None
@@ -90,8 +84,7 @@ class Recorder:
         label = path if calls == 0 else f"{path} (call {calls + 1})"
         smaller = not self.options.keep_covariance
         before, after = (moments(values, per, groups, mask, smaller) for values in (x, y))
-        kind, epsilon = type(layer).__name__, machine_epsilon(x)
-        self.measured.append(Measured(label, kind, x.shape[-1], groups, epsilon, before, after))
+        self.measured.append(Measured(label, kind_of(layer), x.shape[-1], groups, machine_epsilon(x), before, after))
 
     def _groups(self, layer: Any, channels: int) -> int | None:
         requested = self.options.num_groups
@@ -104,16 +97,30 @@ class Recorder:
         return channels // layer.channels_per_group  # The Linen layer reads its channels from the input.
 
 
-def bare_arguments(layer: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of a call, without the ReLU that the layer applies for its network."""
-    return arguments | {"relu": False} if isinstance(layer, WITH_RELU) and arguments.get("relu") else arguments
+def kind_of(layer: Any) -> str:
+    """The name of a layer's class; of a swapped norm, that of the class it adapts."""
+    kind = type(layer)
+    return (kind.__mro__[1] if hasattr(kind, "accepts_calls_of") else kind).__name__
 
 
-def mask_of(layer: Any, positional: Sequence[Any], arguments: Mapping[str, Any]) -> jax.Array | None:
-    """The mask of positions ``[n, *spatial]`` of a call of one of our norms, or None."""
-    if not isinstance(layer, WITH_RELU):
-        return None
-    return positional[1] if len(positional) > 1 else arguments.get("mask")
+def bare_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of a norm's call, without the ReLU that it applies for its network."""
+    return arguments | {"relu": False} if arguments.get("relu") else arguments
+
+
+def mask_of(layer: Any, x: jax.Array, positional: Sequence[Any], arguments: Mapping[str, Any]) -> jax.Array | None:
+    """The mask of positions ``[n, *spatial]`` of a norm's call, or None.
+
+    Raises:
+        ValueError: it differs between channels, as those of Flax may.
+    """
+    names = parameters_of(getattr(type(layer), "accepts_calls_of", type(layer)).__call__)[0]
+    mask = dict(zip(names, positional, strict=False)).get("mask", arguments.get("mask"))
+    if mask is None or mask.shape == x.shape[:-1]:
+        return mask
+    if mask.ndim != x.ndim or mask.shape[-1] != 1:
+        raise ValueError(f"A mask of shape {mask.shape} for {x.shape}, which may differ between channels, is not analysed.")
+    return jnp.broadcast_to(mask[..., 0], x.shape[:-1])
 
 
 def named_children(node: Any) -> Iterator[tuple[str, Any]]:
@@ -123,7 +130,7 @@ def named_children(node: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(node, Sequence) and not isinstance(node, (str, bytes)):
         yield from ((str(index), value) for index, value in enumerate(node))
     elif isinstance(node, nnx.Module):
-        yield from vars(node).items()
+        yield from (item for item in vars(node).items() if not item[0].startswith(("_pytree__", "_object__")))
 
 
 def nnx_modules(model: nnx.Module) -> dict[str, nnx.Module]:

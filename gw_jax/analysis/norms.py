@@ -1,7 +1,6 @@
 """Spectra of activations before and after the norms of a model."""
 
 import dataclasses
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -12,9 +11,11 @@ from flax import linen, nnx
 from jax.typing import ArrayLike
 
 from gw_jax.analysis.intercept import measure_linen, measure_nnx
-from gw_jax.analysis.layers import LINEN_NORMS, NNX_NORMS, Kinds, Measured, Options, listed, nnx_modules, select
+from gw_jax.analysis.layers import Kinds, Measured, Options, listed, nnx_modules, select
 from gw_jax.analysis.spectrum import Per, Spectrum, bad_samples, check_per, spectrum_of
-from gw_jax.errors import shown
+from gw_jax.linen import swap as linen_swap
+from gw_jax.nn import swap as nnx_swap
+from gw_jax.norm_calls import compile_pattern
 
 Call = Callable[[Any, jax.Array], Any]
 NumGroups = int | Literal["channels"] | None
@@ -31,6 +32,16 @@ class NormAnalysis:
         per: "sample" or "batch".
         before: :class:`Spectrum` of the input.
         after: :class:`Spectrum` of the output.
+
+    Example:
+        >>> import jax
+        >>> from flax import nnx
+        >>> import gw_jax
+        >>> from gw_jax.analysis import analyze_norms
+        >>> norm = gw_jax.GroupWhitening(64, num_groups=16, rngs=nnx.Rngs(0))
+        >>> analysis = analyze_norms(norm, jax.random.normal(jax.random.key(0), (4, 7, 7, 64)))[""]
+        >>> analysis.kind, analysis.num_features, analysis.after.num_variables
+        ('GroupWhitening', 64, 16)
     """
 
     path: str
@@ -87,21 +98,23 @@ def analyze_norms(
 
     Source: Huang et al., Group Whitening (CVPR 2021), section 3 for the covariances.
 
-    >>> import jax
-    >>> from flax import nnx
-    >>> import gw_jax
-    >>> model = gw_jax.create_model("mlp", norm="gw", norm_options={"num_groups": 10}, num_classes=10, rngs=nnx.Rngs(0))
-    >>> images = jax.random.normal(jax.random.key(0), (4, 28, 28, 1))
-    >>> found = analyze_norms(model, images, "norms/[01]")
-    >>> list(found), found["norms/0"].after.eigenvalues.shape
-    (['norms/0', 'norms/1'], (4, 10))
+    Example:
+        >>> import jax
+        >>> from flax import nnx
+        >>> import gw_jax
+        >>> from gw_jax.analysis import analyze_norms
+        >>> model = gw_jax.create_model("mlp", norm="gw", norm_options={"num_groups": 10}, num_classes=10, rngs=nnx.Rngs(0))
+        >>> images = jax.random.normal(jax.random.key(0), (4, 28, 28, 1))
+        >>> found = analyze_norms(model, images, "norms/[01]")
+        >>> list(found), found["norms/0"].after.eigenvalues.shape
+        (['norms/0', 'norms/1'], (4, 10))
     """
     if not isinstance(model, nnx.Module):
         raise TypeError(
             f"analyze_norms got a {type(model).__name__}; it accepts a flax.nnx.Module. For a flax.linen.Module use "
             "analyze_linen_norms(model, variables, images)."
         )
-    options = _options(pattern, per, num_groups, affine, keep_covariance, NNX_NORMS if kinds is None else kinds, call)
+    options = _options(pattern, per, num_groups, affine, keep_covariance, nnx_swap.NORMS if kinds is None else kinds, call)
     images = _check_images(images)
     modules = nnx_modules(model)
     chosen = select(modules, options)
@@ -161,21 +174,29 @@ def analyze_linen_norms(
     Returns:
         An analysis for every layer that was called, by path, in the order of the calls.
 
-    >>> import jax
-    >>> from flax import linen
-    >>> import gw_jax
-    >>> model = linen.Sequential([linen.Conv(32, (3, 3)), gw_jax.linen.GroupWhitening(num_groups=8)])
-    >>> images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
-    >>> variables = model.init(jax.random.key(1), images)
-    >>> list(analyze_linen_norms(model, variables, images))
-    ['layers_1']
+    Raises:
+        TypeError: ``model`` is no Linen module.
+        ValueError: as for :func:`analyze_norms`.
+
+    Example:
+        >>> import jax
+        >>> from flax import linen
+        >>> import gw_jax
+        >>> from gw_jax.analysis import analyze_linen_norms
+        >>> model = linen.Sequential((linen.Conv(32, (3, 3)), gw_jax.linen.GroupWhitening(num_groups=8)))
+        >>> images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+        >>> variables = model.init(jax.random.key(1), images)
+        >>> list(analyze_linen_norms(model, variables, images))
+        ['layers_1']
     """
     if not isinstance(model, linen.Module):
         raise TypeError(
             f"analyze_linen_norms got a {type(model).__name__}; it accepts a flax.linen.Module. For a flax.nnx.Module use "
             "analyze_norms(model, images)."
         )
-    options = _options(pattern, per, num_groups, affine, keep_covariance, LINEN_NORMS if kinds is None else kinds, call)
+    options = _options(
+        pattern, per, num_groups, affine, keep_covariance, linen_swap.NORMS if kinds is None else kinds, call
+    )
     measured = _traced(measure_linen, model, variables, _check_images(images), options, rngs)
     return _results(measured, options)
 
@@ -190,14 +211,10 @@ def _options(
     call: Call | None,
 ) -> Options:
     check_per(per)
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"pattern={shown(pattern)} is no regular expression: {error}.") from None
     if isinstance(num_groups, str) and num_groups != "channels":
         raise ValueError(f"num_groups={num_groups!r}; give an integer, 'channels' or None.")
     kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-    return Options(compiled, per, num_groups, affine, keep_covariance, kinds, call)
+    return Options(compile_pattern(pattern), per, num_groups, affine, keep_covariance, kinds, call)
 
 
 def _check_images(images: ArrayLike) -> jax.Array:

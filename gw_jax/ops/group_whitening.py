@@ -11,10 +11,10 @@ from jax.typing import DTypeLike
 
 from gw_jax.ops import kernels
 from gw_jax.ops.checks import accumulation_dtype, as_floating, require_mask_shape
+from gw_jax.ops.choice import choose_implementation
 from gw_jax.ops.inverse_sqrt import HIGHEST, inverse_sqrt_newton, inverse_sqrt_newton_vjp, inverse_sqrt_zca
 from gw_jax.ops.kernels.cpu_matmul import matmul_whiten
-from gw_jax.ops.kernels.placement import batch_sharding, batch_sharding_known, device_kind
-from gw_jax.ops.kernels.verified import is_verified
+from gw_jax.ops.kernels.placement import device_kind
 from gw_jax.ops.options import Implementation, Method, check_whitening_options, resolve_num_groups
 from gw_jax.ops.sharding import replicate, reshard_like, shard_batch_only
 from gw_jax.ops.statistics import SPATIAL_LETTERS, centre_groups, gram
@@ -118,20 +118,18 @@ def group_whiten(
     whole, (x, mask) = x, shard_batch_only(x, mask)
     scale, bias = (None if parameter is None else replicate(parameter) for parameter in (scale, bias))
 
-    spec = None
-    if implementation in ("auto", "kernel", "prefer_kernel") and method == "newton" and mask is None:
-        spec = kernels.choose_kernel(
-            x.shape, x.dtype, num_groups, num_iterations, epsilon, device_kind(), batch_sharding(x), relu=relu
-        )
-    if implementation in ("auto", "prefer_kernel"):
-        is_fast = spec is not None and kernels.fills_the_device(spec, x.shape[0])
-        fits = is_fast and dtype == x.dtype and batch_sharding_known(x)
-        if spec is not None and fits and implementation == "auto":
-            fits = is_verified(spec.kernel, device_kind().kind, x.dtype, num_iterations)
-        # On an H100 "matmul" takes 0.85 to 0.91 of the time of the definition. Compiled for a v5e, it moves more bytes at
-        # 28 x 28 x 128 (212 passes for 138) and 112 x 112 x 64 (58 for 50), and fewer at 56 x 56 x 64 (96 for 102).
-        products = device_kind().platform in ("cpu", "gpu") and mask is None
-        implementation = "kernel" if fits else "matmul" if products else "plain"
+    choice = choose_implementation(
+        x,
+        num_groups,
+        method=method,
+        num_iterations=num_iterations,
+        epsilon=epsilon,
+        has_mask=mask is not None,
+        relu=relu,
+        dtype=dtype,
+        implementation=implementation,
+    )
+    implementation, spec = choice.implementation, choice.spec
     if implementation == "kernel":
         if spec is None:
             raise ValueError(

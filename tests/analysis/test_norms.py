@@ -8,8 +8,8 @@ from flax import nnx
 
 import gw_jax
 from gw_jax.analysis import analyze_norms, spectrum
-from gw_jax.analysis.layers import NNX_NORMS
-from gw_jax.tree import variables
+from gw_jax.nn.swap import NORMS
+from gw_jax.versions import module_list
 
 IMAGES = np.random.default_rng(0).standard_normal((4, 8, 8, 3)).astype(np.float32)
 
@@ -20,7 +20,7 @@ class CNN(nnx.Module):
     def __init__(self, rngs):
         self.conv = nnx.Conv(3, 16, (3, 3), rngs=rngs)
         self.norm = nnx.BatchNorm(16, rngs=rngs)
-        self.list = nnx.List([gw_jax.GroupWhitening(16, num_groups=8, rngs=rngs), nnx.LayerNorm(16, rngs=rngs)])
+        self.list = module_list([gw_jax.GroupWhitening(16, num_groups=8, rngs=rngs), nnx.LayerNorm(16, rngs=rngs)])
         self.of_names = nnx.Dict({"a": gw_jax.BatchNorm(16, rngs=rngs), "shared": self.list[0]})
         self.sequence = nnx.Sequential(nnx.Conv(16, 16, (1, 1), rngs=rngs), nnx.GroupNorm(16, 4, rngs=rngs), nnx.relu)
         self.idle = gw_jax.LayerNorm(16, rngs=rngs)
@@ -55,7 +55,7 @@ def recording(cls, calls):
 def test_every_norm_is_found_in_the_order_of_the_calls_and_nothing_changes(train):
     model = CNN(nnx.Rngs(0))
     model.train() if train else model.eval()
-    before, classes = snapshot(model), {cls: vars(cls).get("__call__") for cls in NNX_NORMS}
+    before, classes = snapshot(model), {cls: vars(cls).get("__call__") for cls in NORMS}
     count = int(model.dropout.rngs.count[...])
     found = analyze_norms(model, IMAGES)
     assert list(found) == ["norm", "list/0", "list/1", "of_names/a", "sequence/layers/1", "list/0 (call 2)"]
@@ -64,7 +64,7 @@ def test_every_norm_is_found_in_the_order_of_the_calls_and_nothing_changes(train
     ]  # fmt: skip
     jax.tree.map(np.testing.assert_array_equal, snapshot(model), before)
     assert int(model.dropout.rngs.count[...]) == count
-    assert {cls: vars(cls).get("__call__") for cls in NNX_NORMS} == classes
+    assert {cls: vars(cls).get("__call__") for cls in NORMS} == classes
     assert found["list/0"].before.num_variables == 8
     assert found["norm"].before.num_variables == 16
     jax.tree.map(np.testing.assert_array_equal, snapshot(model), before)
@@ -122,6 +122,17 @@ def test_vectors_are_analysed_by_groups_or_by_batch():
         analyze_norms(model, images)
 
 
+def test_swapped_norms_are_analysed_as_what_they_are():
+    model = nnx.Sequential(nnx.Conv(3, 16, (3, 3), rngs=nnx.Rngs(1)), nnx.BatchNorm(16, rngs=nnx.Rngs(0)))
+    gw_jax.swap_norms(model, ".*", lambda c: gw_jax.GroupWhitening(c, num_groups=4, rngs=nnx.Rngs(0)))
+    mask = np.arange(8) < 6
+    mask = np.broadcast_to(mask[:, None], (4, 8, 8, 1))
+    (found,) = analyze_norms(model, IMAGES, call=lambda m, x: m.layers[1](m.layers[0](x), mask=mask)).values()
+    assert (found.path, found.kind) == ("layers/1", "GroupWhitening")
+    assert found.after.observations.tolist() == [4 * 8 * 6] * 4
+    assert found.after.whitening_error.max() < 0.1
+
+
 class MyNorm(nnx.Module):
     def __call__(self, inputs):
         return inputs / 2
@@ -141,10 +152,10 @@ def test_other_classes_and_other_calls():
 
 
 def test_a_broken_call_leaves_the_classes_as_they_were():
-    classes = {cls: vars(cls).get("__call__") for cls in NNX_NORMS}
+    classes = {cls: vars(cls).get("__call__") for cls in NORMS}
     with pytest.raises(RuntimeError, match="broken"):
         analyze_norms(Restless(nnx.Rngs(0)), IMAGES)
-    assert {cls: vars(cls).get("__call__") for cls in NNX_NORMS} == classes
+    assert {cls: vars(cls).get("__call__") for cls in NORMS} == classes
 
 
 class Checkpointed(nnx.Module):
@@ -172,7 +183,7 @@ def explode(model, images):
     ("make", "images", "options", "error", "text"),
     [
         (CNN, IMAGES, {"pattern": "stage"}, ValueError, "'stage' matches none.*norm, list/0, list/1, of_names/a"),
-        (CNN, IMAGES, {"pattern": "["}, ValueError, "no regular expression"),
+        (CNN, IMAGES, {"pattern": "["}, ValueError, "is no regular expression"),
         (CNN, IMAGES, {"pattern": "idle"}, ValueError, "did not call idle.*nnx.jit"),
         (lambda rngs: nnx.Linear(3, 4, rngs=rngs), IMAGES, {}, ValueError, r"no layer of the kinds.*\(the model itself\)"),
         (CNN, IMAGES, {"num_groups": 3}, ValueError, r"norm \(BatchNorm\): 16 channels cannot be cut"),
@@ -201,4 +212,3 @@ def test_parameters_of_the_model_are_read_anew():
     first = analyze_norms(model, IMAGES, "^norm$")["norm"].before.eigenvalues
     model.conv.kernel[...] = 2 * model.conv.kernel[...]
     np.testing.assert_allclose(analyze_norms(model, IMAGES, "^norm$")["norm"].before.eigenvalues, 4 * first, rtol=1e-4)
-    assert not any("analysis" in path for path in variables(model))

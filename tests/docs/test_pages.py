@@ -65,13 +65,13 @@ def checkout(tmp_path, monkeypatch, data_dir, quick_compilation):
 def test_python_blocks_run(page, checkout):
     scope = {"__name__": "__main__"}
     for block in read_blocks(page):
-        if block.language == "python" and is_run(block) and "after the commands" not in block.marks:
+        if block.language == "python" and is_run(block) and not {"after the commands", "slow"} & set(block.marks):
             run_python(block, scope)
 
 
 def runs_commands(page):
     blocks = [block for block in read_blocks(page) if is_run(block)]
-    return any(b.language in SHELLS or "after the commands" in b.marks for b in blocks)
+    return any(block.language in SHELLS or "slow" in block.marks for block in blocks)
 
 
 @pytest.mark.slow
@@ -84,6 +84,8 @@ def test_whole_pages_run_in_their_order(page, checkout):
             continue
         if block.language == "python":
             run_python(block, scope)
+            if "file" in block.marks:
+                (checkout / block.marks["file"]).write_text(block.text)
         elif block.language in SHELLS:
             run_shell(block, checkout)
 

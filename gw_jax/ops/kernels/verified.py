@@ -56,6 +56,21 @@ def is_verified(kernel: str, device_kind: str, dtype: DTypeLike, num_iterations:
     return jnp.dtype(dtype).name in entry.dtypes and fewest <= num_iterations <= most
 
 
+def unverified_because(kernel: str, device_kind: str, dtype: DTypeLike, num_iterations: int) -> str:
+    """Why :func:`is_verified` is false, as a sentence."""
+    entry = VERIFIED_ON.get((device_kind, kernel))
+    if entry is None:
+        return f"The kernel {kernel} was never checked on {device_kind}; python -m benchmarks.parity checks it."
+    if jax.__version_info__ < entry.jax:
+        oldest = ".".join(map(str, entry.jax))
+        return f"The kernel {kernel} was checked on {device_kind} with jax {oldest} and newer; this is {jax.__version__}."
+    fewest, most = entry.num_iterations
+    return (
+        f"On {device_kind} the kernel {kernel} is used for {' and '.join(entry.dtypes)} and {fewest} to {most} iterations, "
+        f"where it was right and faster than plain XLA; this is {jnp.dtype(dtype).name} and {num_iterations}."
+    )
+
+
 @functools.cache
 def _log_unverified(kernel: str, device_kind: str) -> None:
     logging.getLogger(__name__).warning(

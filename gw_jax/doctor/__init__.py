@@ -1,0 +1,1 @@
+"""``python -m gw_jax.doctor``: checks an installation, the devices, and Group Whitening on them."""
