@@ -414,4 +414,4 @@ for name, model in models.items():
 #   the batch.
 # - `gw_jax.create_model("resnet50", norm="gw", norm_options={"num_groups": 64}, whiten="S1-B2", rngs=nnx.Rngs(0))` is the
 #   network of the paper; `gw_jax.list_models()` has the others.
-# - The README of the project has the table of norms and networks.
+# - `docs/swapping_norms.md`: which norms and models `swap_norms` knows. The README has the table of norms and networks.
