@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from gw_jax.analysis import analyze_norms
 
 from experiments.command_line import parse
 from experiments.digits import Digits, load_digits
 from experiments.settings import Norm, group_whitening
 from experiments.study import run_case
 from experiments.training import Runs, States, finite
+from gw_jax.analysis import analyze_norms
 
 STEPS, BATCH_SIZE, GROUPS = 400, 16, 8
 ITERATIONS = tuple(range(1, 10))
