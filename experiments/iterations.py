@@ -25,7 +25,7 @@ ANALYSED_DIGITS = 100
 
 def zca(groups: int) -> Norm:
     """Group Whitening by eigendecomposition."""
-    return Norm(f"GW by ZCA, {groups} groups", "gw", (("num_groups", groups), ("method", "zca")))
+    return Norm(f"GW by ZCA, {groups} groups", "gw_zca", (("num_groups", groups),))
 
 
 def whitening_errors(runs: Runs, digits: Digits, states: States) -> list[list[float]]:
@@ -37,7 +37,8 @@ def whitening_errors(runs: Runs, digits: Digits, states: States) -> list[list[fl
             found.append([])
             continue
         analyses = analyze_norms(runs.model(states, run), images)
-        found.append([round(float(np.median(layer.after.whitening_error)), 5) for layer in analyses.values()])
+        medians = [np.median(layer.after.whitening_error) for layer in analyses.values()]
+        found.append([float(f"{median:.3g}") for median in medians])
     return found
 
 
