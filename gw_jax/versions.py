@@ -5,6 +5,7 @@ No other file compares versions. Importing this one fails where JAX or Flax is t
 
 import importlib
 import importlib.metadata
+import inspect
 import re
 from collections.abc import Iterable
 from typing import Any, TypeAlias
@@ -101,6 +102,13 @@ def enable_x64(enabled: bool = True) -> Any:
     """The context manager ``jax.enable_x64``, before JAX 0.8 in ``jax.experimental``."""
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(enabled)
-    from jax.experimental import enable_x64 as experimental
+    return importlib.import_module("jax.experimental").enable_x64(enabled)
 
-    return experimental(enabled)
+
+def shutdown_timeout(seconds: int) -> dict[str, int]:
+    """The argument of ``jax.distributed.initialize`` for how long processes wait for each other at the end.
+
+    Empty before JAX 0.8, where it is five minutes.
+    """
+    accepted = inspect.signature(jax.distributed.initialize).parameters
+    return {"shutdown_timeout_seconds": seconds} if "shutdown_timeout_seconds" in accepted else {}

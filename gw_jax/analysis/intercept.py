@@ -105,6 +105,10 @@ def measure_linen(
     model: linen.Module, variables: Any, images: jax.Array, options: Options, rngs: Any
 ) -> tuple[Measured, ...]:
     """Measures the chosen layers of a Linen model, in the order of their calls. Updates of its variables are dropped."""
+    try:
+        hash(model)
+    except TypeError:  # A module that holds a list, such as linen.Sequential([...]), is compiled anew in every call.
+        return jax.jit(functools.partial(_run_linen, model, options))(variables, images, rngs)
     return _compiled_linen(model, options, variables, images, rngs)
 
 

@@ -32,6 +32,16 @@ class NormAnalysis:
         per: "sample" or "batch".
         before: :class:`Spectrum` of the input.
         after: :class:`Spectrum` of the output.
+
+    Example:
+        >>> import jax
+        >>> from flax import nnx
+        >>> import gw_jax
+        >>> from gw_jax.analysis import analyze_norms
+        >>> norm = gw_jax.GroupWhitening(64, num_groups=16, rngs=nnx.Rngs(0))
+        >>> analysis = analyze_norms(norm, jax.random.normal(jax.random.key(0), (4, 7, 7, 64)))[""]
+        >>> analysis.kind, analysis.num_features, analysis.after.num_variables
+        ('GroupWhitening', 64, 16)
     """
 
     path: str
@@ -88,14 +98,16 @@ def analyze_norms(
 
     Source: Huang et al., Group Whitening (CVPR 2021), section 3 for the covariances.
 
-    >>> import jax
-    >>> from flax import nnx
-    >>> import gw_jax
-    >>> model = gw_jax.create_model("mlp", norm="gw", norm_options={"num_groups": 10}, num_classes=10, rngs=nnx.Rngs(0))
-    >>> images = jax.random.normal(jax.random.key(0), (4, 28, 28, 1))
-    >>> found = analyze_norms(model, images, "norms/[01]")
-    >>> list(found), found["norms/0"].after.eigenvalues.shape
-    (['norms/0', 'norms/1'], (4, 10))
+    Example:
+        >>> import jax
+        >>> from flax import nnx
+        >>> import gw_jax
+        >>> from gw_jax.analysis import analyze_norms
+        >>> model = gw_jax.create_model("mlp", norm="gw", norm_options={"num_groups": 10}, num_classes=10, rngs=nnx.Rngs(0))
+        >>> images = jax.random.normal(jax.random.key(0), (4, 28, 28, 1))
+        >>> found = analyze_norms(model, images, "norms/[01]")
+        >>> list(found), found["norms/0"].after.eigenvalues.shape
+        (['norms/0', 'norms/1'], (4, 10))
     """
     if not isinstance(model, nnx.Module):
         raise TypeError(
@@ -159,14 +171,20 @@ def analyze_linen_norms(
     Returns:
         An analysis for every layer that was called, by path, in the order of the calls.
 
-    >>> import jax
-    >>> from flax import linen
-    >>> import gw_jax
-    >>> model = linen.Sequential([linen.Conv(32, (3, 3)), gw_jax.linen.GroupWhitening(num_groups=8)])
-    >>> images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
-    >>> variables = model.init(jax.random.key(1), images)
-    >>> list(analyze_linen_norms(model, variables, images))
-    ['layers_1']
+    Raises:
+        TypeError: ``model`` is no Linen module.
+        ValueError: as for :func:`analyze_norms`.
+
+    Example:
+        >>> import jax
+        >>> from flax import linen
+        >>> import gw_jax
+        >>> from gw_jax.analysis import analyze_linen_norms
+        >>> model = linen.Sequential((linen.Conv(32, (3, 3)), gw_jax.linen.GroupWhitening(num_groups=8)))
+        >>> images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+        >>> variables = model.init(jax.random.key(1), images)
+        >>> list(analyze_linen_norms(model, variables, images))
+        ['layers_1']
     """
     if not isinstance(model, linen.Module):
         raise TypeError(

@@ -1,30 +1,19 @@
 """Plots of the analysis of norms: spectra, numbers by layer, covariances, and numbers during training."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from gw_jax.analysis.figure import MOST_LEGEND_ENTRIES, depth_colorbar, layer_colors, log_scale, new_figure, shortened
 from gw_jax.analysis.norms import NormAnalysis
+from gw_jax.analysis.quantities import BAND, LABELS, Analyses, Quantity, as_list, percentiles
 from gw_jax.analysis.spectrum import Spectrum
-from gw_jax.errors import unknown_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Quantity = Literal["condition_number", "whitening_error", "effective_rank", "rank"]
-Analyses = NormAnalysis | Mapping[str, NormAnalysis]
-LABELS: dict[str, str] = {
-    "condition_number": "condition number of the covariance",
-    "whitening_error": r"whitening error $\|C - I\|_F / \sqrt{d}$",
-    "effective_rank": "effective rank of the covariance",
-    "rank": "rank of the covariance",
-}
 _BEFORE, _AFTER = "tab:orange", "tab:blue"
-# Shares of the samples, or of the runs, between the edges of a band.
-BAND = (10, 90)
 
 
 def plot_spectra(analyses: Analyses, *, title: str | None = None) -> "Figure":
@@ -45,16 +34,18 @@ def plot_spectra(analyses: Analyses, *, title: str | None = None) -> "Figure":
         ValueError: there is no analysis.
         ConfigError: matplotlib is not installed.
 
-    >>> import jax
-    >>> from flax import nnx
-    >>> import gw_jax
-    >>> norm = gw_jax.GroupWhitening(64, num_groups=16, rngs=nnx.Rngs(0))
-    >>> x = jax.random.normal(jax.random.key(0), (4, 7, 7, 64)) @ jax.random.normal(jax.random.key(1), (64, 64))
-    >>> figure = plot_spectra(analyze_norms(norm, x))
-    >>> len(figure.axes)
-    2
+    Example:
+        >>> import jax
+        >>> from flax import nnx
+        >>> import gw_jax
+        >>> from gw_jax.analysis import analyze_norms, plot_spectra
+        >>> norm = gw_jax.GroupWhitening(64, num_groups=16, rngs=nnx.Rngs(0))
+        >>> x = jax.random.normal(jax.random.key(0), (4, 7, 7, 64)) @ jax.random.normal(jax.random.key(1), (64, 64))
+        >>> figure = plot_spectra(analyze_norms(norm, x))
+        >>> len(figure.axes)
+        2
     """
-    layers = _as_list(analyses)
+    layers = as_list(analyses)
     figure = new_figure(11, 4.5, title or f"Spectra of activations, {_described(layers)}")
     panels = figure.subplots(1, 2, sharey=True)
     colors = layer_colors(len(layers))
@@ -64,7 +55,7 @@ def plot_spectra(analyses: Analyses, *, title: str | None = None) -> "Figure":
             shown = np.arange(found.num_variables) < found.rank[:, None]
             values = np.where(shown, found.eigenvalues, np.nan)
             index = np.arange(1, found.num_variables + 1)
-            low, middle, high = _percentiles(values)
+            low, middle, high = percentiles(values)
             marker = "." if found.num_variables <= 64 and len(layers) == 1 else None
             panel.plot(index, middle, color=color, marker=marker, linewidth=1.2, label=shortened(layer.path or layer.kind))
             if len(layers) == 1 and len(values) > 1:
@@ -101,13 +92,15 @@ def plot_condition_numbers(analyses: Analyses, *, title: str | None = None) -> "
         ValueError: there is no analysis.
         ConfigError: matplotlib is not installed.
 
-    >>> import jax
-    >>> from flax import nnx
-    >>> import gw_jax
-    >>> norm = gw_jax.GroupWhitening(64, num_groups=16, rngs=nnx.Rngs(0))
-    >>> figure = plot_condition_numbers(analyze_norms(norm, jax.random.normal(jax.random.key(0), (4, 7, 7, 64))))
-    >>> figure.axes[0].get_yscale()
-    'log'
+    Example:
+        >>> import jax
+        >>> from flax import nnx
+        >>> import gw_jax
+        >>> from gw_jax.analysis import analyze_norms, plot_condition_numbers
+        >>> norm = gw_jax.GroupWhitening(64, num_groups=16, rngs=nnx.Rngs(0))
+        >>> figure = plot_condition_numbers(analyze_norms(norm, jax.random.normal(jax.random.key(0), (4, 7, 7, 64))))
+        >>> figure.axes[0].get_yscale()
+        'log'
     """
     return _plot_by_layer(analyses, "condition_number", title)
 
@@ -115,26 +108,28 @@ def plot_condition_numbers(analyses: Analyses, *, title: str | None = None) -> "
 def plot_whitening_errors(analyses: Analyses, *, title: str | None = None) -> "Figure":
     """Plots the whitening error before and after every norm, by depth, on a log axis; see :func:`plot_condition_numbers`.
 
-    >>> import jax
-    >>> from flax import nnx
-    >>> import gw_jax
-    >>> norm = gw_jax.GroupWhitening(64, num_groups=16, rngs=nnx.Rngs(0))
-    >>> figure = plot_whitening_errors(analyze_norms(norm, jax.random.normal(jax.random.key(0), (4, 7, 7, 64))))
-    >>> figure.axes[0].get_xlabel()
-    'layer, in the order of the calls'
+    Example:
+        >>> import jax
+        >>> from flax import nnx
+        >>> import gw_jax
+        >>> from gw_jax.analysis import analyze_norms, plot_whitening_errors
+        >>> norm = gw_jax.GroupWhitening(64, num_groups=16, rngs=nnx.Rngs(0))
+        >>> figure = plot_whitening_errors(analyze_norms(norm, jax.random.normal(jax.random.key(0), (4, 7, 7, 64))))
+        >>> figure.axes[0].get_xlabel()
+        'layer, in the order of the calls'
     """
     return _plot_by_layer(analyses, "whitening_error", title)
 
 
 def _plot_by_layer(analyses: Analyses, quantity: Quantity, title: str | None) -> "Figure":
-    layers = _as_list(analyses)
+    layers = as_list(analyses)
     name = quantity.replace("_", " ").capitalize()
     figure = new_figure(max(5.5, 1.8 + 0.38 * len(layers)), 5.2, title or f"{name} by layer, {_described(layers)}")
     axes = figure.subplots()
     singular = False
     for side, color, offset, marker in (("before", _BEFORE, -0.12, "s"), ("after", _AFTER, 0.12, "o")):
         spectra: list[Spectrum] = [getattr(layer, side) for layer in layers]
-        values = np.asarray([_percentiles(getattr(found, quantity)) for found in spectra]).T
+        values = np.asarray([percentiles(getattr(found, quantity)) for found in spectra]).T
         place = np.arange(len(layers)) + offset
         bars = np.stack([values[1] - values[0], values[2] - values[1]])
         axes.errorbar(place, values[1], bars, color=color, linestyle="none", elinewidth=1.2, capsize=2)
@@ -175,14 +170,16 @@ def plot_covariances(analysis: NormAnalysis, *, sample: int = 0, title: str | No
         ValueError: the analysis has no covariances, or no such sample.
         ConfigError: matplotlib is not installed.
 
-    >>> import jax
-    >>> from flax import nnx
-    >>> import gw_jax
-    >>> norm = gw_jax.GroupWhitening(64, num_groups=16, rngs=nnx.Rngs(0))
-    >>> x = jax.random.normal(jax.random.key(0), (4, 7, 7, 64))
-    >>> figure = plot_covariances(analyze_norms(norm, x, keep_covariance=True)[""], sample=2)
-    >>> [axes.get_xlabel() for axes in figure.axes[:2]]
-    ['channel group', 'channel group']
+    Example:
+        >>> import jax
+        >>> from flax import nnx
+        >>> import gw_jax
+        >>> from gw_jax.analysis import analyze_norms, plot_covariances
+        >>> norm = gw_jax.GroupWhitening(64, num_groups=16, rngs=nnx.Rngs(0))
+        >>> x = jax.random.normal(jax.random.key(0), (4, 7, 7, 64))
+        >>> figure = plot_covariances(analyze_norms(norm, x, keep_covariance=True)[""], sample=2)
+        >>> [axes.get_xlabel() for axes in figure.axes[:2]]
+        ['channel group', 'channel group']
     """
     before, after = analysis.before.covariance, analysis.after.covariance
     if before is None or after is None:
@@ -209,97 +206,6 @@ def plot_covariances(analysis: NormAnalysis, *, sample: int = 0, title: str | No
         )
     figure.colorbar(image, ax=panels, label="covariance / mean variance")
     return figure
-
-
-def plot_history(
-    history: Mapping[int, Analyses] | Mapping[str, ArrayLike],
-    quantity: Quantity = "condition_number",
-    *,
-    steps: Sequence[float] | None = None,
-    unit: str = "step",
-    title: str | None = None,
-) -> "Figure":
-    """Plots a number before and after norms during training.
-
-    Args:
-        history: ``{step: analyze_norms(model, images)}``; lines are medians over the samples. Or ``{label: values}`` with
-            values ``[s]``, or ``[runs, s]`` of several runs, whose median and 10th to 90th percentile are drawn.
-        quantity: "condition_number", "whitening_error", "effective_rank" or "rank".
-        steps: ``[s]``, for ``{label: values}``.
-        unit: unit of the steps, the label of the axis.
-        title: of the figure; None for a standard one.
-
-    Returns:
-        A matplotlib ``Figure``.
-
-    Raises:
-        ValueError: an unknown quantity, no values, or ``steps`` of another length.
-        ConfigError: matplotlib is not installed.
-
-    >>> figure = plot_history({"BN": [3.0, 8.0, 20.0], "GW": [1.1, 1.2, 1.2]}, steps=[0, 100, 200])
-    >>> figure.axes[0].get_xlabel()
-    'step'
-    """
-    if quantity not in LABELS:
-        raise ValueError(unknown_name("quantity", quantity, get_args(Quantity)))
-    if not history:
-        raise ValueError("The history is empty; give {step: analyze_norms(model, images)} or {label: values}.")
-    if steps is None:
-        steps, curves = _curves_of(history, quantity)
-    else:
-        curves = {str(label): (np.atleast_2d(np.asarray(values, float)), {}) for label, values in history.items()}
-        colors = layer_colors(len(curves))
-        for (_, style), color in zip(curves.values(), colors, strict=True):
-            style["color"] = color
-    name = quantity.replace("_", " ").capitalize()
-    figure = new_figure(8.5, 4.8, title or f"{name} during training")
-    axes = figure.subplots()
-    for label, (values, style) in curves.items():
-        if values.shape[1] != len(steps):
-            raise ValueError(f"{label!r} has {values.shape[1]} values for {len(steps)} steps; give one value per step.")
-        low, middle, high = _percentiles(values)
-        axes.plot(steps, middle, label=label, marker="." if len(steps) <= 50 else None, **style)
-        if len(values) > 1:
-            axes.fill_between(steps, low, high, color=style["color"], alpha=0.2, linewidth=0)
-    axes.set(xlabel=unit, ylabel=LABELS[quantity])
-    log_scale(axes)
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize="small")
-    return figure
-
-
-def _curves_of(history: Any, quantity: str) -> tuple[list[float], dict[str, tuple[np.ndarray, dict[str, Any]]]]:
-    """Steps, and by label the medians over the samples ``[1, s]`` and the style of a line."""
-    if not all(isinstance(value, (NormAnalysis, Mapping)) for value in history.values()):
-        raise ValueError("Give steps= with {label: values}, or {step: analyze_norms(model, images)}.")
-    steps = sorted(history)
-    analyses = [{layer.path: layer for layer in _as_list(history[step])} for step in steps]
-    paths = [path for path in analyses[0] if all(path in found for found in analyses)]
-    curves: dict[str, tuple[np.ndarray, dict[str, Any]]] = {}
-    for path, color in zip(paths, layer_colors(len(paths)), strict=True):
-        for side, line in (("before", "--"), ("after", "-")):
-            numbers = [getattr(getattr(found[path], side), quantity) for found in analyses]
-            values = np.asarray([[_percentiles(of_samples)[1] for of_samples in numbers]])
-            curves[f"{side} {shortened(path or analyses[0][path].kind)}"] = (values, {"color": color, "linestyle": line})
-    return steps, curves
-
-
-def _as_list(analyses: Analyses) -> list[NormAnalysis]:
-    layers = [analyses] if isinstance(analyses, NormAnalysis) else list(analyses.values())
-    if not layers:
-        raise ValueError("There is no analysis to plot; analyze_norms returns one per norm of a model.")
-    return layers
-
-
-def _percentiles(values: np.ndarray) -> np.ndarray:
-    """Low, median and high ``[3, ...]`` over the first axis, without NaN; NaN where there is nothing else."""
-    values = np.asarray(values, float)
-    sorts = np.moveaxis(values, 0, -1)
-    found = np.full((3, *sorts.shape[:-1]), np.nan)
-    some = ~np.isnan(sorts).all(-1)
-    if some.any():
-        found[:, some] = np.nanpercentile(sorts[some], (BAND[0], 50, BAND[1]), axis=-1)
-    return found
 
 
 def _band_label(of: str) -> str:

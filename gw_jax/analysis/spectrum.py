@@ -36,6 +36,13 @@ class Spectrum:
         observations: ``[k]``, the number ``m`` of observations of each variable.
         tolerance: ``[k]``, ``t``: the largest ratio ``l_i / l_1`` that counts as zero.
         covariance: ``[k, d, d]``, float64, or None where it was not requested.
+
+    Example:
+        >>> import jax
+        >>> from gw_jax.analysis import spectrum
+        >>> found = spectrum(jax.random.normal(jax.random.key(0), (8, 7, 7, 64)), num_groups=16)
+        >>> found.eigenvalues.shape, int(found.rank[0])
+        ((8, 16), 16)
     """
 
     eigenvalues: np.ndarray
@@ -114,9 +121,11 @@ def covariance(
 
     Source: Huang et al., Group Whitening (CVPR 2021), section 3.1.
 
-    >>> import jax
-    >>> covariance(jax.random.normal(jax.random.key(0), (8, 7, 7, 64)), num_groups=16).shape
-    (8, 16, 16)
+    Example:
+        >>> import jax
+        >>> from gw_jax.analysis import covariance
+        >>> covariance(jax.random.normal(jax.random.key(0), (8, 7, 7, 64)), num_groups=16).shape
+        (8, 16, 16)
     """
     found, _ = _checked_moments(jnp.asarray(x), per, num_groups, mask, smaller=False)
     return np.asarray(found.gram) / np.maximum(np.asarray(found.observations), 1)[:, None, None]
@@ -142,12 +151,14 @@ def spectrum(
     Returns:
         ``k = n`` spectra per sample, one per batch.
 
-    >>> import jax
-    >>> from gw_jax import group_whiten
-    >>> x = 3 * jax.random.normal(jax.random.key(0), (8, 7, 7, 64))
-    >>> white = spectrum(group_whiten(x, 16, method="zca"), num_groups=16)
-    >>> bool(white.whitening_error.max() < 1e-3)
-    True
+    Example:
+        >>> import jax
+        >>> from gw_jax import group_whiten
+        >>> from gw_jax.analysis import spectrum
+        >>> x = 3 * jax.random.normal(jax.random.key(0), (8, 7, 7, 64))
+        >>> white = spectrum(group_whiten(x, 16, method="zca"), num_groups=16)
+        >>> bool(white.whitening_error.max() < 1e-3)
+        True
     """
     x = jnp.asarray(x)
     found, variables = _checked_moments(x, per, num_groups, mask, smaller=not keep_covariance)

@@ -6,7 +6,7 @@ import inspect
 import itertools
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 from flax import linen, nnx
@@ -16,10 +16,12 @@ from gw_jax.linen.group_whitening import GroupWhitening
 from gw_jax.norm_calls import arguments_by_name, call_with, compile_pattern, last_axis_only, listed, require_callable
 
 NORMS = (linen.BatchNorm, linen.LayerNorm, linen.GroupNorm, linen.RMSNorm, linen.InstanceNorm, GroupWhitening)
+Model = TypeVar("Model", bound=linen.Module)
+
 _COUNT = itertools.count()
 
 
-def swap_norms(model: linen.Module, pattern: str, make: Callable[[int], linen.Module]) -> linen.Module:
+def swap_norms(model: Model, pattern: str, make: Callable[[int], linen.Module]) -> Model:
     """Returns the Linen model with other norms, such as :class:`gw_jax.linen.GroupWhitening`.
 
     The result is of a subclass of the model's class with the same fields and methods, and so has the same variables:
@@ -73,7 +75,7 @@ def swap_norms(model: linen.Module, pattern: str, make: Callable[[int], linen.Mo
     base, rules = (type(model), ()) if earlier is None else (earlier.base, earlier.rules)
     swapped = _subclass(base, _Swap(base, (*rules, (pattern, make))))
     fields = {name: getattr(model, name) for name in _field_names(model) if name not in ("parent", "name")}
-    return swapped(**fields, name=model.name)
+    return cast(Model, swapped(**fields, name=model.name))
 
 
 def _refuse_class(make: Any) -> None:

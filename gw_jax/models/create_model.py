@@ -42,7 +42,13 @@ ALIASES = {name: meaning for name, meaning in REFERENCE_RESNETS.items() if name 
 
 
 def list_models() -> list[str]:
-    """The names of :func:`create_model`: this project's, then those of the reference that differ from them."""
+    """The names of :func:`create_model`: this project's, then those of the reference that differ from them.
+
+    Example:
+        >>> import gw_jax
+        >>> [name for name in gw_jax.list_models() if name.startswith("wide")]
+        ['wide_resnet50_2', 'wide_resnet101_2']
+    """
     return [*ARCHITECTURES, *MNIST_NETWORKS, *ALIASES, *REFERENCE_MNIST]
 
 

@@ -129,11 +129,10 @@ class AutoEncoder(nnx.Module):
 
     Example:
         >>> import gw_jax
-        >>> import jax.numpy as jnp
         >>> from flax import nnx
-        >>> model = gw_jax.create_model("autoencoder", in_channels=1, image_size=28, rngs=nnx.Rngs(0))
-        >>> model(jnp.zeros((2, 28, 28, 1))).shape
-        (2, 28, 28, 1)
+        >>> model = gw_jax.create_model("autoencoder", in_channels=1, image_size=8, rngs=nnx.Rngs(0))
+        >>> model.encoder[0].kernel.shape
+        (64, 128)
     """
 
     def __init__(self, in_features: int, *, dtype: DTypeLike | None, param_dtype: DTypeLike, rngs: nnx.Rngs):

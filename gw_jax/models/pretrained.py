@@ -263,6 +263,14 @@ def load_pretrained(
     Raises:
         CheckpointError: the directory or a file of it is missing, damaged or inconsistent, or cannot be downloaded.
         ConfigError: the package for the hub is not installed, or the address is malformed.
+
+    Example:
+        >>> import gw_jax
+        >>> from flax import nnx
+        >>> model = gw_jax.create_model("mlp", num_classes=10, in_channels=1, image_size=8, width=16, rngs=nnx.Rngs(0))
+        >>> gw_jax.save_pretrained("models/mine", model)
+        >>> type(gw_jax.load_pretrained("models/mine")).__name__
+        'MLP'
     """
     if is_hub_address(directory):
         directory = download(str(directory))

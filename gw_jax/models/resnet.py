@@ -51,6 +51,11 @@ class Architecture:
     """The sizes that distinguish the members of the family.
 
     ``width_per_group`` is the width of a bottleneck's 3x3 convolution, per group and per 64 planes.
+
+    Example:
+        >>> from gw_jax.models import Architecture
+        >>> Architecture(True, (3, 4, 6, 3)).groups  # ResNet-50
+        1
     """
 
     bottleneck: bool
@@ -94,6 +99,17 @@ class ResNet(nnx.Module):
 
     Attributes:
         strides: of the outputs of the four stages to the images.
+
+    Raises:
+        ValueError: options that do not fit each other or the architecture.
+
+    Example:
+        >>> import gw_jax
+        >>> from flax import nnx
+        >>> options = {"width": 8, "stem": "small", "norm_options": {"num_groups": 4}}
+        >>> model = gw_jax.create_model("resnet18", **options, whiten="S1", rngs=nnx.Rngs(0))
+        >>> type(model.stem_norm).__name__, type(model.stage1[0].norm1).__name__
+        ('GroupWhitening', 'BatchNorm')
     """
 
     def __init__(

@@ -18,6 +18,7 @@ from gw_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
 from gw_jax.train.peers import Peers, advice
 from gw_jax.train.relay import Relay
 from gw_jax.train.rendezvous import meet
+from gw_jax.versions import shutdown_timeout
 
 T = TypeVar("T")
 # Processes wait for each other this many times ``timeout_s``: one of them may have to read or prepare data.
@@ -104,7 +105,7 @@ def initialize(
             initialization_timeout=patience,
             # Later than our own watch, which says what happened.
             heartbeat_timeout_seconds=2 * patience + 60,
-            shutdown_timeout_seconds=patience,
+            **shutdown_timeout(patience),
         )
     except Exception as error:  # The runtime raises what network and devices make of it.
         raise ConfigError(f"JAX could not connect the processes of this run ({type(error).__name__}: {error}).") from error

@@ -124,3 +124,17 @@ def test_an_unknown_name_is_refused(capsys):
     with pytest.raises(SystemExit):
         build.main(["nothing"])
     assert "no notebook is called nothing; there are 01_plug_in_group_whitening" in capsys.readouterr().err
+
+
+def test_texts_change_without_execution_and_code_does_not(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(build, "DIRECTORY", tmp_path)
+    source = tmp_path / "1_small.py"
+    source.write_text("# %% [markdown]\n# old\n\n# %%\nprint(6 * 7)\n")
+    build.write("1_small", build.execute("1_small", tmp_path))
+    source.write_text("# %%\nprint(6 * 7)\n\n# %% [markdown]\n# new\n")
+    assert build.main(["--texts"]) == 0
+    code, text = nbformat.read(tmp_path / "1_small.ipynb", as_version=4).cells
+    assert (code.outputs[0].text, text.source) == ("42\n", "new")
+    source.write_text("# %%\nprint(6 * 8)\n")
+    assert build.main(["--texts"]) == 1
+    assert "The code of 1_small.py has changed; build it without --texts." in capsys.readouterr().err

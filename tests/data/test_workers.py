@@ -188,7 +188,8 @@ def start_script(tmp_path, argument):
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for shared memory in /proc")
 def test_closing_leaves_no_shared_memory_behind(tmp_path):
     _, error = start_script(tmp_path, "close").communicate(timeout=120)
-    assert error == ""
+    # Every process of Grain says so with a jaxlib older than 0.11.
+    assert not [line for line in error.splitlines() if "Grain multiprocess worker profiling" not in line]
 
 
 def test_workers_end_with_a_run_that_is_killed(tmp_path):

@@ -3,6 +3,8 @@
 <!-- not run: needs a TPU slice -->        the block is only parsed; the reason must say what is missing
 <!-- run with: --config.num_epochs=1 -->   arguments that the test adds to each ``python train.py`` of a shell block
 <!-- after the commands -->                a Python block that needs what the shell blocks above it made
+<!-- slow -->                              a Python block that only the slow tests run
+<!-- file: fit.py -->                      a Python block that the reader saves under this name; it also runs
 """
 
 import dataclasses
@@ -17,7 +19,7 @@ SHELLS = ("bash", "sh")
 TEXTS = ("text", "json", "bibtex", "diff")
 
 _FENCE = re.compile(r"(?P<indent> *)```(?P<language>.*)")
-_MARK = re.compile(r" *<!-- (?P<kind>not run|run with|after the commands)(?:: (?P<text>.+))? -->")
+_MARK = re.compile(r" *<!-- (?P<kind>not run|run with|after the commands|slow|file)(?:: (?P<text>.+))? -->")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,9 @@ def public_names():
         module = importlib.import_module(module_name)
         for name in getattr(module, "__all__", ()):
             value = getattr(module, name)
-            if callable(value) and id(value) not in seen:
+            # A decorated function is none for inspect.
+            is_code = inspect.isclass(value) or inspect.isfunction(value) or hasattr(value, "__wrapped__")
+            if is_code and id(value) not in seen:
                 seen.add(id(value))
                 found[f"{module_name}.{name}"] = value
     return found
@@ -57,7 +59,12 @@ def test_errors_that_are_raised_are_named(name):
         assert {base.__name__ for base in kind.__mro__} & named, error
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Each of these takes seconds.
+SLOW = ("gw_jax.train.run",)
+PARAMETERS = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in NAMES]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_examples_run(name, tmp_path, monkeypatch, data_dir, quick_compilation):
     value = NAMES[name]
     monkeypatch.chdir(tmp_path)

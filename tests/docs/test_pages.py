@@ -15,7 +15,9 @@ from tests.docs.blocks import PAGES, ROOT, SHELLS, TEXTS, Block, identify, read_
 from tests.docs.prepared import PREPARE
 
 # What a reason must name: something that a machine of CI lacks, or time.
-REASONS = re.compile(r"\b(cloud|TPU|GPU|GPUs|ImageNet|SLURM|cluster|network|hub|hours|minutes|address|example of)\b")
+REASONS = re.compile(
+    r"\b(cloud|TensorFlow|TPU|GPU|GPUs|ImageNet|SLURM|cluster|network|hub|hours|minutes|address|example of)\b"
+)
 BLOCKS = [block for page in PAGES for block in read_blocks(page)]
 
 
@@ -65,13 +67,13 @@ def checkout(tmp_path, monkeypatch, data_dir, quick_compilation):
 def test_python_blocks_run(page, checkout):
     scope = {"__name__": "__main__"}
     for block in read_blocks(page):
-        if block.language == "python" and is_run(block) and "after the commands" not in block.marks:
+        if block.language == "python" and is_run(block) and not {"after the commands", "slow"} & set(block.marks):
             run_python(block, scope)
 
 
 def runs_commands(page):
     blocks = [block for block in read_blocks(page) if is_run(block)]
-    return any(b.language in SHELLS or "after the commands" in b.marks for b in blocks)
+    return any(block.language in SHELLS or "slow" in block.marks for block in blocks)
 
 
 @pytest.mark.slow
@@ -84,6 +86,8 @@ def test_whole_pages_run_in_their_order(page, checkout):
             continue
         if block.language == "python":
             run_python(block, scope)
+            if "file" in block.marks:
+                (checkout / block.marks["file"]).write_text(block.text)
         elif block.language in SHELLS:
             run_shell(block, checkout)
 

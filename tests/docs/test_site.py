@@ -44,6 +44,7 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
     assert (tmp_path / linked).read_bytes() == (ROOT / "benchmarks/results/train_step_h100_2026-11-26.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_figure_of_the_readme_shows_whitening():
     script = runpy.run_path(str(ROOT / "docs" / "figures" / "whitening.py"))
     before = script["make_sample"]()

@@ -10,6 +10,10 @@ import pytest
 from flax import linen, nnx
 
 import gw_jax
+from gw_jax.errors import ConfigError
+from gw_jax.models.pretrained import fill_model
+from gw_jax.models.remembered import abstract_model
+from gw_jax.tree import variables
 from gw_jax.versions import variable_value
 
 ONE = gw_jax.GroupWhitening(8, num_groups=4, rngs=nnx.Rngs(0))
@@ -347,12 +351,31 @@ def test_norms_that_vmap_made_together_are_refused():
         gw_jax.swap_norms(nnx.Sequential(make(jax.random.split(jax.random.key(0), 3))), ".*", GW)
 
 
-def test_a_swapped_network_is_not_saved_as_the_original(tmp_path):
-    model = gw_jax.create_model("resnet18", width=8, num_classes=5, norm_options={"num_groups": 4}, rngs=nnx.Rngs(0))
-    gw_jax.swap_norms(model, "stage1", functools.partial(gw_jax.GroupWhitening, num_groups=2, rngs=nnx.Rngs(0)))
-    with pytest.raises(gw_jax.errors.ConfigError, match="changed after create_model"):
+def test_a_swapped_network_is_saved_only_as_what_it_is(tmp_path):
+    arguments = {"name": "resnet18", "width": 8, "num_classes": 3, "norm": "gn", "norm_options": {"num_groups": 4}}
+    abstract = abstract_model(arguments, None, jnp.float32)
+    model = fill_model(abstract, {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in variables(abstract).items()})
+    gw_jax.swap_norms(model, "stage1", GW)
+    gw_jax.swap_norms(model, r"^stem_norm|stage[234].*norm1", GW)
+    message = r"changed after create_model.*other norms are .*stage1/0/norm1 \(GroupWhitening\)"
+    with pytest.raises(ConfigError, match=message):
         gw_jax.save_pretrained(tmp_path / "model", model)
+    swapped = {**arguments, "norm": "gw"}
+    # All norms of stage 1 are GroupWhitening, which no placement of create_model gives.
+    for config in (arguments, swapped):
+        with pytest.raises(ConfigError, match="makes another network than the one to save: other norms are stage1"):
+            gw_jax.save_pretrained(tmp_path / "model", model, config)
     assert not (tmp_path / "model").exists()
+    gw_jax.swap_norms(model, r"stage1/\d/norm2", functools.partial(gw_jax.BatchNorm, rngs=nnx.Rngs(0)))
+    gw_jax.save_pretrained(tmp_path / "model", model, swapped)
+    loaded = gw_jax.load_pretrained(tmp_path / "model")
+    assert isinstance(loaded.stage1[0].norm1, gw_jax.GroupWhitening)
+    assert variables(loaded).keys() == variables(model).keys()
+    message = r"head\.bias, head\.kernel are missing, left over or of another shape \(2 in all\)"
+    with pytest.raises(ConfigError, match=message):
+        gw_jax.save_pretrained(tmp_path / "other", model, {**swapped, "num_classes": 4})
+    with pytest.raises(ConfigError, match=r"makes no network: .*norm='gww'"):
+        gw_jax.save_pretrained(tmp_path / "other", model, {**swapped, "norm": "gww"})
 
 
 def test_the_warning_of_few_observations_reaches_a_swapped_model():

@@ -1,0 +1,11 @@
+"""Fails unless a run of the quickstart reached its accuracy: ``check_quickstart.py WORKDIR``."""
+
+import json
+import pathlib
+import sys
+
+lines = map(json.loads, (pathlib.Path(sys.argv[1]) / "metrics.jsonl").read_text().splitlines())
+top1 = [line["eval/top1"] for line in lines if "eval/top1" in line]
+print(f"quickstart: top-1 {top1}")
+if not top1 or top1[-1] < 0.95:
+    sys.exit("error: the quickstart reached less than 95 % top-1")
