@@ -185,7 +185,7 @@ def _inference(model: nnx.Module) -> tuple[Callable[[Any, jax.Array], Any], Any]
     for path, module in nnx.iter_graph(model):
         if not isinstance(module, nnx.Module):
             continue
-        drops = getattr(module, "deterministic", True) is False and getattr(module, "rate", 1)
+        drops = getattr(module, "deterministic", True) is False and getattr(module, "rate", True)
         if drops or getattr(module, "use_running_average", True) is False:
             where = "/".join(map(str, path)) or "the model itself"
             raise ValueError(
@@ -193,7 +193,8 @@ def _inference(model: nnx.Module) -> tuple[Callable[[Any, jax.Array], Any], Any]
                 "or random numbers. Call model.eval() first."
             )
     # TensorFlow has no type for random keys, which evaluation does not use.
-    graphdef, keys, state = nnx.split(model, nnx.RngState, ...)
+    parts: Any = nnx.split(model, nnx.RngState, ...)
+    graphdef, keys, state = parts
     return lambda state, images: nnx.merge(graphdef, keys, state)(images), state
 
 

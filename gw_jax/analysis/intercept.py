@@ -90,7 +90,7 @@ def _observed(chosen: dict[int, tuple[str, Any]], recorder: Recorder) -> Iterato
         originals = {cls: cls.__call__ for cls in classes}
         for cls, original in originals.items():
             stack.callback(_restore, cls, vars(cls).get("__call__"))
-            cls.__call__ = observing(original)  # type: ignore[method-assign]
+            cls.__call__ = observing(original)
         yield
 
 
@@ -118,7 +118,7 @@ def _run_linen(model: linen.Module, options: Options, variables: Any, images: ja
     busy: list[None] = []
 
     def observe(next_call: Callable[..., Any], positional: tuple[Any, ...], arguments: dict[str, Any], context: Any) -> Any:
-        layer = context.module
+        layer: Any = context.module
         if busy or context.method_name != "__call__":
             return next_call(*positional, **arguments)
         path = "/".join(layer.path)
@@ -154,7 +154,7 @@ def _run_linen(model: linen.Module, options: Options, variables: Any, images: ja
 _compiled_linen = jax.jit(_run_linen, static_argnums=(0, 1))
 
 
-def _repeat(layer: linen.Module, affine: bool, positional: tuple[Any, ...], arguments: dict[str, Any]) -> jax.Array:
+def _repeat(layer: Any, affine: bool, positional: tuple[Any, ...], arguments: dict[str, Any]) -> jax.Array:
     """The output of another call of a bound layer, with its scale and bias or without them."""
     changes = {} if affine else {name: False for name in ("use_scale", "use_bias") if hasattr(layer, name)}
     variables = dict(layer.variables)

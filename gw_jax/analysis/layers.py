@@ -92,9 +92,9 @@ class Recorder:
             return None
         if requested is not None or self.options.per == "batch" or not isinstance(layer, WHITENING):
             return requested
-        if layer.num_groups is not None and getattr(layer, "channels_per_group", None) is None:
-            return min(layer.num_groups, channels)
-        return channels // layer.channels_per_group  # The Linen layer reads its channels from the input.
+        # The Linen layer reads its channels from the input.
+        per_group = getattr(layer, "channels_per_group", None)
+        return min(layer.num_groups, channels) if per_group is None else channels // per_group
 
 
 def kind_of(layer: Any) -> str:

@@ -56,7 +56,7 @@ def check_directories(section: Section) -> None:
         section.notes.append(f"The trainer is not installed ({', '.join(missing)}): pip install 'gw_jax[examples]'")
         return
     data = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    cache = jax.config.jax_compilation_cache_dir
+    cache = jax.config.values["jax_compilation_cache_dir"]
     for label, name in (("data sets", data), ("compiled programs", cache), ("current directory", ".")):
         if name is None:
             section.add(label, "no directory; JAX_COMPILATION_CACHE_DIR=DIR keeps compiled programs")

@@ -85,7 +85,8 @@ class _Small(nnx.Module):
 
 def check_training(section: Section) -> None:
     """Some steps of gradient descent of a small network on two kinds of noise: its loss has to fall."""
-    graphdef, params, rest = nnx.split(_Small(nnx.Rngs(0)), nnx.Param, ...)
+    parts: Any = nnx.split(_Small(nnx.Rngs(0)), nnx.Param, ...)
+    graphdef, params, rest = parts
     labels = jnp.arange(16) % 2
     noise = jax.random.normal(jax.random.key(0), (16, 16, 16, 3))
     # The first kind is white, the second varies slowly.
