@@ -43,12 +43,15 @@ def new_figure(width: float, height: float, columns: int = 1, **options: Any) ->
     return figure, axes
 
 
-def accuracy_line(axis: Any, x: Sequence[Any], cases: list[dict[str, Any]], metric: str, style: str, label: str) -> None:
+def accuracy_line(
+    axis: Any, x: Sequence[Any], cases: list[dict[str, Any]], metric: str, style: str, label: str, line: str = "-"
+) -> None:
     """The mean accuracy in percent with the standard deviation over seeds."""
     values = 100 * np.asarray([case[metric] for case in cases])
     color, marker = STYLES[style]
     deviation = values.std(1, ddof=1) if values.shape[1] > 1 else None
-    axis.errorbar(x, values.mean(1), deviation, color=color, marker=marker, markersize=5, capsize=2, lw=1.4, label=label)
+    look: dict[str, Any] = {"color": color, "marker": marker, "markersize": 5, "capsize": 2, "lw": 1.4, "ls": line}
+    axis.errorbar(x, values.mean(1), deviation, label=label, **look)
 
 
 def powers_of_two(axis: Any, values: Sequence[int], label: str) -> None:
@@ -70,11 +73,14 @@ def batch_sizes(directory: pathlib.Path) -> Any:
             sizes = sorted(cases)
             distance = distance_to_largest(cases, metric)
             note = "" if distance is None else f": {100 * distance[0]:+.1f}"
-            accuracy_line(axis, sizes, [cases[size] for size in sizes], metric, norm, norm + note)
+            # Two far points are not a course: they stay unconnected.
+            line = "-" if len(sizes) > 2 else ""
+            accuracy_line(axis, sizes, [cases[size] for size in sizes], metric, norm, norm + note, line)
         powers_of_two(axis, sorted({case["batch_size"] for case in result["cases"]}), "batch size (digits per step)")
         axis.set_title(title)
+        axis.set_ylim(bottom=0)  # Room for the legend.
         axis.legend(
-            title="accuracy at 2 minus at 256\n(percentage points)", fontsize=8, title_fontsize=8, loc="lower right"
+            title="accuracy at 2 minus at 256 (percentage points)", fontsize=8, title_fontsize=8, loc="lower right", ncols=2
         )
     axes[0].set_ylabel("accuracy (%)")
     figure.suptitle(f"MLP 4 x 256 on 4,000 digits, {_runs(result)}")
