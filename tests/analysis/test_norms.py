@@ -21,7 +21,8 @@ class CNN(nnx.Module):
         self.conv = nnx.Conv(3, 16, (3, 3), rngs=rngs)
         self.norm = nnx.BatchNorm(16, rngs=rngs)
         self.list = module_list([gw_jax.GroupWhitening(16, num_groups=8, rngs=rngs), nnx.LayerNorm(16, rngs=rngs)])
-        self.of_names = nnx.Dict({"a": gw_jax.BatchNorm(16, rngs=rngs), "shared": self.list[0]})
+        named = {"a": gw_jax.BatchNorm(16, rngs=rngs), "shared": self.list[0]}
+        self.of_names = nnx.Dict(named) if hasattr(nnx, "Dict") else named
         self.sequence = nnx.Sequential(nnx.Conv(16, 16, (1, 1), rngs=rngs), nnx.GroupNorm(16, 4, rngs=rngs), nnx.relu)
         self.idle = gw_jax.LayerNorm(16, rngs=rngs)
         self.dropout = nnx.Dropout(0.5, rngs=rngs)
