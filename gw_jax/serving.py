@@ -22,6 +22,8 @@ from gw_jax.files import replacing
 from gw_jax.ops.checks import require_integer
 from gw_jax.ops.kernels.placement import compiling_for
 
+__all__ = ["export", "load", "save", "save_tensorflow"]
+
 PLATFORMS = ("cpu", "cuda", "tpu")
 Batch = int | Literal["symbolic"]
 
@@ -54,13 +56,16 @@ def export(
         TypeError: ``model`` is no NNX module.
         ValueError: the model is in training mode, or a shape, batch or platform that is not possible.
 
-    >>> import gw_jax, jax
-    >>> from flax import nnx
-    >>> model = gw_jax.create_model("mlp", norm="gw", norm_options={"num_groups": 10}, num_classes=10, rngs=nnx.Rngs(0))
-    >>> model.eval()
-    >>> exported = export(model, (28, 28, 1))
-    >>> exported.call(jax.numpy.ones((5, 28, 28, 1))).shape
-    (5, 10)
+    Source: ``jax.export``, https://docs.jax.dev/en/latest/export/.
+
+    Example:
+        >>> import gw_jax, jax
+        >>> from flax import nnx
+        >>> model = gw_jax.create_model("mlp", norm_options={"num_groups": 10}, num_classes=10, rngs=nnx.Rngs(0))
+        >>> model.eval()
+        >>> exported = gw_jax.serving.export(model, (28, 28, 1))
+        >>> exported.call(jax.numpy.ones((5, 28, 28, 1))).shape
+        (5, 10)
     """
     shape = _image_shape(image_shape)
     function, state = _inference(model)
@@ -84,13 +89,11 @@ def save(exported: jax.export.Exported, path: str | os.PathLike[str]) -> None:
         ConfigError: the package flatbuffers, with which JAX serialises, is not installed.
         OSError: the file cannot be written.
 
-    >>> import gw_jax, pathlib, tempfile
-    >>> from flax import nnx
-    >>> model = gw_jax.create_model("lenet", num_classes=10, rngs=nnx.Rngs(0))
-    >>> path = pathlib.Path(tempfile.mkdtemp(), "lenet.jax")
-    >>> save(export(model, (28, 28, 1), platforms=["cpu"]), path)
-    >>> load(path).platforms
-    ('cpu',)
+    Example:
+        >>> import gw_jax
+        >>> from flax import nnx
+        >>> model = gw_jax.create_model("lenet", num_classes=10, rngs=nnx.Rngs(0))
+        >>> gw_jax.serving.save(gw_jax.serving.export(model, (28, 28, 1), platforms=["cpu"]), "lenet.jax")
     """
     _require_flatbuffers()
     path = pathlib.Path(path)
@@ -112,6 +115,14 @@ def load(path: str | os.PathLike[str]) -> jax.export.Exported:
     Raises:
         ConfigError: the package flatbuffers is not installed.
         DataError: the file is missing or holds no program, or one of a version that this JAX does not read.
+
+    Example:
+        >>> import gw_jax, jax
+        >>> from flax import nnx
+        >>> model = gw_jax.create_model("lenet", num_classes=10, rngs=nnx.Rngs(0))
+        >>> gw_jax.serving.save(gw_jax.serving.export(model, (28, 28, 1), platforms=["cpu"]), "lenet.jax")
+        >>> gw_jax.serving.load("lenet.jax").call(jax.numpy.ones((2, 28, 28, 1))).shape
+        (2, 10)
     """
     _require_flatbuffers()
     path = pathlib.Path(path)
@@ -152,6 +163,12 @@ def save_tensorflow(
         ConfigError: TensorFlow is not installed, this JAX has no jax2tf, or ``directory`` is not empty.
         TypeError: ``model`` is no NNX module.
         ValueError: the model is in training mode, or a shape, batch or platform that is not possible.
+
+    Example:
+        >>> import gw_jax  # needs TensorFlow
+        >>> from flax import nnx
+        >>> model = gw_jax.create_model("lenet", num_classes=10, rngs=nnx.Rngs(0))
+        >>> gw_jax.serving.save_tensorflow(model, (28, 28, 1), "lenet_saved_model")
     """
     shape = _image_shape(image_shape)
     function, state = _inference(model)

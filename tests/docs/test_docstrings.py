@@ -13,7 +13,8 @@ import pytest
 
 import gw_jax
 
-MODULES = ["gw_jax", *(f"gw_jax.{name}" for _, name, is_package in pkgutil.iter_modules(gw_jax.__path__) if is_package)]
+PACKAGES = [f"gw_jax.{name}" for _, name, is_package in pkgutil.iter_modules(gw_jax.__path__) if is_package]
+MODULES = ["gw_jax", "gw_jax.serving", *PACKAGES]
 
 
 def public_names():
@@ -60,7 +61,7 @@ def test_errors_that_are_raised_are_named(name):
 
 
 # Each of these takes seconds.
-SLOW = ("gw_jax.train.run",)
+SLOW = ("gw_jax.train.run", "gw_jax.serving.save_tensorflow")
 PARAMETERS = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in NAMES]
 
 
@@ -71,6 +72,10 @@ def test_examples_run(name, tmp_path, monkeypatch, data_dir, quick_compilation):
     monkeypatch.setenv("TFDS_DATA_DIR", data_dir)
     if "needs PyTorch" in inspect.getdoc(value):
         pytest.importorskip("torch", reason="reading and writing .pth files needs PyTorch, an optional extra")
+    if "needs TensorFlow" in inspect.getdoc(value):
+        pytest.importorskip("tensorflow", reason="a SavedModel needs TensorFlow, an optional extra")
+    if value in (gw_jax.serving.save, gw_jax.serving.load):
+        pytest.importorskip("flatbuffers", reason="jax.export serialises with flatbuffers, an optional extra")
     example = doctest.DocTestParser().get_doctest(inspect.getdoc(value), {}, name, name, 0)
     output = io.StringIO()
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
