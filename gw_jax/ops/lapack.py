@@ -9,12 +9,13 @@ from gw_jax.versions import batched_lapack_can_hang
 def eigh(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Eigenvectors ``[..., d, d]`` and eigenvalues ``[..., d]``, in no order, of symmetric matrices ``[..., d, d]``.
 
-    On CPUs with JAX 0.10, matrices are decomposed one at a time. It divides a batch among the threads that also start the
+    On a CPU with JAX 0.10, matrices are decomposed one at a time. It divides a batch among the threads that also start the
     batches, so two that do not depend on each other, as in a block and its shortcut, wait for each other for ever on a
     machine of two cores. A batch of one is not divided. One at a time took 1.0 to 1.1 of the time (256 matrices of 32 x 32,
-    2 cores). Where the types of arrays state shardings, JAX refuses such a loop, and batches stay.
+    2 cores). With several devices batches stay, since a loop would gather a sharded one. So do the batches of ``jax.vmap``.
     """
-    if not batched_lapack_can_hang() or explicit_sharding(matrices) is not None or not matrices.size:
+    several = jax.local_device_count() > 1 or explicit_sharding(matrices) is not None
+    if not batched_lapack_can_hang() or several or not matrices.size:
         return _eigh(matrices)
     return jax.lax.platform_dependent(matrices, cpu=_one_at_a_time, default=_eigh)
 
@@ -25,8 +26,5 @@ def _eigh(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _one_at_a_time(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
-    batch = matrices.shape[:-2]
-    # jax.vmap of this would make batches again.
-    single = jax.custom_batching.sequential_vmap(_eigh)
-    vectors, values = jax.lax.map(single, matrices.reshape(-1, *matrices.shape[-2:]))
-    return vectors.reshape(matrices.shape), values.reshape(*batch, -1)
+    vectors, values = jax.lax.map(_eigh, matrices.reshape(-1, *matrices.shape[-2:]))
+    return vectors.reshape(matrices.shape), values.reshape(matrices.shape[:-1])

@@ -69,7 +69,8 @@ PARAMETERS = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for 
 def test_examples_run(name, tmp_path, monkeypatch, data_dir, quick_compilation):
     value = NAMES[name]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TFDS_DATA_DIR", data_dir)
+    # TFDS reads the environment when it is imported.
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", data_dir)
     if "needs PyTorch" in inspect.getdoc(value):
         pytest.importorskip("torch", reason="reading and writing .pth files needs PyTorch, an optional extra")
     if "needs TensorFlow" in inspect.getdoc(value):
