@@ -60,12 +60,8 @@ def test_errors_that_are_raised_are_named(name):
         assert {base.__name__ for base in kind.__mro__} & named, error
 
 
-# Each of these takes seconds.
-SLOW = ("gw_jax.train.run", "gw_jax.serving.save_tensorflow")
-PARAMETERS = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in NAMES]
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.slow  # A minute in all; most names have tests of their own in the default run.
+@pytest.mark.parametrize("name", NAMES)
 def test_examples_run(name, tmp_path, monkeypatch, data_dir, quick_compilation):
     value = NAMES[name]
     monkeypatch.chdir(tmp_path)

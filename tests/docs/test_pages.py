@@ -63,7 +63,12 @@ def checkout(tmp_path, monkeypatch, data_dir, quick_compilation):
         yield tmp_path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=identify)
+# README and the first page in the default run; the others take half a minute.
+DEFAULT_PAGES = ("README.md", "index.md")
+PYTHON_PAGES = [pytest.param(page, marks=[pytest.mark.slow] * (page.name not in DEFAULT_PAGES)) for page in PAGES]
+
+
+@pytest.mark.parametrize("page", PYTHON_PAGES, ids=identify)
 def test_python_blocks_run(page, checkout):
     scope = {"__name__": "__main__"}
     for block in read_blocks(page):

@@ -165,6 +165,7 @@ def test_it_works_inside_other_modules():
         Bound().init(jax.random.key(0), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transform", [nn.jit, nn.remat])
 def test_transformed_blocks(transform):
     """Linen's jit keeps what it has traced: with the old norms before the exchange, with the new ones after it."""
@@ -201,6 +202,7 @@ class ScannedBlock(nn.Module):
         return Block(functools.partial(nn.BatchNorm, use_running_average=False))(x), None
 
 
+@pytest.mark.slow
 def test_scanned_and_mapped_norms():
     x = images()
     old = Repeated().init(jax.random.key(0), x)
