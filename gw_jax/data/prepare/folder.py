@@ -39,10 +39,19 @@ class ImageFolder:
         return sum(map(len, self.files.values()))
 
     def fingerprint(self) -> str:
-        """Digest of names and sizes of all files."""
+        """Digest of the names and contents of all files. Sizes would not do: an edited bitmap keeps its size.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
         digest = hashlib.sha256()
         for path in (path for paths in self.files.values() for path in paths):
-            digest.update(f"{path}\0{(self.root / path).stat().st_size}\n".encode())
+            try:
+                with (self.root / path).open("rb") as file:
+                    content = hashlib.file_digest(file, "sha256").digest()
+            except OSError as error:
+                raise DataError(f"{_display(self.root / path)} cannot be read: {error.strerror}.") from error
+            digest.update(path.encode(errors="surrogateescape") + b"\0" + content)
         return digest.hexdigest()[:16]
 
 

@@ -28,7 +28,7 @@ def prepare_folder(name: str, data_dir: str | None, train: str, evaluation: str)
     """Prepares the TFDS set ``name`` with the splits ``train`` and ``validation``; returns its builder.
 
     Labels are the positions of the classes in alphabetical order. The encoded files are copied as they are. A set that is
-    prepared already is kept if it was made from files of the same names and sizes.
+    prepared already is kept if it was made from files of the same names and contents.
 
     Raises:
         DataError: a name that TFDS has, folders that cannot be used, or another set of that name.

@@ -72,6 +72,16 @@ def test_a_second_command_keeps_the_set_and_refuses_other_files(folders, capsys)
     assert len(open_dataset("more_pets", str(folders / "data")).train) == 5
 
 
+def test_an_edit_that_keeps_the_size_of_a_file_is_noticed(folders):
+    picture = folders / "train/a cat/5.bmp"
+    write_image(picture, seed=1)
+    size = picture.stat().st_size
+    main(command(folders))
+    write_image(picture, seed=2)
+    assert picture.stat().st_size == size
+    assert "holds a set that was prepared from other files. Give another NAME" in refused(*command(folders))
+
+
 def test_shapes_that_differ_and_grey_images(folders, capsys):
     write_image(folders / "eval/a cat/wide.png", (4, 9, 3))
     main(command(folders))
