@@ -9,6 +9,7 @@ import shlex
 import subprocess
 
 import pytest
+from tensorflow_datasets.core import registered
 
 from gw_jax.train import command_line
 from tests.docs.blocks import PAGES, ROOT, SHELLS, TEXTS, Block, identify, read_blocks
@@ -28,7 +29,8 @@ def is_run(block):
 def run_python(block, scope):
     # Blank lines before it, so that a traceback has the line of the page.
     code = compile("\n" * (block.line - 1) + block.text, str(block.page), "exec")
-    with contextlib.redirect_stdout(io.StringIO()):
+    # A page runs more than once in a process, and TFDS refuses to register the name of a builder twice.
+    with registered.skip_registration(), contextlib.redirect_stdout(io.StringIO()):
         exec(code, scope)
 
 
