@@ -167,7 +167,7 @@ def rasterize(edges: jax.Array, parts: jax.Array, boxes: jax.Array, sizes: Any =
         words = _changes(_rounded(vertices), parts, size)
         return _union_of_parts(words, parts, size)
 
-    bytes_per_box = 4 * edges.shape[1] * size * 4 * -(-size // WORD)
+    bytes_per_box = edges.shape[1] * size * 4 * -(-size // WORD)
     return map_chunks(chunk, bytes_per_box, edges.astype(jnp.float32), parts, lowest, scale)
 
 
@@ -238,13 +238,16 @@ def _floor_ratio(a: jax.Array, b: jax.Array, extra: jax.Array, divisor: jax.Arra
 def _union_of_parts(words: jax.Array, parts: jax.Array, size: int) -> jax.Array:
     """The pixels that an odd number of edges of a part changes, of any part: bool ``[k, rows, columns]``."""
     first = jnp.pad(parts[:, 1:] != parts[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    last = jnp.pad(parts[:, 1:] != parts[:, :-1], ((0, 0), (0, 1)), constant_values=True)[:, :, None, None]
 
-    def combine(one: tuple[jax.Array, jax.Array], other: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        return one[0] | other[0], jnp.where(other[0], other[1], one[1] ^ other[1])
+    # An associative scan takes 7 times as long to compile, and 2.5 times as long to run on a CPU.
+    def step(carry: tuple[jax.Array, jax.Array], edge: tuple[jax.Array, jax.Array]) -> Any:
+        union, parity = carry
+        first, word = edge[0][:, None, None], edge[1]
+        return (jnp.where(first, union | parity, union), jnp.where(first, word, parity ^ word)), None
 
-    _, parity = jax.lax.associative_scan(combine, (first[:, :, None, None], words), axis=1)
-    union = jax.lax.reduce(jnp.where(last, parity, 0), jnp.uint32(0), jax.lax.bitwise_or, (1,))
+    zeros = jnp.zeros_like(words[:, 0])
+    (union, parity), _ = jax.lax.scan(step, (zeros, zeros), (first.T, words.swapaxes(0, 1)), unroll=4)
+    union |= parity
     rows = jnp.arange(WORD, dtype=jnp.uint32)[None, None, None, :]
     pixels = ((union[..., None] >> rows) & 1).astype(bool)
     return pixels.reshape(*pixels.shape[:2], -1)[:, :, :size].swapaxes(1, 2)

@@ -163,7 +163,7 @@ def test_chunks_and_vmap_change_nothing(monkeypatch):
     halves = [array.reshape(2, 4, *array.shape[1:]) for array in (edges, parts, boxes)]
     both = jax.jit(jax.vmap(functools.partial(rasterize, size=28)))(*halves, jnp.array([[28, 28], [28, 28]]))
     np.testing.assert_array_equal(both.reshape(8, 28, 28), expected)
-    monkeypatch.setattr(chunks, "CHUNK_BYTES", 3 * 4 * 40 * 28 * 4)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 3 * 40 * 28 * 4)
     chunked = jax.jit(lambda *args: rasterize.__wrapped__(*args, sizes=(28, 28)))
     assert "while" in chunked.lower(edges, parts, boxes).as_text()
     np.testing.assert_array_equal(chunked(edges, parts, boxes), expected)
