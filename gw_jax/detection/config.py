@@ -59,15 +59,6 @@ class DetectorConfig:
     head_features: int = number(1024, 1)
 
 
-def detector_arguments(config: DetectorConfig, num_classes: int) -> dict[str, Any]:
-    """The arguments of :func:`gw_jax.detection.create_detector` for ``config``, without types and generators."""
-    known = norm_options(config.norm)
-    options = dataclasses.asdict(config.norm_options)
-    arguments = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    chosen = {name: value for name, value in options.items() if value is not None and name in known}
-    return {**arguments, "norm_options": chosen or None, "num_classes": num_classes}
-
-
 @dataclasses.dataclass(slots=True, kw_only=True)
 class DetectionConfig(TrainConfig):
     """A run that trains or evaluates a detector; see :class:`TrainConfig` for the fields of every run.
@@ -113,6 +104,14 @@ class DetectionConfig(TrainConfig):
             "docs/detection.md."
         )
 
+    def model_arguments(self) -> dict[str, Any]:
+        """The arguments of :func:`gw_jax.detection.create_detector`, without types and generators; JSON values."""
+        known = norm_options(self.model.norm)
+        options = dataclasses.asdict(self.model.norm_options)
+        chosen = {name: value for name, value in options.items() if value is not None and name in known}
+        arguments = {field.name: getattr(self.model, field.name) for field in dataclasses.fields(self.model)}
+        return {**arguments, "norm_options": chosen or None, "num_classes": self.num_classes}
+
     def canvas_sizes(self) -> tuple[tuple[int, int], ...]:
         """The canvases as (height, width).
 
@@ -153,5 +152,6 @@ class DetectionConfig(TrainConfig):
             )
         if not self.model.mask_head and self.model.mask_head_norm != "none":
             raise ConfigError(
-                f"config.model.mask_head_norm={self.model.mask_head_norm!r} has no effect without config.model.mask_head=True."
+                f"config.model.mask_head_norm={self.model.mask_head_norm!r} has no effect without "
+                "config.model.mask_head=True."
             )

@@ -55,15 +55,17 @@ def check_canvas(canvas: Any) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def aligned(sizes: Any) -> np.ndarray:
+def aligned(sizes: Any) -> Any:
     """Heights and widths rounded up to multiples of 32: the ``valid`` areas of images of these ``sizes``.
+
+    NumPy and lists give a NumPy array, an array of JAX gives one of JAX.
 
     Example:
         >>> from gw_jax.detection.inputs import aligned
         >>> aligned([[200, 288], [1, 33]]).tolist()
         [[224, 288], [32, 64]]
     """
-    sizes = np.asarray(sizes, np.int32)
+    sizes = sizes.astype(jnp.int32) if isinstance(sizes, jax.Array) else np.asarray(sizes, np.int32)
     return -(-sizes // ALIGNMENT) * ALIGNMENT
 
 
