@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gw_jax.detection.backbone import read_backbone
 from gw_jax.detection.detector import Detections, Detector, create_detector
 from gw_jax.detection.inputs import aligned, normalize
 from gw_jax.detection.losses import detector_losses
-from gw_jax.detection.saved import read_detector, save_detector
+from gw_jax.detection.saved import save_detector
 from gw_jax.errors import ConfigError
 from gw_jax.train.state import activation_dtype
 from gw_jax.train.task import Batch, Curve, EvalBatches, Evaluator, Mean, TrainBatches, Weights
@@ -26,9 +25,9 @@ LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_re
 class DetectionData(Protocol):
     """Images with objects, for training and evaluation.
 
-    A batch is a dict of arrays: ``image`` uint8 RGB ``[n, h, w, 3]`` on a canvas, ``size`` int32 ``[n, 2]`` with the heights
-    and widths of the images, and the arrays of :func:`gw_jax.detection.pad_targets`. An evaluation batch needs the first
-    two, and whatever :meth:`evaluator` needs.
+    A batch is a dict of arrays: ``image`` uint8 RGB ``[n, h, w, 3]`` on a canvas, ``size`` int32 ``[n, 2]`` with the
+    heights and widths of the images, and the arrays of :func:`gw_jax.detection.pad_targets`. An evaluation batch needs the
+    first two, and whatever :meth:`evaluator` needs.
 
     Attributes:
         num_train: training images.
@@ -105,13 +104,13 @@ class DetectionTask:
         part = self.config.batch_size // self.config.accumulate_steps
         if part % num_devices:
             raise ConfigError(
-                f"config.batch_size={self.config.batch_size} in config.accumulate_steps={self.config.accumulate_steps} parts "
-                f"does not fit {num_devices} devices; each part must be a multiple of {num_devices}."
+                f"config.batch_size={self.config.batch_size} in config.accumulate_steps={self.config.accumulate_steps} "
+                f"parts does not fit {num_devices} devices; each part must be a multiple of {num_devices}."
             )
         if self.config.batch_size > self.data.num_train:
             raise ConfigError(
-                f"config.batch_size={self.config.batch_size} is more than the {self.data.num_train} training images; choose "
-                "a smaller batch."
+                f"config.batch_size={self.config.batch_size} is more than the {self.data.num_train} training images; "
+                "choose a smaller batch."
             )
 
     def make_model(self, rngs: nnx.Rngs) -> Detector:
