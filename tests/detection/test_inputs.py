@@ -66,5 +66,5 @@ def test_images_that_do_not_fit_are_refused():
         place_on_canvas([], (64, 64))
     with pytest.raises(ValueError, match="Image 1 has shape"):
         place_on_canvas([small, np.zeros((20, 20))], (64, 64))
-    with pytest.raises(ValueError, match="pixels 'RGB' is unknown|pixels='RGB'|pixels"):
+    with pytest.raises(ValueError, match="pixels"):
         normalize(jnp.zeros((1, 1, 3)), pixels="RGB")
