@@ -21,9 +21,11 @@ FLOORS = [
     ["convert"],
     ["analysis", "serving"],
     ["train"],
-    ["classification"],
+    ["classification", "detection"],
     ["doctor"],
 ]
+# Modules of gw_jax.detection that need the trainer.
+DETECTION_TRAINING = {"config", "task", "recipes", "evaluator", "inputs"}
 LEVELS = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 
@@ -52,11 +54,30 @@ def test_training_names_no_task(path):
     assert not words & {"label", "labels", "top1", "image", "images", "classes", "logits", "class"}
 
 
-def test_importing_takes_jax_and_flax_only_and_touches_no_device():
+@pytest.mark.parametrize("path", sorted((PACKAGE / "detection").glob("*.py")), ids=lambda path: path.stem)
+def test_numerics_of_detection_do_not_import_its_training(path):
+    """The detector is used without a trainer; only config, task and the like know ``gw_jax.train`` and its packages."""
+    if path.stem in DETECTION_TRAINING:
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{a.name}" for a in node.names]
+        for name in names:
+            parts = name.split(".")
+            assert parts[0] not in ("optax", "orbax", "ml_collections", "grain"), f"{path} imports {name}"
+            assert parts[:2] != ["gw_jax", "train"], f"{path} imports {name}"
+            trained = parts[:2] == ["gw_jax", "detection"] and DETECTION_TRAINING & set(parts[2:3])
+            assert not trained, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("module", ["gw_jax", "gw_jax.detection"])
+def test_importing_takes_jax_and_flax_only_and_touches_no_device(module):
     script = (
-        "import sys, gw_jax\n"
+        f"import sys, {module}\n"
         "from jax._src import xla_bridge\n"
-        "heavy = {'tensorflow', 'tensorflow_datasets', 'torch', 'grain', 'matplotlib', 'tensorboardX', 'mlxtend'}\n"
+        "heavy = {'tensorflow', 'tensorflow_datasets', 'torch', 'grain', 'orbax', 'matplotlib', 'tensorboardX',\n"
+        "         'mlxtend'}\n"
         "print(sorted(heavy & set(sys.modules)), xla_bridge.backends_are_initialized())\n"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

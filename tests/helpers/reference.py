@@ -24,7 +24,7 @@ MLP = [
 ]  # fmt: skip
 
 
-def reproducible_array(key, shape, seed):
+def reproducible_array(key, shape, seed, dtype=np.float32):
     """One entry of a state dict; it depends on the seed, the key and its shape only."""
     rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
     leaf = key.rsplit(".", 1)[-1]
@@ -43,7 +43,7 @@ def reproducible_array(key, shape, seed):
         array = rng.standard_normal(shape) / np.sqrt(shape[1])
     else:
         array = rng.uniform(0.2, 0.6, shape)
-    return array.astype(np.float32)
+    return array.astype(dtype)
 
 
 def make_state(entries, seed=0):
