@@ -12,8 +12,8 @@ from typing import Any
 
 from gw_jax.errors import CheckpointError, shown
 
-# ResNeXt-101 with its momentum needs some 30,000.
-MAX_INSTRUCTIONS = 1_000_000
+# ResNeXt-101 with its momentum needs some 20,000.
+MAX_INSTRUCTIONS = 200_000
 # Digits of a number that is written as text.
 _MAX_DIGITS = 32
 
