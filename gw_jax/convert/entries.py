@@ -238,7 +238,8 @@ def _resnet(model: ResNet, key: str, path: str, dim: int) -> Iterator[Entry]:
             yield from entries(block, f"{key}layer{number}.{index}.", f"{path}stage{number}.{index}.")
     if model.last_norm is not None:
         yield from entries(model.last_norm, f"{key}last_bn.", f"{path}last_norm.", dim=2)
-    yield from linear_entries(model.head, f"{key}fc.", f"{path}head.")
+    if model.head is not None:
+        yield from linear_entries(model.head, f"{key}fc.", f"{path}head.")
 
 
 @register(MLP)

@@ -15,8 +15,8 @@ class Norm(Protocol):
     """The attributes of a layer that these functions read."""
 
     num_features: int
-    scale: nnx.Param | None
-    bias: nnx.Param | None
+    scale: nnx.Param | nnx.BatchStat | None
+    bias: nnx.Param | nnx.BatchStat | None
     dtype: DTypeLike | None
 
 
