@@ -16,8 +16,7 @@ from gw_jax.convert import entries as table_of
 from gw_jax.convert.entries import COUNTER
 from gw_jax.convert.file_errors import file_errors
 from gw_jax.convert.fill import fill, listed
-from gw_jax.detection.create_detector import create_detector
-from gw_jax.detection.detector import Detector
+from gw_jax.detection.detector import Detector, create_detector
 from gw_jax.detection.heads import ConvReLU
 from gw_jax.detection.identify import identify_detector
 from gw_jax.detection.layout import BOX_FEATURES
@@ -113,7 +112,7 @@ def to_torch_state(detector: Detector) -> "OrderedDict[str, np.ndarray]":
         >>> options = {"width": 8, "fpn_features": 8, "head_features": 16, "norm_options": {"num_groups": 4}}
         >>> state = to_torch_state(create_detector("resnet18", num_classes=3, **options, rngs=nnx.Rngs(0)))
         >>> state["rpn.anchor_generator.cell_anchors.0"][1].tolist()
-        [-16.0, -16.0, 19.0, 19.0]
+        [-14.0, -14.0, 17.0, 17.0]
     """
     state = table_of.to_torch_state(detector)
     return OrderedDict((name, np.ascontiguousarray(value, np.float32)) for name, value in state.items())
@@ -135,12 +134,11 @@ def read_state(
         arrays = _arrays(state, source, notices)
         arrays = _published_names(arrays, source, conv_relu, notices)
         arguments = identify_detector({name: value.shape for name, value in arrays.items()})
-        if epsilon:
-            arguments["epsilon"] = epsilon
         detector = create_detector(
             **arguments,
             conv_relu=conv_relu,
             norm_options=norm_options,
+            frozen_bn_epsilon=epsilon,
             dtype=dtype,
             param_dtype=param_dtype,
             rngs=AbstractRngs(),
@@ -202,7 +200,7 @@ def _published_names(
 
 
 def check_variances(model: nnx.Module, arrays: Mapping[str, np.ndarray], source: str, prefix: str = "") -> None:
-    """Raises CheckpointError, with names and numbers of channels, for variances by which a frozen norm would divide by zero.
+    """Raises CheckpointError for variances near zero in frozen norms without epsilon, with the numbers of their channels.
 
     Args:
         model: the network, perhaps abstract.

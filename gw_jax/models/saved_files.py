@@ -21,8 +21,8 @@ MODEL, DETECTOR = "model", "detector"
 _MAKERS = {MODEL: "create_model", DETECTOR: "create_detector"}
 # Where a directory with another network than the one to load belongs.
 _ADVICE = {
-    MODEL: "a network of gw_jax.create_model and no detector; gw_jax.load_pretrained loads it, and the training of a detector "
-    "can start from it as its backbone",
+    MODEL: "a network of gw_jax.create_model and no detector; gw_jax.load_pretrained loads it, and a detector can start "
+    "from it",
     DETECTOR: "a detector; gw_jax.detection.load_detector loads it",
 }
 
