@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 from gw_jax.config_checks import choice, number
-from gw_jax.detection.inputs import CANVASES, PIXEL_FORMATS, check_canvas
+from gw_jax.detection.inputs import CANVASES, PIXELS, check_canvas
 from gw_jax.detection.options import Sampling
 from gw_jax.errors import ConfigError
 from gw_jax.models.config import NormConfig
@@ -88,7 +88,7 @@ class DetectionConfig(TrainConfig):
     num_classes: int = number(81, 2)
     batch_size: int = number(16, 1)
     canvases: tuple[str, ...] = tuple(f"{height}x{width}" for height, width in CANVASES)
-    pixels: str = choice("rgb", PIXEL_FORMATS)
+    pixels: str = choice("rgb", PIXELS)
     max_objects: int = number(100, 1)
     max_edges: int = number(512, 3)
     sampling: Sampling = dataclasses.field(default_factory=Sampling)

@@ -1,6 +1,5 @@
 """Images on canvases of fixed size, their valid areas, and the pixel values that the networks were trained with."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,35 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from gw_jax.detection.canvas import ALIGNMENT
+from gw_jax.detection.pixels import BGR, RGB
 from gw_jax.errors import shown, unknown_name
 from gw_jax.ops.valid import valid_mask
 
-# The coarsest stride of the backbone: canvases and valid areas are multiples of it.
-ALIGNMENT = 32
 # Every image of COCO, resized to a shorter side of 800 and a longer side of at most 1333, fits into one of these.
 CANVASES = ((800, 1344), (1344, 800))
 
 
-@dataclasses.dataclass(frozen=True)
-class PixelFormat:
-    """Order and scale of the values of an image: ``(value - mean) / std`` for values of 0 to 255.
-
-    Attributes:
-        order: "RGB" or "BGR", the order in which the network has the channels.
-        mean: per channel, in that order.
-        std: likewise.
-    """
-
-    order: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-# "rgb" belongs to ImageNet models of PyTorch; "bgr" to Caffe2's, such as the reference's ResNeXt with frozen BatchNorm.
-PIXEL_FORMATS = {
-    "rgb": PixelFormat("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
-    "bgr": PixelFormat("BGR", (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0)),
-}
+PIXELS = {"rgb": RGB, "bgr": BGR}
 
 
 def check_canvas(canvas: Any) -> tuple[int, int]:
@@ -135,17 +115,6 @@ def place_on_canvas(
     return result, aligned(sizes), sizes
 
 
-def pixel_format(name: str) -> PixelFormat:
-    """The format called "rgb" or "bgr".
-
-    Raises:
-        ValueError: another name.
-    """
-    if name not in PIXEL_FORMATS:
-        raise ValueError(unknown_name("pixels", name, PIXEL_FORMATS))
-    return PIXEL_FORMATS[name]
-
-
 def normalize(
     rgb: jax.Array | np.ndarray, sizes: Any = None, *, pixels: str = "rgb", dtype: DTypeLike = jnp.float32
 ) -> jax.Array:
@@ -156,8 +125,11 @@ def normalize(
     Args:
         rgb: ``[n, h, w, 3]`` or, without ``sizes``, any shape that ends in 3; values of 0 to 255.
         sizes: ``[n, 2]``, heights and widths outside of which the result is zero, or None.
-        pixels: "rgb" or "bgr"; see :data:`PIXEL_FORMATS`.
+        pixels: "rgb" for weights of PyTorch and of this project, "bgr" for weights of Caffe2.
         dtype: type of the result; computed in it, or in float32 where it is smaller.
+
+    Raises:
+        ValueError: other ``pixels``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -165,10 +137,12 @@ def normalize(
         >>> normalize(jnp.full((1, 2, 2, 3), 255, jnp.uint8), jnp.array([[1, 2]]))[0, :, 0, 0].round(3).tolist()
         [2.249000072479248, 0.0]
     """
-    layout = pixel_format(pixels)
+    if pixels not in PIXELS:
+        raise ValueError(unknown_name("pixels", pixels, PIXELS))
+    layout = PIXELS[pixels]
     compute = jnp.promote_types(dtype, jnp.float32)
     values = jnp.asarray(rgb).astype(compute)
-    if layout.order == "BGR":
+    if layout.channels == "BGR":
         values = values[..., ::-1]
     values = (values - jnp.asarray(layout.mean, compute)) / jnp.asarray(layout.std, compute)
     if sizes is not None:

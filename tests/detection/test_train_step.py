@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gw_jax.detection import from_torch_state, place_on_canvas, to_torch_state
+from gw_jax.convert.entries import to_torch_state
 from gw_jax.detection.config import DetectionConfig, DetectorConfig
+from gw_jax.detection.inputs import place_on_canvas
 from gw_jax.detection.options import Sampling
 from gw_jax.detection.recipes import reference_optimizer, reference_schedule
 from gw_jax.detection.targets import pad_targets
 from gw_jax.detection.task import LOSSES, DetectionTask
+from gw_jax.detection.torch_state import from_torch_state
 from gw_jax.models.config import NormConfig
 from gw_jax.train.mesh import make_mesh
 from gw_jax.train.optimizer import make_optimizer
@@ -99,7 +101,7 @@ class Run:
 
 def as_reference(graphdef, params, batch_stats):
     """The parameters' names and values in the reference's state dict."""
-    return to_torch_state(nnx.merge(graphdef, params, batch_stats), keep_dtype=True)
+    return to_torch_state(nnx.merge(graphdef, params, batch_stats))
 
 
 def run_steps(name, number, images, dtype="float32", steps=1):
