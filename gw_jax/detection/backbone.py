@@ -83,11 +83,11 @@ def read_backbone(directory: str | pathlib.Path, detector: Detector) -> Backbone
     expected = variables(detector.backbone)
     names = {entry.path: entry.key for entry in entries(model)}
     left_out: dict[str, list[str]] = {}
-    for path in arrays:
+    for path, name in names.items():
         if path not in expected:
-            left_out.setdefault(_rule(path), []).append(names[path])
+            left_out.setdefault(_rule(path), []).append(name)
+    check_variances(detector.backbone, arrays, str(directory))
     filled = {f"{PREFIX}{path}": arrays[path].astype(leaf.dtype, copy=False) for path, leaf in expected.items()}
-    check_variances(detector.backbone, filled, str(directory), PREFIX)
     used = [name for path, name in names.items() if path in expected]
     return BackboneWeights(filled, used, left_out, pixels_of(description, str(directory)))
 

@@ -218,20 +218,19 @@ def _published_names(
     }
 
 
-def check_variances(model: nnx.Module, arrays: Mapping[str, np.ndarray], source: str, prefix: str = "") -> None:
+def check_variances(model: nnx.Module, arrays: Mapping[str, np.ndarray], source: str) -> None:
     """Raises CheckpointError for variances near zero in frozen norms without epsilon, with the numbers of their channels.
 
     Args:
         model: the network, perhaps abstract.
         arrays: its arrays, by path.
         source: what they come from, for messages.
-        prefix: of the paths in ``arrays`` where they are those of a part of ``model``.
     """
     found = []
     for path, norm in nnx.iter_graph(model):
         if isinstance(norm, FrozenBatchNorm):
             name = ".".join(map(str, (*path, "var")))
-            variance = np.asarray(arrays[name.removeprefix(prefix)], np.float64)
+            variance = np.asarray(arrays[name], np.float64)
             bad = np.flatnonzero(~(variance + norm.epsilon >= SMALLEST_VARIANCE) | (variance < 0))
             if bad.size:
                 channels = ", ".join(map(str, bad[:5])) + (", ..." if bad.size > 5 else "")

@@ -2,12 +2,15 @@
 
 import functools
 
+import jax.numpy as jnp
 import numpy as np
 
 from gw_jax.convert.entries import entries
 from gw_jax.detection.detector import create_detector
 from gw_jax.detection.torch_state import from_torch_state
 from gw_jax.models import Architecture
+from gw_jax.models.pretrained import write_directory
+from gw_jax.models.remembered import abstract_model
 from gw_jax.nn.initializers import AbstractRngs
 from gw_jax.tree import variables
 from tests.helpers.reference import reproducible_array
@@ -57,3 +60,15 @@ def assert_same_arrays(one, other):
     assert one.keys() == other.keys()
     for path, array in one.items():
         np.testing.assert_array_equal(array, other[path], err_msg=path)
+
+
+def write_model(directory, name, **arguments):
+    """A directory as gw_jax.convert writes it, with an ImageNet model of few channels; its arrays by path."""
+    config = {"name": name, "num_classes": 10, "width": 8, **arguments}
+    shapes = variables(abstract_model(config, None, jnp.float32))
+    arrays = {path: reproducible_array(path, leaf.shape, 0).astype(leaf.dtype) for path, leaf in shapes.items()}
+    for path, array in arrays.items():
+        if path.endswith(".var"):
+            array[...] = abs(array) + 0.5
+    write_directory(directory, arrays, config, source=None, training=None)
+    return arrays
