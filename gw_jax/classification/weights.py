@@ -9,7 +9,7 @@ from flax import nnx
 
 from gw_jax.errors import CheckpointError, ConfigError
 from gw_jax.models import create_model
-from gw_jax.models.pretrained import MODEL_FILE, TRAINING_FILE, read_arrays, read_config
+from gw_jax.models.saved_files import MODEL_FILE, TRAINING_FILE, read_arrays, read_config
 from gw_jax.nn.initializers import AbstractRngs
 from gw_jax.train.state import model_to_dicts
 from gw_jax.train.task import Weights

@@ -15,7 +15,16 @@ from flax import nnx
 from gw_jax.models.blocks import BasicBlock, Bottleneck
 from gw_jax.models.mnist import MLP, AutoEncoder, LeNet
 from gw_jax.models.resnet import ResNet
-from gw_jax.nn import BatchNorm, BatchWhitening, GroupNorm, GroupWhitening, Identity, InstanceNorm, LayerNorm
+from gw_jax.nn import (
+    BatchNorm,
+    BatchWhitening,
+    FrozenBatchNorm,
+    GroupNorm,
+    GroupWhitening,
+    Identity,
+    InstanceNorm,
+    LayerNorm,
+)
 from gw_jax.tree import variables
 
 # Entries of a file that do not affect the function; they may be missing.
@@ -46,6 +55,7 @@ class Entry:
         path: our variable, by attribute names: "stage1.0.conv1.kernel".
         view: gives the part of that variable that the entry holds, in the entry's order of axes, without a copy.
         trained: whether it is a parameter, as opposed to a running statistic.
+        constant: its value, if that is a constant of the network and no variable; the path is "" then.
     """
 
     key: str
@@ -53,6 +63,7 @@ class Entry:
     path: str
     view: View
     trained: bool = True
+    constant: np.ndarray | None = None
 
     def write(self, variable: np.ndarray, value: np.ndarray) -> None:
         """Writes the entry's ``value`` into our ``variable``."""
@@ -121,6 +132,9 @@ def to_torch_state(module: nnx.Module) -> "OrderedDict[str, np.ndarray]":
     state: OrderedDict[str, np.ndarray] = OrderedDict()
     path, array = "", np.empty(())
     for entry in entries(module):
+        if entry.constant is not None:
+            state[entry.key] = entry.constant.copy()
+            continue
         if entry.path != path:
             path, array = entry.path, np.asarray(arrays[entry.path])
         state[entry.key] = entry.read(array)
@@ -198,6 +212,12 @@ def _batch_norm(norm: BatchNorm, key: str, path: str, dim: int) -> Iterator[Entr
     yield vector_entry(f"{key}{COUNTER}", f"{path}{COUNTER}", (), trained=False)
 
 
+@register(FrozenBatchNorm)
+def _frozen_batch_norm(norm: FrozenBatchNorm, key: str, path: str, dim: int) -> Iterator[Entry]:
+    for torch_name, name in (("weight", "scale"), ("bias", "bias"), ("running_mean", "mean"), ("running_var", "var")):
+        yield vector_entry(f"{key}{torch_name}", f"{path}{name}", (norm.num_features,), trained=False)
+
+
 @register(BatchWhitening)
 def _batch_whitening(norm: BatchWhitening, key: str, path: str, dim: int) -> Iterator[Entry]:
     yield from _group_whitening(norm, key, path, dim)
@@ -238,7 +258,8 @@ def _resnet(model: ResNet, key: str, path: str, dim: int) -> Iterator[Entry]:
             yield from entries(block, f"{key}layer{number}.{index}.", f"{path}stage{number}.{index}.")
     if model.last_norm is not None:
         yield from entries(model.last_norm, f"{key}last_bn.", f"{path}last_norm.", dim=2)
-    yield from linear_entries(model.head, f"{key}fc.", f"{path}head.")
+    if model.head is not None:
+        yield from linear_entries(model.head, f"{key}fc.", f"{path}head.")
 
 
 @register(MLP)

@@ -28,12 +28,16 @@ def fill(
         The arrays by path, in the order of ``shapes``.
 
     Raises:
-        CheckpointError: an entry is missing, left over, misshapen or not finite. Nothing is guessed.
+        CheckpointError: an entry is missing, left over, misshapen or not finite, or another constant than the network's.
+            Nothing is guessed.
     """
     check_entries(table, state, source)
     by_path: dict[str, list[Entry]] = {path: [] for path in shapes}
     for entry in table:
-        by_path[entry.path].append(entry)
+        if entry.constant is None:
+            by_path[entry.path].append(entry)
+        else:
+            _check_constant(entry.key, entry.constant, state.pop(entry.key), source)
     arrays: dict[str, np.ndarray] = {}
     for path, leaf in shapes.items():
         # Allocated one by one: the memory of entries that are done is used again.
@@ -63,6 +67,14 @@ def check_entries(table: Sequence[Entry], state: Mapping[str, np.ndarray], sourc
     if problems:
         raise CheckpointError(
             f"The entries of {source} do not fit: {'; '.join(problems)}. Check the architecture, the norm and its options."
+        )
+
+
+def _check_constant(key: str, constant: np.ndarray, value: np.ndarray, source: str) -> None:
+    if not np.array_equal(value, constant):
+        raise CheckpointError(
+            f"The entry {shown(key)} of {source} is {shown(value.tolist())}, but it is a constant of the network: "
+            f"{shown(constant.tolist())}. A network with another one cannot be converted."
         )
 
 

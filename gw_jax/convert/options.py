@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from gw_jax.convert.fill import listed
-from gw_jax.convert.identify import CANDIDATES, Identified
+from gw_jax.convert.identify import Identified
+from gw_jax.convert.norm_kinds import CANDIDATES
 from gw_jax.errors import CheckpointError, ConfigError, shown, unknown_name
 from gw_jax.models.create_model import MNIST_NETWORKS
 from gw_jax.models.reference_names import REFERENCE_MNIST, REFERENCE_RESNETS

@@ -6,7 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gw_jax.models.mnist import MLP, AutoEncoder, LeNet
-from gw_jax.models.resnet import Placement, ResNet, Stem
+from gw_jax.models.resnet import OtherNorm, Placement, ResNet, Stem
 from gw_jax.nn import AnyNormName
 
 Network = ResNet | MLP | LeNet | AutoEncoder
@@ -19,7 +19,7 @@ OutputStride = Literal[32, 16, 8, 4, 2, 1]
 class CommonArguments(TypedDict, total=False):
     """Those of every network."""
 
-    num_classes: int
+    num_classes: int | None  # None for residual networks only.
     in_channels: int | None
     dtype: DTypeLike | None
     param_dtype: DTypeLike
@@ -50,6 +50,7 @@ class ResNetArguments(NormArguments, total=False):
     """Those of residual networks."""
 
     whiten: Placement | None
+    other_norm: OtherNorm
     batch_norm_options: dict[str, Any] | None
     stem: Stem
     output_stride: OutputStride | None

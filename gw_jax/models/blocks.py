@@ -19,18 +19,18 @@ from gw_jax.versions import variable_value
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """Makes the convolutions and norms of one network; ``norms`` says which of them are the chosen norm."""
+    """Makes the convolutions and norms of one network; ``norms`` says which of them are ``norm``, the chosen one."""
 
     norms: tuple[str, ...]
     norm: Callable[[int], nnx.Module]
-    batch_norm: Callable[[int], nnx.Module]
+    other_norm: Callable[[int], nnx.Module]
     dtype: DTypeLike | None
     param_dtype: DTypeLike
     rngs: nnx.Rngs
 
     def make_norm(self, place: str, num_features: int) -> nnx.Module:
         """The norm for ``place``, such as "stem" or "2"."""
-        return (self.norm if place in self.norms else self.batch_norm)(num_features)
+        return (self.norm if place in self.norms else self.other_norm)(num_features)
 
     def conv(
         self, in_features: int, out_features: int, size: int, stride: int = 1, groups: int = 1, dilation: int = 1
@@ -87,11 +87,15 @@ class BasicBlock(nnx.Module):
         """The norm before the shortcut is added."""
         return self.norm2
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps ``[n, h, w, in_features]`` to ``[n, h / stride, w / stride, features]``."""
-        y = self.norm1(self.conv1(x), relu=True)
-        y = self.norm2(self.conv2(y))
-        return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, mask_after: jax.Array | None = None) -> jax.Array:
+        """Maps ``[n, h, w, in_features]`` to ``[n, h / stride, w / stride, features]``.
+
+        ``mask`` ``[n, h, w]`` is true where the input counts and is not zero, ``mask_after`` the same for the output.
+        """
+        del mask
+        y = self.norm1(self.conv1(x), mask_after, relu=True)
+        y = self.norm2(self.conv2(y), mask_after)
+        return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x, mask_after)))
 
 
 class Bottleneck(nnx.Module):
@@ -111,12 +115,16 @@ class Bottleneck(nnx.Module):
         """The norm before the shortcut is added."""
         return self.norm3
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps ``[n, h, w, in_features]`` to ``[n, h / stride, w / stride, features]``."""
-        y = self.norm1(self.conv1(x), relu=True)
-        y = self.norm2(self.conv2(y), relu=True)
-        y = self.norm3(self.conv3(y))
-        return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, mask_after: jax.Array | None = None) -> jax.Array:
+        """Maps ``[n, h, w, in_features]`` to ``[n, h / stride, w / stride, features]``.
+
+        ``mask`` ``[n, h, w]`` is true where the input counts and is not zero, ``mask_after`` the same for the output.
+        """
+        # A norm with a mask gives zeros outside: the padding of the 3x3 convolution.
+        y = self.norm1(self.conv1(x), mask, relu=True)
+        y = self.norm2(self.conv2(y), mask_after, relu=True)
+        y = self.norm3(self.conv3(y), mask_after)
+        return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x, mask_after)))
 
 
 class Shortcut(nnx.Module):
@@ -126,9 +134,9 @@ class Shortcut(nnx.Module):
         self.conv = layers.conv(spec.in_features, spec.features, 1, spec.stride)
         self.norm = layers.make_norm("shortcut", spec.features)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps ``[n, h, w, in_features]`` to ``[n, h / stride, w / stride, features]``."""
-        return self.norm(self.conv(x))
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Maps ``[n, h, w, in_features]`` to ``[n, h / stride, w / stride, features]``; ``mask`` is the output's."""
+        return self.norm(self.conv(x), mask)
 
 
 def make_shortcut(layers: Layers, spec: BlockSpec) -> Shortcut | None:

@@ -22,7 +22,7 @@ from gw_jax.models.arguments import (
 from gw_jax.models.creation import remember_arguments
 from gw_jax.models.mnist import MLP, AutoEncoder, LeNet
 from gw_jax.models.reference_names import REFERENCE_MNIST, REFERENCE_RESNETS
-from gw_jax.models.resnet import ARCHITECTURES, Architecture, Placement, ResNet, ResNetName, Stem, dilation_for
+from gw_jax.models.resnet import ARCHITECTURES, Architecture, OtherNorm, Placement, ResNet, ResNetName, Stem, dilation_for
 from gw_jax.nn import AnyNormName
 from gw_jax.ops.checks import require_integer
 
@@ -84,10 +84,11 @@ def create_model(name: str, **arguments: Unpack[AnyArguments]) -> Network: ...
 def create_model(
     name: str | Architecture,
     *,
-    num_classes: int = 1000,
+    num_classes: int | None = 1000,
     norm: AnyNormName = "gw",
     norm_options: dict[str, Any] | None = None,
     whiten: Placement | None = None,
+    other_norm: OtherNorm = "bn",
     batch_norm_options: dict[str, Any] | None = None,
     stem: Stem = "imagenet",
     width: int | None = None,
@@ -112,14 +113,16 @@ def create_model(
             more (``resnet_whiten_010n50``, ``resnext_forGN50_32x4d``, ...) determine ``whiten``, too. A name that both have
             is this project's: ``resnet50`` has the norm where ``whiten`` says, not in the stem only. An
             :class:`gw_jax.models.resnet.Architecture` makes a residual network that has no name.
-        num_classes: length of the logits.
+        num_classes: length of the logits. None for a residual network without its last layer, for ``model.stages``.
         norm: the norm at the places of ``whiten``; a name of :func:`gw_jax.make_norm`.
         norm_options: its keyword arguments, such as ``{"num_groups": 64}``.
-        whiten: where ``norm`` replaces BatchNorm in a residual network: "S1" is the stem, "B1", "B2", "B3" the norms of
+        whiten: where ``norm`` stands in a residual network: "S1" is the stem, "B1", "B2", "B3" the norms of
             each block. One of S1-B2 (the paper's choice), S1, S1-B1, S1-B3, S1-B12, all (shortcuts too), none. None for
             the placement in the reference's name, if ``name`` is one, else for "S1-B2". A placement that is given overrides
             the one in the name.
-        batch_norm_options: keyword arguments of the :class:`gw_jax.BatchNorm` everywhere else.
+        other_norm: the norm everywhere else: "bn" (:class:`gw_jax.BatchNorm`) or "frozen_bn"
+            (:class:`gw_jax.nn.FrozenBatchNorm`).
+        batch_norm_options: its keyword arguments.
         stem: "imagenet" (7x7 convolution and max-pool, both of stride 2) or, for images of some 32 pixels, "small" (3x3
             convolution of stride 1).
         width: channels of the stem, 64 in the published networks (everything else scales with it), or of the hidden layers
@@ -162,7 +165,10 @@ def create_model(
         name, whiten = resolve_name(name, whiten)
     _refuse_other_networks_arguments(name, given)
     whiten = "S1-B2" if whiten is None else whiten
-    for what, value, known in (("whiten", whiten, get_args(Placement)), ("stem", stem, get_args(Stem))):
+    for what, value, known in (
+        ("whiten", whiten, get_args(Placement)), ("stem", stem, get_args(Stem)),
+        ("other_norm", other_norm, get_args(OtherNorm)),
+    ):  # fmt: skip
         if value not in known:
             raise ValueError(unknown_name(what, value, known))
     for what, number in (
@@ -175,6 +181,7 @@ def create_model(
         raise ValueError(f"dropout={dropout}; it is a probability, 0 to below 1.")
     types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
     if name in MNIST_NETWORKS:
+        require_integer("num_classes", num_classes, 1)
         return _mnist_network(name, given, types)
     if len(replace_stride_with_dilation) != 3:
         raise ValueError(
@@ -195,6 +202,7 @@ def create_model(
         norm_options=norm_options or {},
         batch_norm_options=batch_norm_options or {},
         whiten=whiten,
+        other_norm=other_norm,
         stem=stem,
         width=width or 64,
         in_channels=in_channels or 3,

@@ -13,17 +13,22 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gw_jax._version import __version__
-from gw_jax.errors import CheckpointError, ConfigError, one_line, shown
+from gw_jax.errors import CheckpointError, ConfigError, one_line
 from gw_jax.files import new_directory, require_new, write_error
 from gw_jax.models.arguments import Network
 from gw_jax.models.hub import download, is_hub_address
-from gw_jax.models.remembered import abstract_model, remembered_config, require_config_of, shapes_of
+from gw_jax.models.remembered import abstract_model, remembered_config, require_config_of
+from gw_jax.models.saved_files import (
+    CONFIG_FILE,
+    FORMAT,
+    MODEL,
+    MODEL_FILE,
+    TRAINING_FILE,
+    portable,
+    read_arrays,
+    read_config,
+)
 from gw_jax.tree import map_by_path, variables
-
-FORMAT = 1
-CONFIG_FILE = "config.json"
-MODEL_FILE = "model.safetensors"
-TRAINING_FILE = "training.safetensors"
 
 
 @dataclasses.dataclass
@@ -102,6 +107,7 @@ def write_directory(
     *,
     source: Mapping[str, Any] | None,
     training: TrainingState | None,
+    kind: str = MODEL,
 ) -> None:
     """As :func:`save_pretrained`, with the variables of the model by path.
 
@@ -111,6 +117,7 @@ def write_directory(
         model_config: the arguments of :func:`gw_jax.create_model` that make the model; JSON values.
         source: the origin of the model, or None; JSON values.
         training: the run that it comes from, or None.
+        kind: :data:`MODEL`, or :data:`DETECTOR` with the arguments of ``create_detector``.
 
     Raises:
         CheckpointError: ``directory`` exists, or cannot be written.
@@ -118,7 +125,7 @@ def write_directory(
     """
     from safetensors.numpy import save_file
 
-    content: dict[str, Any] = {"format": FORMAT, "gw_jax": __version__, "model": portable(model_config)}
+    content: dict[str, Any] = {"format": FORMAT, "gw_jax": __version__, kind: portable(model_config)}
     if source is not None:
         content["source"] = dict(source)
     if training is not None:
@@ -137,116 +144,6 @@ def write_directory(
             (temporary / CONFIG_FILE).write_text(text)
     except Exception as error:  # safetensors reports a full disk by an exception of its own.
         raise write_error(directory, error) from error
-
-
-def portable(model_config: Mapping[str, Any]) -> dict[str, Any]:
-    """``model_config`` without the choice of a kernel, which belongs to a machine and not to a model."""
-    config = dict(model_config)
-    if isinstance(config.get("norm_options"), Mapping):
-        config["norm_options"] = {key: value for key, value in config["norm_options"].items() if key != "implementation"}
-    return config
-
-
-def read_config(directory: str | pathlib.Path) -> dict[str, Any]:
-    """The ``config.json`` of a model's directory.
-
-    Raises:
-        CheckpointError: there is none, or it is not one of this project's.
-    """
-    directory = pathlib.Path(directory).expanduser()
-    path = directory / CONFIG_FILE
-    try:
-        if not path.is_file():
-            raise CheckpointError(
-                f"{one_line(str(directory))} holds no model: there is no {CONFIG_FILE}. 'python -m gw_jax.convert IN.pth "
-                "OUT_DIR' makes such a directory, and so does gw_jax.save_pretrained."
-            )
-        config = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: {one_line(str(error), 200)}. Make the directory again.") from error
-    _check_config(path, config)
-    config["model"] = portable(config["model"])
-    _check_depth(path, config["model"])
-    return config
-
-
-def _check_config(path: pathlib.Path, config: Any) -> None:
-    found = config.get("format") if isinstance(config, dict) else config
-    if isinstance(config, dict) and found == FORMAT:
-        model, training = config.get("model"), config.get("training")
-        epochs = training.get("epochs") if isinstance(training, dict) else 0
-        wrong = None
-        if not isinstance(model, dict) or not isinstance(model.get("name"), str):
-            wrong = "'model' must be the arguments of create_model with a 'name'"
-        elif not isinstance(model.get("norm_options") or {}, dict):
-            wrong = "'norm_options' of 'model' must be an object"
-        elif training is not None and (not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 0):
-            wrong = "'training' must have the number of completed 'epochs'"
-        if wrong is None:
-            return
-        raise CheckpointError(f"{path} is damaged: {wrong}. Make the directory again.")
-    hint = ""
-    if isinstance(config, dict) and "config" in config:
-        hint = " It is the work directory of a run; export it with --config.mode=export."
-    raise CheckpointError(f"{path} is not the description of a model in format {FORMAT} (found {shown(found)}).{hint}")
-
-
-def _check_depth(path: pathlib.Path, model_config: Mapping[str, Any]) -> None:
-    """Raises CheckpointError for more layers than arrays: making that network could take hours."""
-    depth = model_config.get("depth")
-    if depth is None or not (path.parent / MODEL_FILE).is_file():
-        return
-    count = len(_open_arrays(path.parent / MODEL_FILE).keys())
-    if not isinstance(depth, int) or not 0 < depth <= count:
-        raise CheckpointError(
-            f"{path} describes a network of depth {shown(depth)}, but {MODEL_FILE} holds {count} arrays. "
-            "Make the directory again."
-        )
-
-
-def _open_arrays(path: pathlib.Path) -> Any:
-    from safetensors import safe_open
-
-    try:
-        return safe_open(path, "numpy")
-    except Exception as error:  # What is raised depends on the version of safetensors.
-        raise CheckpointError(
-            f"{path} cannot be read: {one_line(str(error), 200)}. Make the directory {path.parent} again."
-        ) from error
-
-
-def read_arrays(directory: str | pathlib.Path, name: str, shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of the file ``name``, which must be those of ``shapes``.
-
-    Raises:
-        CheckpointError: the file is missing or damaged, or an array is missing, left over, misshapen or not of floating
-            point where it should be.
-    """
-    path = pathlib.Path(directory).expanduser() / name
-    file = _open_arrays(path)
-    found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    expected = shapes_of(shapes)
-    wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
-    if wrong:
-        named = ", ".join(one_line(key, 120) for key in wrong[:5])
-        raise CheckpointError(
-            f"The arrays of {path} are not those of the network in {CONFIG_FILE}: {named} are "
-            f"missing, left over or of another shape ({len(wrong)} in all). Make the directory again."
-        )
-    arrays = {}
-    for key in found:
-        try:
-            arrays[key] = file.get_tensor(key)
-        except Exception as error:  # Such as a type that NumPy does not have.
-            raise CheckpointError(
-                f"The array {one_line(key, 120)} of {path} cannot be read: {one_line(str(error), 200)}."
-            ) from error
-        if jnp.issubdtype(arrays[key].dtype, jnp.floating) != jnp.issubdtype(shapes[key].dtype, jnp.floating):
-            raise CheckpointError(
-                f"The array {one_line(key, 120)} of {path} is of type {arrays[key].dtype}, which does not fit "
-                f"{np.dtype(shapes[key].dtype)}. Make the directory again."
-            )
-    return arrays
 
 
 def load_pretrained(

@@ -48,14 +48,19 @@ def remembered_config(model: nnx.Module) -> dict[str, Any]:
             "makes networks by name only. See gw_jax.list_models()."
         )
     expected = abstract_model(record.arguments, record.dtype, record.param_dtype or jnp.float32)
-    if _graph(model) != _graph(expected) or shapes_of(variables(model)) != shapes_of(variables(expected)):
-        changed = _changed_norms(model, expected)
-        raise ConfigError(
-            f"The network was changed after create_model({shown(record.arguments, 300)}), so they do not make it again"
-            f"{f': other norms are {listed(changed)}' if changed else ''}. "
-            "If a whole new network with its arrays is meant, pass its arguments as model_config."
-        )
+    advice = "If a whole new network with its arrays is meant, pass its arguments as model_config."
+    require_unchanged(model, expected, f"create_model({shown(record.arguments, 300)})", advice)
     return record.arguments
+
+
+def require_unchanged(model: nnx.Module, expected: nnx.Module, maker: str, advice: str) -> None:
+    """Raises ConfigError, with ``advice``, if ``model`` is not ``expected``, the abstract network of the call ``maker``."""
+    if _graph(model) != _graph(expected) or shapes_of(variables(model)) != shapes_of(variables(expected)):
+        changed = changed_norms(model, expected)
+        raise ConfigError(
+            f"The network was changed after {maker}, so these arguments do not make it again"
+            f"{f': other norms are {listed(changed)}' if changed else ''}. {advice}"
+        )
 
 
 def require_config_of(model: nnx.Module, model_config: Mapping[str, Any]) -> None:
@@ -69,7 +74,7 @@ def require_config_of(model: nnx.Module, model_config: Mapping[str, Any]) -> Non
         raise ConfigError(
             f"create_model({shown(dict(model_config), 300)}) makes no network: {one_line(str(error), 300)}"
         ) from error
-    if changed := _changed_norms(model, expected):
+    if changed := changed_norms(model, expected):
         raise ConfigError(
             f"model_config={shown(dict(model_config), 300)} makes another network than the one to save: other norms are "
             f"{listed(changed)}. Networks whose norms were swapped for ones that create_model cannot place cannot be saved "
@@ -90,8 +95,8 @@ def _graph(model: nnx.Module) -> nnx.GraphDef:
     return nnx.split(copy)[0]
 
 
-def _changed_norms(model: nnx.Module, expected: nnx.Module) -> dict[str, nnx.Module]:
-    """The norms of ``model`` by path that are not those of ``expected``."""
+def changed_norms(model: nnx.Module, expected: nnx.Module) -> dict[str, nnx.Module]:
+    """The norms of ``model`` by path that are not those of ``expected``: of another kind or with other options."""
     there = _norms(expected)
     return {
         path: norm

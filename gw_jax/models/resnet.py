@@ -14,11 +14,14 @@ from gw_jax.models.linear import linear
 from gw_jax.nn import AnyNormName, make_norm
 from gw_jax.nn.initializers import cached_when_abstract
 from gw_jax.ops.checks import accumulation_dtype
+from gw_jax.ops.valid import select_valid, valid_mask
 from gw_jax.versions import module_list
 
 Stem = Literal["imagenet", "small"]
 STEM_STRIDES: dict[Stem, int] = {"imagenet": 4, "small": 1}
 
+# The norm at all places that are not those of ``whiten``.
+OtherNorm = Literal["bn", "frozen_bn"]
 Placement = Literal["none", "S1", "S1-B1", "S1-B2", "S1-B3", "S1-B12", "all"]
 ResNetName = Literal[
     "resnet18",
@@ -33,8 +36,8 @@ ResNetName = Literal[
     "wide_resnet101_2",
 ]
 
-# The norms of a network that are the chosen one; all others are BatchNorm. "1", "2", "3" are the norms of a bottleneck in
-# order. A basic block has two: B1 and B2 are its first, B3 its second, and B12 both, as in the reference.
+# The norms of a network that are the chosen one; all others are its ``other_norm``. "1", "2", "3" are the norms of a
+# bottleneck in order. A basic block has two: B1 and B2 are its first, B3 its second, and B12 both, as in the reference.
 PLACEMENTS: dict[Placement, tuple[str, ...]] = {
     "none": (),
     "S1": ("stem",),
@@ -116,11 +119,12 @@ class ResNet(nnx.Module):
         self,
         architecture: Architecture,
         *,
-        num_classes: int,
+        num_classes: int | None,
         norm: AnyNormName,
         norm_options: dict[str, Any],
         batch_norm_options: dict[str, Any],
         whiten: Placement,
+        other_norm: OtherNorm,
         stem: Stem,
         width: int,
         in_channels: int,
@@ -137,7 +141,7 @@ class ResNet(nnx.Module):
         layers = Layers(
             norms=PLACEMENTS[whiten],
             norm=lambda features: make_norm(norm, features, **{**common, **norm_options}),
-            batch_norm=lambda features: make_norm("bn", features, **{**common, **batch_norm_options}),
+            other_norm=lambda features: make_norm(other_norm, features, **{**common, **batch_norm_options}),
             dtype=dtype,
             param_dtype=param_dtype,
             rngs=rngs,
@@ -185,11 +189,12 @@ class ResNet(nnx.Module):
         self.stage1, self.stage2, self.stage3, self.stage4 = stages
         self.strides = tuple(strides)
         # Like the last layer, in the parameters' precision, at least float32.
-        head_dtype = accumulation_dtype(param_dtype)
-        options = {**norm_options, "dtype": head_dtype, "param_dtype": param_dtype}
+        self.head_dtype = accumulation_dtype(param_dtype)
+        types: dict[str, Any] = {"dtype": self.head_dtype, "param_dtype": param_dtype}
+        options = {**norm_options, **types}
         self.last_norm = make_norm(norm, in_features, rngs=rngs, **options) if last_norm else None
         self.dropout = nnx.Dropout(dropout)
-        self.head = linear(in_features, num_classes, dtype=head_dtype, param_dtype=param_dtype, rngs=rngs)
+        self.head = None if num_classes is None else linear(in_features, num_classes, **types, rngs=rngs)
 
     def __call__(self, images: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """Maps normalised images ``[n, h, w, in_channels]`` to logits ``[n, num_classes]``, at least float32.
@@ -197,8 +202,13 @@ class ResNet(nnx.Module):
         ``dropout_key`` is needed in training by a network that has dropout.
 
         Raises:
-            ValueError: it is missing.
+            ValueError: it is missing, or the network has no last layer.
         """
+        if self.head is None:
+            raise ValueError(
+                "The network was made with num_classes=None and has no last layer, so it has no logits; call its features "
+                "or stages, or make it with a number of classes."
+            )
         if dropout_key is None and self.dropout.rate > 0 and not self.dropout.deterministic:
             raise ValueError(
                 f"A network with dropout={self.dropout.rate} needs model(images, dropout_key=jax.random.key(...)) in "
@@ -211,15 +221,29 @@ class ResNet(nnx.Module):
         """Maps normalised images ``[n, h, w, in_channels]`` to the input of the last layer, ``[n, features]``."""
         x = self.stages(images)[-1]
         # Pooling and the last layers stay in the parameters' precision: they cost nothing and decide the logits.
-        x = x.astype(self.head.dtype).mean((1, 2))
+        x = x.astype(self.head_dtype).mean((1, 2))
         return x if self.last_norm is None or not self.apply_last_norm else self.last_norm(x)
 
-    def stages(self, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    def stages(
+        self, images: jax.Array, valid: jax.Array | None = None, *, frozen_stages: int = 0
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """Maps normalised images ``[n, h, w, in_channels]`` to the outputs C2 to C5 of the four stages, after their ReLU.
 
         They are ``[n, h / s, w / s, channels]``, rounded up, at the strides ``s`` of :attr:`strides`: 4, 8, 16 and 32, or
         1, 2, 4 and 8 with the small stem, less where dilation replaces strides. The channels are the network's ``width``
         times 1, 2, 4 and 8, with bottlenecks times 4, 8, 16 and 32.
+
+        With ``valid``, images of different sizes share a batch, each in the top left corner of its canvas ``h`` x ``w``. An
+        image gets the values that it has by itself, with zero padding, and zeros outside; norms see its own positions only.
+
+        Args:
+            images: ``[n, h, w, in_channels]``.
+            valid: integers ``[n, 2]``, height and width of each image in its canvas; None where images fill it. What
+                stands outside is not used. The sizes of multiples of the last stride are exact.
+            frozen_stages: through so many of the first stages, and the stem, no gradient flows.
+
+        Raises:
+            ValueError: ``valid`` is of another shape, or holds no integers.
 
         Example:
             >>> import gw_jax, jax.numpy as jnp
@@ -228,13 +252,27 @@ class ResNet(nnx.Module):
             >>> [features.shape for features in model.stages(jnp.ones((1, 64, 64, 3)))]
             [(1, 16, 16, 32), (1, 8, 8, 64), (1, 4, 4, 128), (1, 2, 2, 256)]
         """
+
+        def mask_of(stride: int) -> jax.Array | None:
+            if valid is None:
+                return None
+            return valid_mask(valid, stride, *(-(-edge // stride) for edge in images.shape[1:3]))
+
         x = images if self.dtype is None else images.astype(self.dtype)
-        x = self.stem_norm(self.stem_conv(x), relu=True)
+        # Normalised images are not black where they are 0.
+        x = self.stem_conv(select_valid(x, mask_of(1)))
+        x = self.stem_norm(x, mask_of(2 if self.stem == "imagenet" else 1), relu=True)
         if self.stem == "imagenet":
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        maps = []
-        for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
-            for block in stage:
-                x = block(x)
+        mask = mask_of(STEM_STRIDES[self.stem])
+        x = select_valid(x, mask)
+        maps: list[jax.Array] = []
+        for stride, stage in zip(self.strides, (self.stage1, self.stage2, self.stage3, self.stage4), strict=True):
+            if 0 < len(maps) == frozen_stages:
+                x = maps[-1] = jax.lax.stop_gradient(x)
+            mask_after = mask_of(stride)
+            for index, block in enumerate(stage):
+                x = block(x) if valid is None else block(x, mask if index == 0 else mask_after, mask_after)
+            mask = mask_after
             maps.append(x)
         return maps[0], maps[1], maps[2], maps[3]

@@ -2,6 +2,7 @@
 
 from gw_jax.nn.batch_norm import BatchNorm
 from gw_jax.nn.batch_whitening import BatchWhitening
+from gw_jax.nn.frozen_batch_norm import FrozenBatchNorm
 from gw_jax.nn.group_whitening import GroupWhitening
 from gw_jax.nn.make_norm import NORM_NAMES, AnyNormName, Identity, Norm, NormName, make_norm, norm_options
 from gw_jax.nn.per_sample_norms import GroupNorm, InstanceNorm, LayerNorm
@@ -12,6 +13,7 @@ __all__ = [
     "AnyNormName",
     "BatchNorm",
     "BatchWhitening",
+    "FrozenBatchNorm",
     "GroupNorm",
     "GroupWhitening",
     "Identity",

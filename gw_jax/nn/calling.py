@@ -11,16 +11,21 @@ from gw_jax.ops.checks import as_floating, require_mask_shape
 from gw_jax.ops.sharding import replicate, reshard_like, shard_batch_only
 
 
-class Norm(Protocol):
-    """The attributes of a layer that these functions read."""
+class Sized(Protocol):
+    """The attributes of a layer that all of these functions read."""
 
     num_features: int
-    scale: nnx.Param | None
-    bias: nnx.Param | None
     dtype: DTypeLike | None
 
 
-def prepare(layer: Norm, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+class Norm(Sized, Protocol):
+    """Those that :func:`finish` reads."""
+
+    scale: nnx.Param | None
+    bias: nnx.Param | None
+
+
+def prepare(layer: Sized, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
     """Checks ``x`` ``[n, *spatial, c]`` and ``mask`` ``[n, *spatial]``, and returns them sharded along the batch only.
 
     Raises:
@@ -42,7 +47,7 @@ def require_num_features(layer: object, x: jax.Array, num_features: int) -> None
         )
 
 
-def output_dtype(layer: Norm, x: jax.Array) -> DTypeLike:
+def output_dtype(layer: Sized, x: jax.Array) -> DTypeLike:
     """The type of the output for the input ``x``."""
     return x.dtype if layer.dtype is None else layer.dtype
 

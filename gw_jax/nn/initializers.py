@@ -79,5 +79,10 @@ def normal(deviation: float) -> nnx.Initializer:
     return initialise
 
 
+def zeros(key: jax.Array | None, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32, **_: Any) -> Any:
+    """Zeros."""
+    return _shape_only(shape, dtype) if key is None else jnp.zeros(shape, dtype)
+
+
 def _shape_only(shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(dtype))

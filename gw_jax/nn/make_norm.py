@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args, overload
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from gw_jax.errors import unknown_name
 from gw_jax.nn.batch_norm import BatchNorm
 from gw_jax.nn.batch_whitening import BatchWhitening
+from gw_jax.nn.frozen_batch_norm import FrozenBatchNorm
 from gw_jax.nn.group_whitening import GroupWhitening
 from gw_jax.nn.per_sample_norms import GroupNorm, InstanceNorm, LayerNorm
 from gw_jax.nn.reference_norms import NORM_CFG_KEYS, REFERENCE_NORMS, NormName, ReferenceNormName, translate_norm_cfg
@@ -32,18 +34,20 @@ class Identity(nnx.Module):
         """Hook of ``flax.nnx.view``: training equals evaluation, so there is nothing to switch."""
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, *, relu: bool = False) -> jax.Array:
-        """Returns ``x``, or ``max(x, 0)`` with ``relu``; ``mask`` is accepted as by the other norms and not used."""
-        del mask
+        """Returns ``x``, zero where ``mask`` ``[n, *spatial]`` is false, and ``max(., 0)`` of it with ``relu``."""
+        if mask is not None:
+            x = jnp.where(mask.astype(bool)[..., None], x, 0)
         return jax.nn.relu(x) if relu else x
 
 
-Norm = GroupWhitening | BatchWhitening | BatchNorm | GroupNorm | LayerNorm | Identity
+Norm = GroupWhitening | BatchWhitening | BatchNorm | FrozenBatchNorm | GroupNorm | LayerNorm | Identity
 
 # name: (constructor, the arguments that the name decides, other arguments that then mean nothing)
 _NORMS: dict[str, tuple[Callable[..., Norm], dict[str, Any], tuple[str, ...]]] = {
     "gw": (GroupWhitening, {"method": "newton"}, ()),
     "gw_zca": (GroupWhitening, {"method": "zca"}, ("num_iterations",)),
     "bn": (BatchNorm, {}, ()),
+    "frozen_bn": (FrozenBatchNorm, {}, ()),
     "gn": (GroupNorm, {}, ()),
     "ln": (LayerNorm, {}, ()),
     "in": (InstanceNorm, {}, ()),
@@ -95,6 +99,8 @@ def make_norm(
 @overload
 def make_norm(name: Literal["bn", "BN"], num_features: int, *, rngs: nnx.Rngs, **options: Any) -> BatchNorm: ...
 @overload
+def make_norm(name: Literal["frozen_bn"], num_features: int, *, rngs: nnx.Rngs, **options: Any) -> FrozenBatchNorm: ...
+@overload
 def make_norm(name: Literal["gn", "GN"], num_features: int, *, rngs: nnx.Rngs, **options: Any) -> GroupNorm: ...
 @overload
 def make_norm(name: Literal["ln", "LN"], num_features: int, *, rngs: nnx.Rngs, **options: Any) -> LayerNorm: ...
@@ -113,6 +119,7 @@ def make_norm(name: str, num_features: int, *, rngs: nnx.Rngs, **options: Any) -
     gw              IGWItN      :class:`GroupWhitening` by Newton iteration
     gw_zca          IGWSVD      :class:`GroupWhitening` by eigendecomposition
     bn              BN          :class:`BatchNorm`
+    frozen_bn                   :class:`FrozenBatchNorm`, whose arrays never change
     gn              GN          :class:`GroupNorm`
     ln              LN          :class:`LayerNorm` over the channels of every position
     in              IN          :class:`InstanceNorm`

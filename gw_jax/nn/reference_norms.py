@@ -4,7 +4,9 @@ from typing import Any, Literal
 
 from gw_jax.errors import unknown_name
 
-NormName = Literal["gw", "gw_zca", "bn", "gn", "ln", "in", "iternorm", "iternorm_sigma", "dbn", "dbn_sigma", "none"]
+NormName = Literal[
+    "gw", "gw_zca", "bn", "frozen_bn", "gn", "ln", "in", "iternorm", "iternorm_sigma", "dbn", "dbn_sigma", "none"
+]  # fmt: skip
 ReferenceNormName = Literal["IGWItN", "IGWSVD", "BN", "GN", "LN", "IN", "ItN", "ItNSigma", "DBN", "DBNSigma", "No", "None"]
 
 # The reference's name and ours.

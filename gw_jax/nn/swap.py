@@ -9,6 +9,7 @@ from flax import linen, nnx
 from gw_jax.errors import shown
 from gw_jax.nn.batch_norm import BatchNorm
 from gw_jax.nn.batch_whitening import BatchWhitening
+from gw_jax.nn.frozen_batch_norm import FrozenBatchNorm
 from gw_jax.nn.group_whitening import GroupWhitening
 from gw_jax.nn.per_sample_norms import GroupNorm, LayerNorm
 from gw_jax.nn.swap_call import accept_calls_of
@@ -19,7 +20,7 @@ _FLAX_NORMS = ("BatchNorm", "LayerNorm", "GroupNorm", "RMSNorm", "InstanceNorm")
 # Flax's, and ours (InstanceNorm is a GroupNorm). Flax got its InstanceNorm after 0.11.
 NORMS: tuple[type[nnx.Module], ...] = (
     *(getattr(nnx, name) for name in _FLAX_NORMS if hasattr(nnx, name)),
-    BatchNorm, BatchWhitening, GroupNorm, GroupWhitening, LayerNorm,
+    BatchNorm, BatchWhitening, FrozenBatchNorm, GroupNorm, GroupWhitening, LayerNorm,
 )  # fmt: skip
 
 
@@ -31,11 +32,12 @@ def swap_norms(model: nnx.Module, pattern: str, make: Callable[[int], nnx.Module
     ``nnx.Sequential``. A norm that a model holds in several places is replaced by one in all of them. If one
     layer fails, nothing is changed.
 
-    The new norm keeps the old one's ``scale`` and ``bias`` (the variables themselves) where both have them, the running
-    ``mean`` and ``var`` if it has both, and ``use_running_average``, as set by ``model.train()`` and ``model.eval()``.
-    It stands at the path of the old one and accepts its calls: ``use_running_average=`` is ignored by a norm without
-    running statistics; Flax's ``mask=``, which broadcasts to the input, becomes one entry for every position, and masked
-    positions come out as zero from norms of this package.
+    The new norm keeps the old one's ``scale`` and ``bias`` (the variables themselves, but for
+    :class:`gw_jax.nn.FrozenBatchNorm`, which does not train them) where both have them, the running ``mean`` and ``var`` if
+    it has both, and ``use_running_average``, as set by ``model.train()`` and ``model.eval()``. It stands at the path of the
+    old one and accepts its calls: ``use_running_average=`` is ignored by a norm without running statistics; Flax's
+    ``mask=``, which broadcasts to the input, becomes one entry for every position, and masked positions come out as zero
+    from norms of this package.
 
     Args:
         model: the model.
@@ -174,9 +176,15 @@ def _fits(old: nnx.Module, new: nnx.Module, name: str) -> bool:
 
 
 def _keep(old: nnx.Module, new: nnx.Module, name: str) -> None:
-    # The variable and not its value: it may be shared, be of a class of its own, or have a sharding.
-    if _fits(old, new, name):
-        setattr(new, name, getattr(old, name))
+    if not _fits(old, new, name):
+        return
+    one, other = getattr(old, name), getattr(new, name)
+    if isinstance(one, nnx.BatchStat) != isinstance(other, nnx.BatchStat):
+        # Scale and bias of a FrozenBatchNorm are constants, and those of the other norms are trained.
+        setattr(new, name, type(other)(variable_value(one)))
+    else:
+        # The variable and not its value: it may be shared, be of a class of its own, or have a sharding.
+        setattr(new, name, one)
 
 
 # The owner, whether the value is its attribute or its item, name or key, the old value and the new one.

@@ -9,13 +9,14 @@ from flax import nnx
 
 from gw_jax.nn.batch_norm import BatchNorm
 from gw_jax.nn.batch_whitening import BatchWhitening
+from gw_jax.nn.frozen_batch_norm import FrozenBatchNorm
 from gw_jax.nn.group_whitening import GroupWhitening
 from gw_jax.nn.make_norm import Identity
 from gw_jax.nn.per_sample_norms import GroupNorm, LayerNorm
 from gw_jax.norm_calls import arguments_by_name, call_with, parameters_of
 
 # Their calls are norm(x, mask=None, *, relu=False).
-OURS = (BatchNorm, BatchWhitening, GroupNorm, GroupWhitening, LayerNorm, Identity)
+OURS = (BatchNorm, BatchWhitening, FrozenBatchNorm, GroupNorm, GroupWhitening, LayerNorm, Identity)
 
 
 def accept_calls_of(old: type[nnx.Module], new: nnx.Module) -> None:

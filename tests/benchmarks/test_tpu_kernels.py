@@ -26,6 +26,7 @@ def no_cache():
     jax.config.update("jax_enable_compilation_cache", True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "kernels"),
     [

@@ -32,6 +32,7 @@ def steps(config, count, num_devices=2):
     return found
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(config, float64):
     """Without BatchNorm, whose statistics are those of a microbatch."""
     config.dtype, config.model.whiten, config.data.shift = "float64", "all", 0
@@ -44,6 +45,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(config, float64):
         np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_moving_average_is_evaluated_and_exported(config, tmp_path):
     config.ema_decay, config.num_epochs, config.schedule.warmup_epochs = 0.5, 1, 0.0
     history = [state for state, _ in steps(config, 3)]

@@ -10,7 +10,8 @@ import pytest
 from gw_jax.convert import load_torch, to_torch_state
 from gw_jax.convert.load import LoadOptions, read
 from gw_jax.errors import CheckpointError, ConfigError
-from gw_jax.models.pretrained import read_config, save_pretrained
+from gw_jax.models.pretrained import save_pretrained
+from gw_jax.models.saved_files import read_config
 from tests.helpers.nesting import deep, doubled
 from tests.helpers.reference import MLP
 

@@ -42,17 +42,21 @@ def layer_of(case, state):
 def test_golden_case(float64, quick, case):
     layer = layer_of(case, part(case, "param"))
     layer.train()
-    for step in range(3):
-        x, upstream = (channels_last(ARRAYS[f"{case}/step{step}/{name}"]) for name in ("x", "gy"))
-        graphdef, *states = nnx.split(layer, nnx.Param, nnx.BatchStat)
-        params, stats = map(nnx.to_pure_dict, states)
+    graphdef, *states = nnx.split(layer, nnx.Param, nnx.BatchStat)
+    params, stats = map(nnx.to_pure_dict, states)
 
-        def forward(params, x, graphdef=graphdef, stats=stats):
+    @jax.jit
+    def step_of(params, stats, x, upstream):
+        def forward(params, x):
             model = nnx.merge(graphdef, params, stats)
             return model(x), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
-        y, pullback, stats = jax.vjp(forward, params, x, has_aux=True)
-        gradient, x_gradient = pullback(upstream)
+        y, pullback, new_stats = jax.vjp(forward, params, x, has_aux=True)
+        return y, *pullback(upstream), new_stats
+
+    for step in range(3):
+        x, upstream = (channels_last(ARRAYS[f"{case}/step{step}/{name}"]) for name in ("x", "gy"))
+        y, gradient, x_gradient, stats = step_of(params, stats, x, upstream)
         assert y.dtype == jnp.float64
         assert_close(np.moveaxis(np.asarray(y), -1, 1), ARRAYS[f"{case}/step{step}/y"])
         assert_close(np.moveaxis(np.asarray(x_gradient), -1, 1), ARRAYS[f"{case}/step{step}/gx"])

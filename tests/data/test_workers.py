@@ -185,6 +185,7 @@ def start_script(tmp_path, argument):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for shared memory in /proc")
 def test_closing_leaves_no_shared_memory_behind(tmp_path):
     _, error = start_script(tmp_path, "close").communicate(timeout=120)

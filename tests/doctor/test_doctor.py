@@ -23,6 +23,7 @@ def in_a_good_installation(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "check_versions", lambda section: None)
 
 
+@pytest.mark.slow
 def test_a_good_installation_passes(capsys):
     assert doctor.main([*SMALL, "--json"]) == 0
     printed = capsys.readouterr().out

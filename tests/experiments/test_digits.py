@@ -9,6 +9,7 @@ from PIL import Image
 from experiments.digits import load_digits
 
 
+@pytest.mark.slow
 def test_the_parts_are_disjoint_and_balanced():
     digits = load_digits()
     assert (len(digits.train), len(digits.test), len(digits.validation)) == (4000, 1000, 500)

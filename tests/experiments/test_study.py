@@ -33,6 +33,7 @@ def test_the_schedule_is_the_references():
     )
 
 
+@pytest.mark.slow
 def test_stacked_runs_equal_a_plain_loop(runs):
     digits = load_digits()
     states, losses = train(runs, digits.train, 8, [0, 1], [0.1, 0.3], 3)
@@ -55,6 +56,7 @@ def test_stacked_runs_equal_a_plain_loop(runs):
         np.testing.assert_allclose(stacked[1], plain, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers(runs):
     cases = [run_case(runs, load_digits(), 8, LENGTH) for _ in range(2)]
     for case in cases:

@@ -14,7 +14,7 @@ WITH_BATCH_STATISTICS = [name for name in NORMS if "axis_name" in norm_options(n
 
 
 def make(name, features=16, **options):
-    usual = {"use_scale": True, "use_bias": True} if name != "none" else {}
+    usual = {"use_scale": True, "use_bias": True} if "use_scale" in norm_options(name) else {}
     if "num_groups" in norm_options(name):
         usual["num_groups"] = 4
     elif "channels_per_group" in norm_options(name):

@@ -82,6 +82,7 @@ def shapes(tree):
     return jax.tree.map(jnp.shape, tree)
 
 
+@pytest.mark.slow
 def test_checkpoints_fit_and_values_equal_those_of_a_network_built_by_hand():
     model, x = CNN(), images()
     old = model.init(jax.random.key(0), x)
@@ -239,6 +240,7 @@ def test_a_second_swap_applies_last():
     assert list(twice.init(jax.random.key(0), x)["batch_stats"]) == ["stem_norm"]
 
 
+@pytest.mark.slow
 def test_masks_become_one_entry_per_position():
     class Masked(nn.Module):
         @nn.compact

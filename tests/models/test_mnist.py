@@ -17,6 +17,7 @@ def num_parameters(model):
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "expected"),
     [
@@ -33,6 +34,7 @@ def test_parameter_counts_of_the_reference(name, options, expected):
     assert model(jnp.ones((2, 28, 28, 1))).shape == (2, 10)
 
 
+@pytest.mark.slow
 def test_the_autoencoder_gives_images_back():
     model = make("AE")
     images = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (3, 28, 28, 1)), jnp.float32)

@@ -212,6 +212,7 @@ def test_shapes_only_are_those_of_the_network():
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
 
 
+@pytest.mark.slow
 def test_dilation_keeps_the_resolution(monkeypatch):
     options = {"width": 8, "num_classes": 3, "norm_options": {"num_groups": 4}}
     plain, dilated = (
@@ -253,6 +254,7 @@ def test_last_norm_and_dropout_are_there_in_both_families(name):
     assert seen == [(1, 512)]
 
 
+@pytest.mark.slow
 def test_last_norm_and_dropout_work():
     options = {"width": 8, "num_classes": 3, "stem": "small", "last_norm": True, "norm": "bn"}
     x = jnp.asarray(np.random.default_rng(0).random((4, 8, 8, 3)), jnp.float32)
@@ -276,6 +278,7 @@ def test_last_norm_and_dropout_work():
     assert np.abs(without.mean(0)).max() > 0.01
 
 
+@pytest.mark.slow
 def test_networks_pass_the_relu_to_whitening(monkeypatch):
     options = {"norm": "gw", "num_classes": 3, "width": 16, "norm_options": {"num_groups": 16}, "rngs": nnx.Rngs(0)}
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 4, 64)), jnp.float32)

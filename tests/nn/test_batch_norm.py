@@ -38,6 +38,7 @@ def test_groups_are_batches_of_their_own(group_size):
     np.testing.assert_allclose(var, np.mean([part[2] for part in parts], 0), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("transform", ["vmap", "shard_map"])
 def test_axis_name_gives_the_statistics_of_the_global_batch(transform, masked):
@@ -129,6 +130,7 @@ def test_a_batch_that_the_groups_do_not_divide_is_named():
         BatchNorm(4, group_size=3, rngs=nnx.Rngs(0))(jnp.asarray(images()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bn", "dbn", "dbn_sigma", "iternorm", "iternorm_sigma"])
 def test_rows_of_running_statistics_average_to_the_usual_ones(float64, name):
     options = {"group_size": 4, "param_dtype": jnp.float64, "rngs": nnx.Rngs(0)}

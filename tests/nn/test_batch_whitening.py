@@ -35,6 +35,7 @@ def test_every_group_comes_out_white(float64, name):
     assert across.max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("name", NAMES)
 def test_float32_is_accurate(name, train):
@@ -59,6 +60,7 @@ def test_evaluation_converges_to_training(name):
     np.testing.assert_allclose(layer(x), trained, atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_padding_of_the_last_group_never_shows(name):
     """A ragged layer is two layers side by side."""
@@ -74,6 +76,7 @@ def test_padding_of_the_last_group_never_shows(name):
     np.testing.assert_array_equal(whole.matrix[...][1, :, 5:], np.eye(8)[:, 5:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_equal_eigenvalues_have_finite_gradients(name):
     apply = nnx.grad(lambda layer, x: (layer(x) ** 3).sum(), argnums=1)

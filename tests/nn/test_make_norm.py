@@ -4,7 +4,7 @@ import pytest
 from flax import nnx
 
 import gw_jax
-from gw_jax.nn import NORM_NAMES, Identity, make_norm
+from gw_jax.nn import NORM_NAMES, FrozenBatchNorm, Identity, make_norm
 
 
 @pytest.mark.parametrize(
@@ -13,6 +13,7 @@ from gw_jax.nn import NORM_NAMES, Identity, make_norm
         ("gw", gw_jax.GroupWhitening),
         ("gw_zca", gw_jax.GroupWhitening),
         ("bn", gw_jax.BatchNorm),
+        ("frozen_bn", FrozenBatchNorm),
         ("gn", gw_jax.GroupNorm),
         ("ln", gw_jax.LayerNorm),
         ("in", gw_jax.InstanceNorm),

@@ -45,6 +45,7 @@ def test_kernels_equal_float64(name):
     assert max(gradients) <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -105,6 +106,7 @@ def test_an_equal_derivative_at_all_positions_gives_next_to_none(name):
     assert np.abs((found - truth).mean(axes)).max() <= 0.01 * np.abs(truth).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "num_iterations", "epsilon"),
     [

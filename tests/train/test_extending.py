@@ -32,6 +32,7 @@ def config(tmp_path):
     return config
 
 
+@pytest.mark.slow
 def test_the_task_trains_is_killed_resumes_and_evaluates(config, tmp_path):
     result = run(config, tmp_path / "whole")
     assert result.metrics["eval/count"] == 256

@@ -82,6 +82,7 @@ def test_data_that_fail_on_one_host_end_both(tmp_path):
     assert saved_steps(tmp_path / "run")[-1] == 13
 
 
+@pytest.mark.slow
 def test_hosts_with_different_configurations_are_refused(tmp_path):
     codes, said = end(start("toy", tmp_path / "run", ({"num_epochs": 2}, {"num_epochs": 3})))
     assert codes == [1, 1]

@@ -1,0 +1,157 @@
+"""The configuration of a detector's training."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from gw_jax.config_checks import choice, number
+from gw_jax.detection.inputs import CANVASES, PIXELS, check_canvas
+from gw_jax.detection.options import Sampling
+from gw_jax.errors import ConfigError
+from gw_jax.models.config import NormConfig
+from gw_jax.models.resnet import ARCHITECTURES
+from gw_jax.nn import norm_options
+from gw_jax.train.config import TrainConfig
+from gw_jax.train.task import Task
+
+BACKBONE_NORMS = ("gw", "gw_zca", "gn", "frozen_bn")
+HEAD_NORMS = ("none", "gn", "gw", "gw_zca")
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class DetectorConfig:
+    """The network; see :func:`gw_jax.detection.create_detector`.
+
+    Attributes:
+        backbone: a residual network.
+        norm: norm of the backbone: "gw" (Group Whitening in the stem and after every 3x3 convolution, frozen BatchNorm
+            elsewhere), "gn" or "frozen_bn" (everywhere).
+        norm_options: its options, and those of the same norm elsewhere in the network.
+        fpn_norm: norm after the convolutions of the feature pyramid.
+        box_head: "2fc" or "4conv1fc".
+        box_head_norm: norm after the four convolutions.
+        mask_head: whether there is one: Mask R-CNN, else Faster R-CNN.
+        mask_head_norm: norm after its convolutions.
+        conv_relu: "last" has one ReLU after the four convolutions of the box head, as the published code; "each" one
+            after each.
+        width: channels of the backbone's stem.
+        stem: "imagenet" or "small".
+        fpn_features: channels of the pyramid.
+        head_features: outputs of the box head's linear layers.
+
+    Example:
+        >>> from gw_jax.detection.config import DetectorConfig
+        >>> DetectorConfig(box_head="4conv1fc", box_head_norm="gw", fpn_norm="gn").norm
+        'gw'
+    """
+
+    backbone: str = choice("resnet50", ARCHITECTURES)
+    norm: str = choice("gw", BACKBONE_NORMS)
+    norm_options: NormConfig = dataclasses.field(default_factory=NormConfig)
+    fpn_norm: str = choice("none", HEAD_NORMS)
+    box_head: str = choice("2fc", ("2fc", "4conv1fc"))
+    box_head_norm: str = choice("none", HEAD_NORMS)
+    mask_head: bool = False
+    mask_head_norm: str = choice("none", HEAD_NORMS)
+    conv_relu: str = choice("last", ("last", "each"))
+    width: int = number(64, 1)
+    stem: str = choice("imagenet", ("imagenet", "small"))
+    fpn_features: int = number(256, 1)
+    head_features: int = number(1024, 1)
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class DetectionConfig(TrainConfig):
+    """A run that trains or evaluates a detector; see :class:`TrainConfig` for the fields of every run.
+
+    Attributes:
+        num_classes: with the background: 81 for COCO.
+        batch_size: images per training step, over all devices.
+        canvases: sizes "HEIGHTxWIDTH" to which images are padded, multiples of 32. Each is compiled once.
+        pixels: order and scale of pixel values: "rgb", for weights of PyTorch, or "bgr", for weights of Caffe2.
+        max_objects: objects of an image to which ground truth is padded.
+        max_edges: edges of an object's polygons to which ground truth is padded, for a mask head.
+        sampling: how many anchors, proposals and regions of interest the losses are taken over.
+        model: the network.
+
+    Example:
+        >>> from gw_jax.detection.config import DetectionConfig, DetectorConfig
+        >>> DetectionConfig(num_steps=90_000, model=DetectorConfig(norm="gn")).check()
+    """
+
+    MAY_DIFFER_IN_EVALUATION: ClassVar[tuple[str, ...]] = (
+        *TrainConfig.MAY_DIFFER_IN_EVALUATION,
+        "canvases",
+        "max_objects",
+        "max_edges",
+    )
+
+    num_classes: int = number(81, 2)
+    batch_size: int = number(16, 1)
+    canvases: tuple[str, ...] = tuple(f"{height}x{width}" for height, width in CANVASES)
+    pixels: str = choice("rgb", PIXELS)
+    max_objects: int = number(100, 1)
+    max_edges: int = number(512, 3)
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    model: DetectorConfig = dataclasses.field(default_factory=DetectorConfig)
+
+    def make_task(self) -> Task:
+        """Raises ConfigError: a run needs data, which a subclass gives to its task.
+
+        See :class:`gw_jax.detection.task.DetectionTask`.
+        """
+        raise ConfigError(
+            "A DetectionConfig has no data. Use a subclass whose make_task() returns DetectionTask(self, data); see "
+            "docs/detection.md."
+        )
+
+    def model_arguments(self) -> dict[str, Any]:
+        """The arguments of :func:`gw_jax.detection.create_detector`, without types and generators; JSON values."""
+        known = norm_options(self.model.norm)
+        options = dataclasses.asdict(self.model.norm_options)
+        chosen = {name: value for name, value in options.items() if value is not None and name in known}
+        arguments = {field.name: getattr(self.model, field.name) for field in dataclasses.fields(self.model)}
+        return {**arguments, "norm_options": chosen or None, "num_classes": self.num_classes}
+
+    def canvas_sizes(self) -> tuple[tuple[int, int], ...]:
+        """The canvases as (height, width).
+
+        Raises:
+            ConfigError: one is not "HEIGHTxWIDTH" with multiples of 32, or there is none.
+        """
+        sizes = []
+        for canvas in self.canvases:
+            height, _, width = canvas.partition("x")
+            try:
+                sizes.append(check_canvas((int(height), int(width))))
+            except ValueError as error:
+                raise ConfigError(
+                    f"config.canvases has {canvas!r}; HEIGHTxWIDTH is needed, both multiples of 32, such as 800x1344."
+                ) from error
+        if not sizes:
+            raise ConfigError("config.canvases is empty; give at least one, such as 800x1344.")
+        return tuple(sizes)
+
+    def check(self) -> None:
+        """Checks fields against each other.
+
+        Raises:
+            ConfigError: fields that exclude each other; the message says what to change.
+        """
+        TrainConfig.check(self)
+        self.canvas_sizes()
+        part = self.batch_size // self.accumulate_steps
+        if part % self.sampling.pool_images:
+            raise ConfigError(
+                f"config.sampling.pool_images={self.sampling.pool_images} does not divide the {part} images of a "
+                "(micro)batch; choose a divisor, or 1 for the best proposals of each image."
+            )
+        if self.model.box_head == "2fc" and self.model.box_head_norm != "none":
+            raise ConfigError(
+                f"config.model.box_head_norm={self.model.box_head_norm!r} has no effect on config.model.box_head='2fc', "
+                "which has no convolutions; choose 'none', or box_head='4conv1fc'."
+            )
+        if not self.model.mask_head and self.model.mask_head_norm != "none":
+            raise ConfigError(
+                f"config.model.mask_head_norm={self.model.mask_head_norm!r} has no effect without "
+                "config.model.mask_head=True."
+            )

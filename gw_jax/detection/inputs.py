@@ -1,0 +1,151 @@
+"""Images on canvases of fixed size, their valid areas, and the pixel values that the networks were trained with."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from gw_jax.detection.canvas import ALIGNMENT
+from gw_jax.detection.pixels import BGR, RGB
+from gw_jax.errors import shown, unknown_name
+from gw_jax.ops.valid import valid_mask
+
+# Every image of COCO, resized to a shorter side of 800 and a longer side of at most 1333, fits into one of these.
+CANVASES = ((800, 1344), (1344, 800))
+
+
+PIXELS = {"rgb": RGB, "bgr": BGR}
+
+
+def check_canvas(canvas: Any) -> tuple[int, int]:
+    """``canvas`` as (height, width).
+
+    Raises:
+        ValueError: not two positive multiples of 32.
+    """
+    sides = tuple(canvas) if isinstance(canvas, Sequence) and not isinstance(canvas, str) else ()
+    if len(sides) != 2 or any(not isinstance(s, int) or isinstance(s, bool) or s < 1 or s % ALIGNMENT for s in sides):
+        raise ValueError(
+            f"canvas={shown(canvas)}; height and width are needed, both multiples of {ALIGNMENT}, such as (800, 1344)."
+        )
+    return sides[0], sides[1]
+
+
+def aligned(sizes: Any) -> Any:
+    """Heights and widths rounded up to multiples of 32: the ``valid`` areas of images of these ``sizes``.
+
+    NumPy and lists give a NumPy array, an array of JAX gives one of JAX.
+
+    Example:
+        >>> from gw_jax.detection.inputs import aligned
+        >>> aligned([[200, 288], [1, 33]]).tolist()
+        [[224, 288], [32, 64]]
+    """
+    sizes = sizes.astype(jnp.int32) if isinstance(sizes, jax.Array) else np.asarray(sizes, np.int32)
+    return -(-sizes // ALIGNMENT) * ALIGNMENT
+
+
+def choose_canvas(height: int, width: int, canvases: Sequence[tuple[int, int]] = CANVASES) -> tuple[int, int]:
+    """The canvas of smallest area into which an image of ``height x width`` fits; the first of several.
+
+    Raises:
+        ValueError: it fits into none.
+
+    Example:
+        >>> from gw_jax.detection.inputs import choose_canvas
+        >>> choose_canvas(800, 1199), choose_canvas(1201, 800)
+        ((800, 1344), (1344, 800))
+    """
+    fitting = [canvas for canvas in map(check_canvas, canvases) if height <= canvas[0] and width <= canvas[1]]
+    if not fitting:
+        listed = ", ".join(f"{h}x{w}" for h, w in canvases)
+        raise ValueError(
+            f"An image of {height}x{width} pixels (height x width) is larger than every canvas ({listed}). Resize the "
+            "image, or add a canvas."
+        )
+    return min(fitting, key=math.prod)
+
+
+def place_on_canvas(
+    images: Sequence[np.ndarray], canvas: tuple[int, int], dtype: DTypeLike = np.float32
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places each image in the top-left corner of a canvas of zeros.
+
+    Args:
+        images: normalised images ``[h, w, c]``, of any sizes up to the canvas.
+        canvas: height and width, multiples of 32.
+        dtype: type of the result.
+
+    Returns:
+        Images ``[n, height, width, c]``, valid areas and sizes, both int32 ``[n, 2]``: the arguments of
+        :meth:`Detector.detect`.
+
+    Raises:
+        ValueError: no images, an image larger than the canvas, or a canvas that is not aligned.
+
+    Example:
+        >>> import numpy as np
+        >>> from gw_jax.detection import place_on_canvas
+        >>> images, valid, sizes = place_on_canvas([np.ones((50, 70, 3))], (64, 128))
+        >>> images.shape, valid.tolist(), sizes.tolist()
+        ((1, 64, 128, 3), [[64, 96]], [[50, 70]])
+    """
+    height, width = check_canvas(canvas)
+    if not len(images):
+        raise ValueError("place_on_canvas got no images; at least one is needed.")
+    for index, image in enumerate(images):
+        if np.ndim(image) != 3 or image.shape[-1] != images[0].shape[-1] or 0 in image.shape:
+            raise ValueError(
+                f"Image {index} has shape {np.shape(image)}; [height, width, channels] is needed, with the same channels "
+                "for all images."
+            )
+        if image.shape[0] > height or image.shape[1] > width:
+            raise ValueError(
+                f"Image {index} has {image.shape[0]}x{image.shape[1]} pixels (height x width), which is larger than its "
+                f"canvas of {height}x{width}. Resize it, or choose another canvas."
+            )
+    result = np.zeros((len(images), height, width, images[0].shape[-1]), dtype)
+    for row, image in zip(result, images, strict=True):
+        row[: image.shape[0], : image.shape[1]] = image
+    sizes = np.array([image.shape[:2] for image in images], np.int32)
+    return result, aligned(sizes), sizes
+
+
+def normalize(
+    rgb: jax.Array | np.ndarray, sizes: Any = None, *, pixels: str = "rgb", dtype: DTypeLike = jnp.float32
+) -> jax.Array:
+    """RGB bytes as the input of a network: ``(value - mean) / std``, in its order of channels.
+
+    Padding is zero after the normalisation, as in the reference, and not a normalised black.
+
+    Args:
+        rgb: ``[n, h, w, 3]`` or, without ``sizes``, any shape that ends in 3; values of 0 to 255.
+        sizes: ``[n, 2]``, heights and widths outside of which the result is zero, or None.
+        pixels: "rgb" for weights of PyTorch and of this project, "bgr" for weights of Caffe2.
+        dtype: type of the result; computed in it, or in float32 where it is smaller.
+
+    Raises:
+        ValueError: other ``pixels``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from gw_jax.detection import normalize
+        >>> normalize(jnp.full((1, 2, 2, 3), 255, jnp.uint8), jnp.array([[1, 2]]))[0, :, 0, 0].round(3).tolist()
+        [2.249000072479248, 0.0]
+    """
+    if pixels not in PIXELS:
+        raise ValueError(unknown_name("pixels", pixels, PIXELS))
+    layout = PIXELS[pixels]
+    compute = jnp.promote_types(dtype, jnp.float32)
+    values = jnp.asarray(rgb).astype(compute)
+    if layout.channels == "BGR":
+        values = values[..., ::-1]
+    values = (values - jnp.asarray(layout.mean, compute)) / jnp.asarray(layout.std, compute)
+    if sizes is not None:
+        keep = valid_mask(jnp.asarray(sizes), 1, *values.shape[1:3])
+        values = jnp.where(keep[..., None], values, 0)
+    return values.astype(dtype)

@@ -1,0 +1,175 @@
+"""The task of object detection: network, losses, warm start and export, on data that the caller gives."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gw_jax.detection.detector import Detections, Detector, create_detector
+from gw_jax.detection.inputs import aligned, normalize
+from gw_jax.detection.losses import detector_losses
+from gw_jax.detection.saved import save_detector
+from gw_jax.errors import ConfigError
+from gw_jax.train.state import activation_dtype
+from gw_jax.train.task import Batch, Curve, EvalBatches, Evaluator, Mean, TrainBatches, Weights
+
+if TYPE_CHECKING:
+    from gw_jax.detection.config import DetectionConfig
+
+LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg", "loss_mask")
+
+
+class DetectionData(Protocol):
+    """Images with objects, for training and evaluation.
+
+    A batch is a dict of arrays: ``image`` uint8 RGB ``[n, h, w, 3]`` on a canvas, ``size`` int32 ``[n, 2]`` with the
+    heights and widths of the images, and the arrays of :func:`gw_jax.detection.pad_targets`. An evaluation batch needs the
+    first two, and whatever :meth:`evaluator` needs.
+
+    Attributes:
+        num_train: training images.
+        name: of the data, for plots.
+        eval_name: name of the evaluation data where it is not the data's own split, or None.
+    """
+
+    num_train: int
+    name: str
+    eval_name: str | None
+
+    def train_batches(self, num_epochs: int, process_index: int, process_count: int) -> TrainBatches:
+        """This process's shard of the training batches."""
+        ...
+
+    def eval_batches(self, process_index: int, process_count: int) -> EvalBatches:
+        """This process's shard of the evaluation batches."""
+        ...
+
+    def evaluator(self) -> Evaluator:
+        """A new evaluator; it is given ``{"detections": Detections, "batch": the evaluation batch without images}``."""
+        ...
+
+
+class DetectionTask:
+    """Trains a detector; see :class:`gw_jax.train.Task`.
+
+    Args:
+        config: the run.
+        data: images with objects.
+
+    Attributes:
+        model_arguments: arguments of :func:`gw_jax.detection.create_detector`.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from flax import nnx
+        >>> from gw_jax.detection.config import DetectionConfig, DetectorConfig
+        >>> from gw_jax.detection.task import DetectionTask
+        >>> small = DetectorConfig(backbone="resnet18", norm="gn", width=32, fpn_features=32, head_features=32)
+        >>> data = SimpleNamespace(num_train=100, name="scenes", eval_name=None)  # and the methods of DetectionData
+        >>> task = DetectionTask(DetectionConfig(batch_size=4, model=small), data)
+        >>> task.description, task.steps_per_epoch
+        ('Faster R-CNN, resnet18, gn, on scenes', 25)
+    """
+
+    best_metric = "eval/box_ap"
+    example_name = "images"
+
+    def __init__(self, config: "DetectionConfig", data: DetectionData):
+        self.config = config
+        self.data = data
+        self.batch_size = config.batch_size
+        self.steps_per_epoch = data.num_train // config.batch_size
+        self.eval_name = data.eval_name
+        self.model_arguments = config.model_arguments()
+        network = "Mask R-CNN" if config.model.mask_head else "Faster R-CNN"
+        self.description = f"{network}, {config.model.backbone}, {config.model.norm}, on {data.name}"
+        names = LOSSES if config.model.mask_head else LOSSES[:-1]
+        self.curves: Sequence[Curve] = (
+            Curve("losses", ("train/loss", *(f"train/{name}" for name in names)), log_scale=True),
+            Curve("average precision", (self.best_metric,), best="max"),
+        )
+        self.terminal_metrics: Mapping[str, str] = {"loss": "train/loss", "box_ap": self.best_metric}
+
+    def check(self, num_devices: int, *, training: bool) -> None:
+        """Checks devices, data and configuration against each other.
+
+        Raises:
+            ConfigError: what does not fit; the message says what to change.
+        """
+        if not training:
+            return
+        part = self.config.batch_size // self.config.accumulate_steps
+        if part % num_devices:
+            raise ConfigError(
+                f"config.batch_size={self.config.batch_size} in config.accumulate_steps={self.config.accumulate_steps} "
+                f"parts does not fit {num_devices} devices; each part must be a multiple of {num_devices}."
+            )
+        if self.config.batch_size > self.data.num_train:
+            raise ConfigError(
+                f"config.batch_size={self.config.batch_size} is more than the {self.data.num_train} training images; "
+                "choose a smaller batch."
+            )
+
+    def make_model(self, rngs: nnx.Rngs) -> Detector:
+        """The network.
+
+        Raises:
+            ValueError: options that do not fit each other, such as channels that the groups do not divide.
+        """
+        param_dtype = jnp.float64 if self.config.dtype == "float64" else jnp.float32
+        return create_detector(**self.model_arguments, dtype=jnp.dtype(self._dtype), param_dtype=param_dtype, rngs=rngs)
+
+    def train_batches(self, num_epochs: int, process_index: int, process_count: int) -> TrainBatches:
+        """This process's shard of the training batches."""
+        return self.data.train_batches(num_epochs, process_index, process_count)
+
+    def eval_batches(self, process_index: int, process_count: int) -> EvalBatches:
+        """This process's shard of the evaluation batches."""
+        return self.data.eval_batches(process_index, process_count)
+
+    def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
+        """The sum of the losses of :func:`gw_jax.detection.detector_losses`, and each of them."""
+        images, valid, sizes = self._inputs(batch)
+        losses = detector_losses(model, images, valid, sizes, batch, key, sampling=self.config.sampling)
+        total = sum(losses.values(), start=jnp.zeros((), losses["loss_classifier"].dtype))
+        return total, {name: (value, jnp.ones((), value.dtype)) for name, value in losses.items()}
+
+    def predict(self, model: nnx.Module, batch: Batch) -> dict[str, Any]:
+        """The detections in network-input pixels, and the batch without its images."""
+        detections: Detections = model.detect(*self._inputs(batch))
+        return {"detections": detections, "batch": {name: value for name, value in batch.items() if name != "image"}}
+
+    def evaluator(self) -> Evaluator:
+        """That of the data."""
+        return self.data.evaluator()
+
+    def read_weights(self, directory: pathlib.Path) -> Weights:
+        """Reads a detector, or a classifier for the backbone.
+
+        Raises:
+            CheckpointError: the directory is damaged.
+            ConfigError: it holds another network than ``config.model`` describes.
+        """
+        return read_weights(directory, self.model_arguments)
+
+    def export(self, directory: pathlib.Path, params: Any, batch_stats: Any, source: dict[str, Any]) -> None:
+        """Writes a directory for :func:`gw_jax.detection.load_detector`.
+
+        Raises:
+            CheckpointError: ``directory`` exists.
+        """
+        detector = self.make_model(nnx.Rngs(0))
+        nnx.update(detector, params, batch_stats)
+        save_detector(directory, detector, source=source)
+
+    @property
+    def _dtype(self) -> str:
+        return activation_dtype(self.config.dtype)
+
+    def _inputs(self, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+        sizes = batch["size"]
+        images = normalize(batch["image"], sizes, pixels=self.config.pixels, dtype=self._dtype)
+        return images, aligned(sizes), sizes

@@ -1,0 +1,70 @@
+"""Canvases, valid areas and pixel values."""
+
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gw_jax.detection.inputs import CANVASES, aligned, check_canvas, choose_canvas, normalize, place_on_canvas
+from tests.detection import golden
+
+
+def test_every_resized_image_of_the_golden_table_fits_a_canvas():
+    table = golden.load("ops/tables")
+    np.testing.assert_array_equal(aligned(table["resize_output_hw"]), table["padded_hw"])
+    inside = [size for size in table["resize_output_hw"].tolist() if max(size) <= 1344 and min(size) <= 800]
+    assert len(inside) > 100
+    for height, width in inside:
+        canvas = choose_canvas(height, width)
+        assert canvas in CANVASES
+        assert canvas[0] >= height
+        assert canvas[1] >= width
+
+
+@pytest.mark.parametrize("pixels", ["rgb", "bgr"])
+def test_pixels_are_the_references(pixels):
+    table = golden.load("ops/tables")
+    source = table["image.resized_min48_max80_hwc"]
+    expected = table[f"image.normalised_{pixels}_chw"].transpose(1, 2, 0)
+    found = normalize(jnp.asarray(source)[None], pixels=pixels)[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_canvas_is_the_references_padding():
+    table = golden.load("ops/tables")
+    image = table["image.normalised_rgb_chw"].transpose(1, 2, 0)
+    images, valid, sizes = place_on_canvas([image], (128, 96))
+    padded = table["image.padded_rgb_chw"].transpose(1, 2, 0)
+    np.testing.assert_array_equal(images[0, : padded.shape[0], : padded.shape[1]], padded)
+    assert not images[0, padded.shape[0] :].any()
+    assert (valid.tolist(), sizes.tolist()) == ([list(padded.shape[:2])], [list(image.shape[:2])])
+
+
+def test_padding_is_zero_after_normalisation():
+    images = normalize(jnp.zeros((1, 4, 6, 3), jnp.uint8), jnp.array([[3, 2]]))
+    assert (images[0, :3, :2] < -1.5).all()
+    assert not images[0, 3:].any()
+    assert not images[0, :, 2:].any()
+
+
+@pytest.mark.parametrize("canvas", [(800, 1333), (0, 32), (32.0, 32), (32,), "800x1344", (True, 32), None])
+def test_bad_canvases_are_refused(canvas):
+    with pytest.raises(ValueError, match="multiples of 32"):
+        check_canvas(canvas)
+
+
+def test_images_that_do_not_fit_are_refused():
+    with pytest.raises(
+        ValueError, match=re.escape("An image of 900x900 pixels (height x width) is larger than every canvas")
+    ):
+        choose_canvas(900, 900)
+    small, large = np.zeros((20, 20, 3)), np.zeros((20, 70, 3))
+    with pytest.raises(ValueError, match="Image 1 has 20x70 pixels"):
+        place_on_canvas([small, large], (64, 64))
+    with pytest.raises(ValueError, match="got no images"):
+        place_on_canvas([], (64, 64))
+    with pytest.raises(ValueError, match="Image 1 has shape"):
+        place_on_canvas([small, np.zeros((20, 20))], (64, 64))
+    with pytest.raises(ValueError, match="pixels"):
+        normalize(jnp.zeros((1, 1, 3)), pixels="RGB")

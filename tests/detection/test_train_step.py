@@ -1,0 +1,230 @@
+"""A training step of the full-size networks through the trainer, against the reference's: losses, gradients, parameters."""
+
+import dataclasses
+import json
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from gw_jax.convert.entries import to_torch_state
+from gw_jax.detection.config import DetectionConfig, DetectorConfig
+from gw_jax.detection.inputs import place_on_canvas
+from gw_jax.detection.options import Sampling
+from gw_jax.detection.recipes import reference_optimizer, reference_schedule
+from gw_jax.detection.targets import pad_targets
+from gw_jax.detection.task import LOSSES, DetectionTask
+from gw_jax.detection.torch_state import from_torch_state
+from gw_jax.models.config import NormConfig
+from gw_jax.train.mesh import make_mesh
+from gw_jax.train.optimizer import make_optimizer
+from gw_jax.train.schedule import make_schedule
+from gw_jax.train.state import TrainState, model_to_dicts
+from gw_jax.train.step import make_train_step
+from gw_jax.versions import enable_x64
+from tests.detection import golden
+from tests.detection.in_memory import InMemoryData
+
+pytestmark = pytest.mark.slow
+
+GW = NormConfig(num_groups=64)
+MODELS = {
+    3: DetectorConfig(norm_options=GW),
+    6: DetectorConfig(norm_options=GW, fpn_norm="gn", box_head="4conv1fc", box_head_norm="gw"),
+    9: DetectorConfig(
+        backbone="resnext101_32x8d",
+        norm_options=GW,
+        fpn_norm="gw",
+        box_head="4conv1fc",
+        box_head_norm="gw",
+        mask_head=True,
+        mask_head_norm="gw",
+    ),
+}
+MILESTONES = {3: (60_000, 80_000), 6: (60_000, 80_000), 9: (120_000, 160_000)}
+
+
+def one_batch(data, images):
+    """The golden batch in the reference's layout, on the canvas that it pads to."""
+    pictures = [data[f"image{i}.rgb_uint8_hwc"] for i in range(images)]
+    canvas = tuple(int(-(-max(picture.shape[axis] for picture in pictures) // 32) * 32) for axis in (0, 1))
+    placed, _, sizes = place_on_canvas(pictures, canvas, np.uint8)
+    targets = pad_targets(
+        [data[f"image{i}.gt_boxes"] for i in range(images)],
+        [data[f"image{i}.gt_labels"] for i in range(images)],
+        [json.loads(str(data[f"image{i}.gt_polygons_json"])) for i in range(images)],
+        max_objects=6,
+    )
+    return {"image": placed, "size": sizes, **targets}
+
+
+def config_for(number, data, images, dtype):
+    sampling = Sampling(
+        rpn_batch=1_000_000,
+        # At most 128 positives: as there are fewer, all regions are taken, and the mask head gets 128 places.
+        box_batch=512,
+        pre_nms_top_n=2000,
+        post_nms_top_n=2000,
+        proposals=300,
+    )
+    if json.loads(str(data["overrides"]))[-2:] == ["MODEL.RPN.FPN_POST_NMS_PER_BATCH", True]:
+        # The best 300 of both images together.
+        sampling = dataclasses.replace(sampling, proposals=150, pool_images=2)
+    return DetectionConfig(
+        dtype=dtype,
+        batch_size=images,
+        num_steps=90_000,
+        model=MODELS[number],
+        sampling=sampling,
+        optimizer=reference_optimizer(0.01 if number == 9 else 0.02),
+        schedule=reference_schedule(*MILESTONES[number]),
+    )
+
+
+@dataclasses.dataclass
+class Run:
+    """What some training steps gave, under the reference's names and in its layout."""
+
+    number: int
+    losses: list = dataclasses.field(default_factory=list)
+    gradients: list = dataclasses.field(default_factory=list)
+    parameters: list = dataclasses.field(default_factory=list)
+
+    @property
+    def trained(self):
+        """Names of the parameters that the reference trains."""
+        return {entry["name"] for entry in golden.keys(self.number)["entries"] if entry["trainable"]}
+
+
+def as_reference(graphdef, params, batch_stats):
+    """The parameters' names and values in the reference's state dict."""
+    return to_torch_state(nnx.merge(graphdef, params, batch_stats))
+
+
+def run_steps(name, number, images, dtype="float32", steps=1):
+    data = golden.load(f"train_step/{name}")
+    multipliers = dict(zip(data["multiplier_keys"].tolist(), data["multipliers"].tolist(), strict=True))
+    state = golden.state(number, int(data["weight_seed"]), multipliers)
+    config = config_for(number, data, images, dtype)
+    batch = one_batch(data, images)
+    task = DetectionTask(config, InMemoryData([batch]))
+    graphdef, params, batch_stats = model_to_dicts(from_torch_state(state))
+    own_graphdef, _, _ = model_to_dicts(task.make_model(nnx.Rngs(0)))
+    if dtype == "float64":
+        params, batch_stats = jax.tree.map(lambda a: a.astype(jnp.float64), (params, batch_stats))
+    schedule = make_schedule(config.schedule, config.optimizer.learning_rate, task.steps_per_epoch, config.num_steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    step = make_train_step(task, own_graphdef, optimizer, config, make_mesh(jax.devices()[:1]))
+
+    @jax.jit
+    def gradient(params):
+        def loss(params):
+            model = nnx.merge(own_graphdef, params, batch_stats)
+            return task.loss(model, jax.tree.map(jnp.asarray, batch), jax.random.key(0))[0]
+
+        return jax.grad(loss)(params)
+
+    result = Run(number, parameters=[as_reference(graphdef, params, batch_stats)])
+    train_state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
+    for _ in range(steps):
+        # Every candidate is taken, so that the key does not matter.
+        result.gradients.append(as_reference(graphdef, gradient(train_state.params), batch_stats))
+        train_state, metrics = step(train_state, batch)
+        result.losses.append({loss: float(metrics[loss][0]) for loss in LOSSES if loss in metrics})
+        result.parameters.append(as_reference(graphdef, train_state.params, batch_stats))
+    return data, result, schedule
+
+
+def probe(name, array):
+    shape = array.shape
+    direction = np.random.default_rng([12345, zlib.crc32(name.encode())]).standard_normal(shape)
+    return float((np.asarray(array, np.float64) * direction).sum())
+
+
+def norm(array):
+    return float(np.sqrt((np.asarray(array, np.float64) ** 2).sum()))
+
+
+def check_step(data, run, index, *, prefix="", losses, gradients, probes, after):
+    """Compares the step ``index`` (from 1) with the golden numbers below ``prefix``."""
+    expected = golden.part(data, f"{prefix}step{index}")
+    for loss, value in run.losses[index - 1].items():
+        np.testing.assert_allclose(value, float(expected[loss]), rtol=losses.get(loss, losses["all"]), err_msg=loss)
+    assert {loss for loss in LOSSES if loss in expected} == set(run.losses[index - 1])
+    names = data["names"].tolist()
+    largest = max(expected["grad_norm"])
+    for position, name in enumerate(names):
+        gradient, parameter = run.gradients[index - 1][name], run.parameters[index][name]
+        goal = float(expected["grad_norm"][position])
+        np.testing.assert_allclose(norm(gradient), goal, rtol=gradients, atol=1e-7 * largest, err_msg=name)
+        share = probes["backbone"] if name.startswith("backbone.body") else probes["other"]
+        error = abs(probe(name, gradient) - float(expected["grad_probe"][position]))
+        assert error <= share * goal + 1e-7 * largest, (name, error, goal)
+        if "param_norm_after" in expected:
+            found = norm(parameter)
+            np.testing.assert_allclose(found, float(expected["param_norm_after"][position]), rtol=after, err_msg=name)
+    total = np.sqrt(sum(norm(run.gradients[index - 1][name]) ** 2 for name in run.trained))
+    np.testing.assert_allclose(total, float(expected["total_grad_norm"]), rtol=gradients)
+
+
+FLOAT32 = {"losses": {"all": 1e-4}, "gradients": 2e-3, "probes": {"backbone": 2e-2, "other": 1e-2}, "after": 1e-5}
+SECOND = {"losses": {"all": 1e-3}, "gradients": 1e-2, "probes": {"backbone": 1e-1, "other": 1e-1}, "after": 1e-4}
+FLOAT64 = {
+    "losses": {"all": 1e-4, "loss_mask": 1e-3},
+    "gradients": 1e-4,
+    "probes": {"backbone": 1e-4, "other": 1e-4},
+    "after": 1e-4,
+}
+
+
+def check_untouched(data, run):
+    names = data["frozen_names"].tolist()
+    assert names
+    assert not set(names) & run.trained
+    for name in run.parameters[0]:
+        if name not in run.trained:
+            np.testing.assert_array_equal(run.parameters[-1][name], run.parameters[0][name], err_msg=name)
+    for name, value in zip(names, data["frozen_norm"], strict=True):
+        np.testing.assert_allclose(norm(run.parameters[-1][name]), float(value), rtol=1e-6)
+
+
+def test_two_steps_of_config_3():
+    data, run, schedule = run_steps("config3_two_images", 3, 2, steps=2)
+    for index in (1, 2):
+        np.testing.assert_allclose(float(schedule(index - 1)), float(data[f"step{index}.lr"]), rtol=1e-6)
+    check_step(data, run, 1, **FLOAT32)
+    check_step(data, run, 2, **SECOND)
+    check_untouched(data, run)
+
+
+def test_pooled_proposals_of_config_3():
+    data, run, _ = run_steps("config3_pooled_top_n", 3, 2)
+    check_step(data, run, 1, **FLOAT32)
+
+
+def test_a_step_of_config_6():
+    data, run, _ = run_steps("config6_two_images", 6, 2)
+    check_step(data, run, 1, **FLOAT32)
+    check_untouched(data, run)
+    # No gradient reaches this scale: what changes it is weight decay alone, so scales of norms are decayed.
+    name = "backbone.fpn.fpn_layer4.1.weight"
+    assert not run.gradients[0][name].any()
+    assert norm(run.parameters[1][name]) < norm(run.parameters[0][name])
+
+
+def test_a_step_of_config_9():
+    data, run, _ = run_steps("config9_one_image", 9, 1)
+    check_step(data, run, 1, **FLOAT32)
+    check_untouched(data, run)
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "images"), [("config3_two_images", 3, 2), ("config6_two_images", 6, 2), ("config9_one_image", 9, 1)]
+)
+def test_float64(name, number, images):
+    with enable_x64():
+        data, run, _ = run_steps(name, number, images, "float64")
+    check_step(data, run, 1, prefix="float64.", **FLOAT64)
