@@ -2,7 +2,7 @@
 
     python -m benchmarks.roi_align [--json] [--small] [--rounds=3] [--dtype=float32] [--topology=v5e:2x2]
 
-Forward, and forward with the gradient of the features. "map": 512 boxes on one map of 200 x 336 x 256, which is the level of
+Forward, and forward with the gradient of the features. "map": 512 boxes on one map of 200 x 336 x 256, the level of
 stride 4 of an image of 800 x 1344. "pyramid": 512 boxes, 7 x 7 bins, each on its level of the pyramid of such an image, for
 the box head. "masks": 128 boxes, 14 x 14 bins, for the mask head. Both ways must give the same, or the benchmark fails.
 Medians of interleaved runs in milliseconds; compilation is apart. ``temp_bytes`` is what the compiled program needs beside
