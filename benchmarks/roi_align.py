@@ -7,13 +7,15 @@ stride 4 of an image of 800 x 1344. "pyramid": 512 boxes, 7 x 7 bins, each on it
 the box head. "masks": 128 boxes, 14 x 14 bins, for the mask head. Both ways must give the same, or the benchmark fails.
 Medians of interleaved runs in milliseconds; compilation is apart. ``temp_bytes`` is what the compiled program needs beside
 its arguments and results. With ``--topology``, programs are compiled for one chip of a TPU slice instead, without a TPU
-(extra ``plan``): its memory, the bytes that it moves and its operations are reported, and no time.
+(extra ``plan``): its memory, the bytes that it moves and its operations are reported, and no time. There, a loop over chunks
+of boxes counts as one iteration; ``chunks`` says how many there are.
 """
 
 import argparse
 import importlib.metadata
 import json
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -117,7 +119,9 @@ def compile_for_tpu(name: str, dtype: str, device: Any, *, small: bool = False) 
         for way in IMPLEMENTATIONS:
             began = time.perf_counter()
             with compiling_for(device):
-                lowered = jax.jit(make_step(function, way, step)).lower(*described)
+                traced = jax.jit(make_step(function, way, step)).trace(*described)
+                lowered = traced.lower()
+            case[f"{way}_chunks"] = max([1, *map(int, re.findall(r"length=(\d+)", str(traced.jaxpr)))])
             program = tpu.describe(lowered.compile(), time.perf_counter() - began)
             case |= {f"{way}_compile_seconds": program.seconds, f"{way}_temp_bytes": program.temporaries}
             case |= {f"{way}_bytes": program.bytes, f"{way}_flops": program.flops}

@@ -19,6 +19,7 @@ def golden():
     return data, pyramid
 
 
+@pytest.mark.slow
 @BOTH
 def test_golden_features_of_masks(implementation):
     data, pyramid = golden()

@@ -160,7 +160,7 @@ def test_no_boxes(implementation):
 def test_chunks_change_nothing(implementation, monkeypatch):
     """Chunks of 2 boxes, of which there are 9."""
     features, cotangent = arrays()
-    bytes_per_box = 4 * 5 * (7 * 16 if implementation == "matmul" else (7 * 4) ** 2)
+    bytes_per_box = 4 * 5 * (7 * 12 if implementation == "matmul" else (7 * 4) ** 2)
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 2 * bytes_per_box)
     align = lambda features: roi_align(features, jnp.asarray(BOXES), 1 / 4, 7, implementation=implementation)  # noqa: E731
     assert "length=5" in str(jax.make_jaxpr(align)(features))
@@ -169,6 +169,7 @@ def test_chunks_change_nothing(implementation, monkeypatch):
     np.testing.assert_allclose(gradient, transpose(cotangent, BOXES, features.shape), atol=1e-5)
 
 
+@pytest.mark.slow
 @BOTH
 def test_vmap_is_a_loop(implementation):
     features, _ = arrays(shape=(3, 12, 16, 5))
@@ -185,6 +186,7 @@ def test_boxes_have_no_gradient():
     assert not np.asarray(gradient).any()
 
 
+@pytest.mark.slow
 @BOTH
 def test_levels(implementation):
     """Each box from its own level; a box of no level gives zeros."""
