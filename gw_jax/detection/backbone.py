@@ -138,8 +138,8 @@ def _check_same(model: ResNet, backbone: ResNet, source: str, arguments: dict[st
             f"{source} has other norms than the detector's backbone: {path} is {_described(_at(model, path))} there and "
             f"{_described(norm)} here ({len(others)} in all). Choose norm and norm_options of the detector after the model."
         )
-    convolutions = [path for path, conv in _convolutions(backbone).items() if conv != _convolutions(model)[path]]
-    if convolutions:
+    those = _convolutions(model)
+    if convolutions := [path for path, conv in _convolutions(backbone).items() if conv != those[path]]:
         raise CheckpointError(
             f"{source} has other strides or dilations than the detector's backbone: {listed(convolutions)}. Choose a model "
             "without dilation."

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import gw_jax
+from gw_jax.convert.__main__ import main as convert_classifier
 from gw_jax.detection.convert import main
-from gw_jax.detection.saved import load_detector
+from gw_jax.detection.saved import load_detector, save_detector
 from gw_jax.detection.torch_state import to_torch_state
 from tests.detection import golden, python2, small
 from tests.detection.test_caffe2 import blobs
@@ -133,6 +134,21 @@ def test_wrong_input(torch, tmp_path, capsys, monkeypatch):
         write(torch, source, content)
         assert message in fails(capsys, source, "out", *options)
         assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_converter_of_classifiers(torch, tmp_path, capsys):
+    """It refuses detectors and Caffe2's files, and names the command for them."""
+    source = write(torch, tmp_path / "in.pth", small.state("gn, 2fc"))
+    (tmp_path / "in.pkl").write_bytes(python2.dumps({"a": np.ones(3)}))
+    save_detector(tmp_path / "detector", small.detector("gn, 2fc"))
+    for given, message in (
+        ([source, tmp_path / "out"], "'python -m gw_jax.detection.convert IN.pth OUT_DIR' converts it"),
+        ([tmp_path / "in.pkl", tmp_path / "out"], "'python -m gw_jax.detection.convert' converts backbones of Caffe2"),
+        ([tmp_path / "detector", tmp_path / "out.pth"], "holds a detector; gw_jax.detection.load_detector loads it"),
+    ):
+        capsys.readouterr()
+        assert convert_classifier([str(argument) for argument in given]) == 1
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from gw_jax.detection.detector import FROZEN_STAGES, create_detector
 from gw_jax.detection.identify import identify_detector
 from gw_jax.detection.torch_state import from_torch_state, to_torch_state
 from gw_jax.errors import CheckpointError, ConfigError
+from gw_jax.nn import make_norm
 from gw_jax.nn.initializers import AbstractRngs
 from gw_jax.tree import variables
 from tests.detection import golden, small
@@ -218,6 +219,23 @@ def test_norms_that_no_detector_has():
         from_torch_state({name: value for name, value in mixed.items() if value is not None})
     with pytest.raises(ConfigError, match=r"norm_options=\{'num_groups': 3\}.*num_groups=3"):
         from_torch_state(state, norm_options={"num_groups": 3})
+
+
+def test_deep_backbones():
+    """A file that names very many blocks is refused before a network of them is made."""
+    shapes = {name: value.shape for name, value in small.state("frozen, 2fc").items()}
+    block = {name: shape for name, shape in shapes.items() if name.startswith("backbone.body.layer1.0.")}
+    for index in range(1, 201):
+        shapes |= {name.replace("layer1.0.", f"layer1.{index}."): shape for name, shape in block.items()}
+    with pytest.raises(CheckpointError, match=r"bottleneck blocks \(201, 1, 1, 1\).*up to 200 blocks"):
+        identify_detector(shapes)
+
+
+def test_a_frozen_norm_alone():
+    norm = make_norm("frozen_bn", 3, rngs=nnx.Rngs(0))
+    assert [(entry.key, entry.shape, entry.trained) for entry in entries(norm)] == [
+        (name, (3,), False) for name in ("weight", "bias", "running_mean", "running_var")
+    ]
 
 
 def test_dead_channels():
