@@ -34,8 +34,8 @@ def read_weights(directory: pathlib.Path, config: "DetectionConfig") -> Weights:
     if not holds(directory, DETECTOR):
         if config.mode == "evaluate":
             raise ConfigError(
-                f"{directory} holds a classifier, and config.mode=evaluate would evaluate random heads on its backbone. Give "
-                "a detector, or train one from it."
+                f"{directory} holds a classifier, and config.mode=evaluate would evaluate random heads on its backbone. "
+                "Give a detector, or train one from it."
             )
         weights = read_backbone(directory, abstract_detector(config.model_arguments(), None, jnp.float32))
         _require_pixels(directory, weights.pixels, config)
