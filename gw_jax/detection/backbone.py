@@ -82,11 +82,11 @@ def read_backbone(directory: str | pathlib.Path, detector: Detector) -> Backbone
     arrays = read_arrays(directory, MODEL_FILE, variables(model))
     expected = variables(detector.backbone)
     names = {entry.path: entry.key for entry in entries(model)}
+    check_variances(detector.backbone, arrays, names, str(directory))
     left_out: dict[str, list[str]] = {}
     for path, name in names.items():
         if path not in expected:
             left_out.setdefault(_rule(path), []).append(name)
-    check_variances(detector.backbone, arrays, str(directory))
     filled = {f"{PREFIX}{path}": arrays[path].astype(leaf.dtype, copy=False) for path, leaf in expected.items()}
     used = [name for path, name in names.items() if path in expected]
     return BackboneWeights(filled, used, left_out, pixels_of(description, str(directory)))
