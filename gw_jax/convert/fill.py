@@ -37,7 +37,7 @@ def fill(
         if entry.constant is None:
             by_path[entry.path].append(entry)
         else:
-            _check_constant(entry, state.pop(entry.key), source)
+            _check_constant(entry.key, entry.constant, state.pop(entry.key), source)
     arrays: dict[str, np.ndarray] = {}
     for path, leaf in shapes.items():
         # Allocated one by one: the memory of entries that are done is used again.
@@ -70,11 +70,11 @@ def check_entries(table: Sequence[Entry], state: Mapping[str, np.ndarray], sourc
         )
 
 
-def _check_constant(entry: Entry, value: np.ndarray, source: str) -> None:
-    if not np.array_equal(value, entry.constant):
+def _check_constant(key: str, constant: np.ndarray, value: np.ndarray, source: str) -> None:
+    if not np.array_equal(value, constant):
         raise CheckpointError(
-            f"The entry {shown(entry.key)} of {source} is {shown(value.tolist())}, but it is a constant of the network: "
-            f"{shown(entry.constant.tolist())}. A network with another one cannot be converted."
+            f"The entry {shown(key)} of {source} is {shown(value.tolist())}, but it is a constant of the network: "
+            f"{shown(constant.tolist())}. A network with another one cannot be converted."
         )
 
 

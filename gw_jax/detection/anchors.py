@@ -70,15 +70,20 @@ def anchors(height: int, width: int, level: str) -> jax.Array:
         >>> anchors(2, 3, "P6").shape
         (18, 4)
     """
-    index = _require_level(level)
+    _require_level(level)
     height, width = require_integer("height", height, 1), require_integer("width", width, 1)
-    stride = STRIDES[level]
-    # Computed on the device: 200,000 anchors would be a constant of 3 MB in every program.
-    y = stride * jnp.arange(height, dtype=jnp.float32)[:, None, None, None]
-    x = stride * jnp.arange(width, dtype=jnp.float32)[None, :, None, None]
-    cells = jnp.asarray(cell_anchors()[index])[None, None]
-    corner = jnp.arange(4)[None, None, None, :] % 2
-    return (cells + jnp.where(corner == 0, x, y)).reshape(-1, 4)
+    return anchors_at(jnp.arange(height * width * len(RATIOS), dtype=jnp.int32), width, level)
+
+
+def anchors_at(indices: jax.Array, width: int, level: str) -> jax.Array:
+    """``anchors(height, width, level)[indices]``, computed for these alone.
+
+    The 200,000 anchors of P2 would be a constant of 3 MB, which XLA computes when it compiles.
+    """
+    position, ratio = jnp.divmod(indices, len(RATIOS))
+    y, x = jnp.divmod(position, width)
+    shift = (STRIDES[level] * jnp.stack((x, y, x, y), -1)).astype(jnp.float32)
+    return jnp.asarray(cell_anchors()[_require_level(level)])[ratio] + shift
 
 
 def anchor_ids(height: int, width: int, level: str) -> jax.Array:

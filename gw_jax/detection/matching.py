@@ -53,7 +53,7 @@ def match(
         raise ValueError(
             f"match got iou of shape {iou.shape}; it requires [ground truth, boxes]. Use jax.vmap for a batch."
         )
-    if not low <= high:
+    if not any(isinstance(value, jax.core.Tracer) for value in (low, high)) and not low <= high:
         raise ValueError(f"low={low} is above high={high}.")
     exists = jnp.ones(len(iou), bool) if present is None else jnp.asarray(present)
     if exists.dtype != bool:

@@ -45,9 +45,8 @@ def pixels_of(description: Mapping[str, Any], source: str) -> Pixels:
     value = origin.get("pixels") if isinstance(origin, dict) else None
     if value is None:
         return RGB
-    known = {"RGB": RGB, "BGR": BGR}
-    pixels = known.get(value.get("channels", "")) if isinstance(value, dict) else None
-    if pixels is None or pixels.to_json() != value:
+    pixels = next((known for known in (RGB, BGR) if known.to_json() == value), None)
+    if pixels is None:
         raise CheckpointError(
             f"The pixels in the config.json of {source} are {shown(value)}; allowed are {RGB.to_json()} and "
             f"{BGR.to_json()}. Convert the model again."

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gw_jax.detection.anchors import LEVELS, RATIOS, STRIDES, anchors
+from gw_jax.detection.anchors import LEVELS, RATIOS, STRIDES, anchors_at
 from gw_jax.ops.boxes import clip, decode
 from gw_jax.ops.checks import accumulation_dtype, require_integer
 from gw_jax.ops.nms import greedy
@@ -87,7 +87,11 @@ def propose(
     boxes = clip(boxes.reshape(n, -1, 4), sizes).reshape(boxes.shape)
     # Rounding can make a tiny side negative.
     candidate &= (boxes[..., 2:] - boxes[..., :2] + 1 >= 0).all(-1)
-    kept = jax.vmap(jax.vmap(lambda *rows: greedy(*rows, nms_threshold, limit=post_nms_top_n)))(boxes, candidate)
+
+    def suppress(boxes: jax.Array, candidate: jax.Array) -> jax.Array:
+        return greedy(boxes, candidate, nms_threshold, limit=post_nms_top_n)
+
+    kept = jax.vmap(jax.vmap(suppress))(boxes, candidate)
     kept &= jnp.cumsum(kept, -1) <= post_nms_top_n
     boxes, scores, kept = boxes.reshape(n, -1, 4), scores.reshape(n, -1), kept.reshape(n, -1)
     rows = pool_images * num_proposals
@@ -114,8 +118,7 @@ def _best_of_level(
     scores = jnp.where(exists, scores, -jnp.ones_like(scores)).reshape(n, -1)
     scores, indices = jax.lax.top_k(scores, min(count, scores.shape[1]))
     chosen = jnp.take_along_axis(deltas, indices[..., None], 1)
-    grid = anchors(height, width, level).astype(dtype)[indices]
-    return decode(chosen, grid, WEIGHTS), scores
+    return decode(chosen, anchors_at(indices, width, level).astype(dtype), WEIGHTS), scores
 
 
 def _best(scores: jax.Array, kept: jax.Array, count: int) -> jax.Array:

@@ -20,7 +20,7 @@ from gw_jax.detection.detector import Detector, create_detector
 from gw_jax.detection.heads import ConvReLU
 from gw_jax.detection.identify import identify_detector
 from gw_jax.detection.layout import BOX_FEATURES
-from gw_jax.errors import CheckpointError, shown
+from gw_jax.errors import CheckpointError, ConfigError, shown
 from gw_jax.models.pretrained import fill_model
 from gw_jax.nn import FrozenBatchNorm
 from gw_jax.nn.initializers import AbstractRngs
@@ -82,6 +82,7 @@ def from_torch_state(
     Raises:
         CheckpointError: an entry is missing, left over, misshapen or not finite; the anchors are others; a variance is near
             zero without ``epsilon``; or it is no detector's.
+        ConfigError: ``state`` is no dict, or the options do not fit the network.
 
     Source: the reference's ``utils/model_serialization.py``, without its silent losses.
 
@@ -95,8 +96,15 @@ def from_torch_state(
         >>> list(state)[0], again.box_head.logits.kernel.shape
         ('backbone.body.stem.conv1.weight', (16, 3))
     """
-    options = {"conv_relu": conv_relu, "norm_options": norm_options, "dtype": dtype, "param_dtype": param_dtype}
-    found = read_state(state, "the state dict", epsilon=epsilon, **options)
+    found = read_state(
+        state,
+        "the state dict",
+        conv_relu=conv_relu,
+        norm_options=norm_options,
+        epsilon=epsilon,
+        dtype=dtype,
+        param_dtype=param_dtype,
+    )
     detector: Detector = fill_model(found.detector, found.arrays)
     return detector
 
@@ -129,20 +137,31 @@ def read_state(
     param_dtype: DTypeLike = jnp.float32,
 ) -> ReadDetector:
     """As :func:`from_torch_state`, with the arrays apart from the detector; ``source`` names the state in messages."""
+    if not isinstance(state, Mapping):
+        raise ConfigError(
+            f"The state is a {type(state).__name__}; a dict of names and arrays is needed. 'python -m "
+            "gw_jax.detection.convert IN.pth OUT_DIR' reads a file."
+        )
     with file_errors(source):
         notices: list[str] = []
         arrays = _arrays(state, source, notices)
         arrays = _published_names(arrays, source, conv_relu, notices)
         arguments = identify_detector({name: value.shape for name, value in arrays.items()})
-        detector = create_detector(
-            **arguments,
-            conv_relu=conv_relu,
-            norm_options=norm_options,
-            frozen_bn_epsilon=epsilon,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=AbstractRngs(),
-        )
+        try:
+            detector = create_detector(
+                **arguments,
+                conv_relu=conv_relu,
+                norm_options=norm_options,
+                frozen_bn_epsilon=epsilon,
+                dtype=dtype,
+                param_dtype=param_dtype,
+                rngs=AbstractRngs(),
+            )
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"The detector cannot be made with conv_relu={shown(conv_relu)}, norm_options={shown(norm_options)} and "
+                f"epsilon={shown(epsilon)}: {error}"
+            ) from error
         table = list(table_of.entries(detector))
         # Counters of batch norms are no entries of frozen ones.
         if counters := [name for name in arrays if name.endswith(COUNTER)]:
@@ -199,20 +218,19 @@ def _published_names(
     }
 
 
-def check_variances(model: nnx.Module, arrays: Mapping[str, np.ndarray], source: str, prefix: str = "") -> None:
+def check_variances(model: nnx.Module, arrays: Mapping[str, np.ndarray], source: str) -> None:
     """Raises CheckpointError for variances near zero in frozen norms without epsilon, with the numbers of their channels.
 
     Args:
         model: the network, perhaps abstract.
         arrays: its arrays, by path.
         source: what they come from, for messages.
-        prefix: of the paths in ``arrays`` where they are those of a part of ``model``.
     """
     found = []
     for path, norm in nnx.iter_graph(model):
         if isinstance(norm, FrozenBatchNorm):
             name = ".".join(map(str, (*path, "var")))
-            variance = np.asarray(arrays[name.removeprefix(prefix)], np.float64)
+            variance = np.asarray(arrays[name], np.float64)
             bad = np.flatnonzero(~(variance + norm.epsilon >= SMALLEST_VARIANCE) | (variance < 0))
             if bad.size:
                 channels = ", ".join(map(str, bad[:5])) + (", ..." if bad.size > 5 else "")

@@ -48,14 +48,19 @@ def remembered_config(model: nnx.Module) -> dict[str, Any]:
             "makes networks by name only. See gw_jax.list_models()."
         )
     expected = abstract_model(record.arguments, record.dtype, record.param_dtype or jnp.float32)
+    advice = "If a whole new network with its arrays is meant, pass its arguments as model_config."
+    require_unchanged(model, expected, f"create_model({shown(record.arguments, 300)})", advice)
+    return record.arguments
+
+
+def require_unchanged(model: nnx.Module, expected: nnx.Module, maker: str, advice: str) -> None:
+    """Raises ConfigError, with ``advice``, if ``model`` is not ``expected``, the abstract network of the call ``maker``."""
     if _graph(model) != _graph(expected) or shapes_of(variables(model)) != shapes_of(variables(expected)):
         changed = changed_norms(model, expected)
         raise ConfigError(
-            f"The network was changed after create_model({shown(record.arguments, 300)}), so they do not make it again"
-            f"{f': other norms are {listed(changed)}' if changed else ''}. "
-            "If a whole new network with its arrays is meant, pass its arguments as model_config."
+            f"The network was changed after {maker}, so these arguments do not make it again"
+            f"{f': other norms are {listed(changed)}' if changed else ''}. {advice}"
         )
-    return record.arguments
 
 
 def require_config_of(model: nnx.Module, model_config: Mapping[str, Any]) -> None:

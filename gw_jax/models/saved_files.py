@@ -35,6 +35,15 @@ def portable(model_config: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
+def holds(directory: str | pathlib.Path, kind: str) -> bool:
+    """Whether a directory has the description of a network of ``kind``, :data:`MODEL` or :data:`DETECTOR`."""
+    try:
+        config = json.loads((pathlib.Path(directory).expanduser() / CONFIG_FILE).read_text())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and kind in config
+
+
 def read_config(directory: str | pathlib.Path, kind: str = MODEL) -> dict[str, Any]:
     """The ``config.json`` of a model's directory.
 
@@ -89,6 +98,10 @@ def _check_config(path: pathlib.Path, config: Any, kind: str) -> None:
 def _check_depth(path: pathlib.Path, model_config: Mapping[str, Any]) -> None:
     """Raises CheckpointError for more layers than arrays: making that network could take hours."""
     depth = model_config.get("depth")
+    if isinstance(backbone := model_config.get("backbone"), dict):
+        sizes = backbone.get("stage_sizes")
+        whole = isinstance(sizes, list) and all(isinstance(size, int) and size > 0 for size in sizes)
+        depth = sum(sizes) if whole else 0  # type: ignore[arg-type]
     if depth is None or not (path.parent / MODEL_FILE).is_file():
         return
     count = len(_open_arrays(path.parent / MODEL_FILE).keys())

@@ -232,8 +232,9 @@ def _centres_and_sides(boxes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arra
     return x1 + 0.5 * width, y1 + 0.5 * height, width, height
 
 
-def _require_weights(weights: Sequence[float]) -> tuple[float, float, float, float]:
-    values = tuple(float(weight) for weight in weights)
-    if len(values) != 4 or not all(math.isfinite(value) and value > 0 for value in values):
+def _require_weights(weights: Sequence[float]) -> tuple[float, ...]:
+    values = tuple(w if isinstance(w, jax.core.Tracer) else float(w) for w in weights)
+    known = [w for w in values if isinstance(w, float)]
+    if len(values) != 4 or not all(math.isfinite(w) and w > 0 for w in known):
         raise ValueError(f"weights={weights!r}; they must be four positive numbers: of x, y, width and height.")
-    return values  # type: ignore[return-value]
+    return values

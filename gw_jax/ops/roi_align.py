@@ -14,7 +14,7 @@ from gw_jax.ops.kernels.placement import device_kind
 from gw_jax.ops.roi_samples import Levels
 
 RoIImplementation = Literal["auto", "matmul", "gather"]
-# Up to which the positions of samples are exact; see roi_samples.
+# Up to which the positions of samples are exact; see gw_jax.ops.exact.
 MAX_OUTPUT_SIZE = 2**11
 IMPLEMENTATIONS = ("auto", "matmul", "gather")
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gw_jax.ops.roi_samples import TAPS, Levels, map_chunks, sum_chunks, taps
+from gw_jax.ops.chunks import map_chunks, sum_chunks
+from gw_jax.ops.roi_samples import TAPS, Levels, taps
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

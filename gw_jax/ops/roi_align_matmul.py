@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from gw_jax.ops.checks import accumulation_dtype
+from gw_jax.ops.chunks import map_chunks, sum_chunks
 from gw_jax.ops.inverse_sqrt import HIGHEST
-from gw_jax.ops.roi_samples import Levels, map_chunks, sum_chunks, taps
+from gw_jax.ops.roi_samples import Levels, taps
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

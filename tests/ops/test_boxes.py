@@ -39,6 +39,13 @@ def test_coder_in_float32(head):
     np.testing.assert_allclose(decoded, case["decoded"], rtol=1e-5, atol=1e-5 * np.abs(case["decoded"]).max())
 
 
+def test_weights_may_be_traced():
+    arrays = golden.load("ops/box_coder")
+    boxes, codes = np.float32(arrays["proposals"][:5]), np.float32(arrays["box.codes"][:5])
+    weights = WEIGHTS["box"]
+    np.testing.assert_allclose(jax.jit(decode)(codes, boxes, weights), decode(codes, boxes, weights), rtol=1e-6)
+
+
 def test_iou_and_area(float64):
     arrays = golden.load("ops/iou")
     a, b = arrays["a"].astype(float), arrays["b"].astype(float)

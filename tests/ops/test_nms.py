@@ -125,6 +125,13 @@ def test_float64(float64):
     np.testing.assert_array_equal(run(np.round(pair), np.ones(2), 0.5), [True, True])
 
 
+def test_threshold_may_be_traced():
+    boxes, scores = clusters(20)
+    traced = jax.jit(nms)
+    for threshold in (0.3, 0.8):
+        np.testing.assert_array_equal(traced(boxes, scores, threshold), loop(boxes, scores, threshold))
+
+
 def test_differentiation_passes_through():
     """A loss may use the kept boxes: the choice has no derivative, and none is asked of the loop."""
     boxes, scores = clusters(20)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gw_jax.ops import roi_samples
+from gw_jax.ops import chunks
 from gw_jax.ops.roi_align import roi_align, roi_align_levels
 from tests.detection.golden import load, nhwc, part
 
@@ -167,12 +167,12 @@ def test_no_boxes(implementation):
 def test_chunks_change_nothing(implementation, monkeypatch):
     features, cotangent = arrays()
     expected = list(value_and_gradient(features, BOXES, cotangent, implementation=implementation))
-    monkeypatch.setattr(roi_samples, "CHUNK_BYTES", 2 * (7 * 4) ** 2 * 5 * 4)  # 2 RoIs, or more: 9 are not divided evenly.
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 2 * (7 * 4) ** 2 * 5 * 4)  # 2 RoIs, or more: 9 are not divided evenly.
     text = jax.jit(lambda f, b: roi_align(f, b, 1 / 4, 7, implementation=implementation)).lower(features, BOXES).as_text()
     assert ("while" in text) == (implementation == "gather")
-    monkeypatch.setattr(roi_samples, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 1)
     for size in (1, 2 * (7 * 4) ** 2 * 5 * 4):
-        monkeypatch.setattr(roi_samples, "CHUNK_BYTES", size)
+        monkeypatch.setattr(chunks, "CHUNK_BYTES", size)
         ours = value_and_gradient(features, BOXES, cotangent, implementation=implementation)
         for one, other in zip(ours, expected, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-5)
