@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from gw_jax.detection.paste import paste_mask
 from tests.detection import golden
 from tests.detection.detectors import batch, matches, of_file
 
@@ -41,7 +42,7 @@ def case(request):
 
 @pytest.fixture(scope="module", params=("image0", "image1"))
 def run(request, case):
-    """The expected arrays of an image, its size, its pyramid, and what both halves find."""
+    """The expected arrays of an image, the inputs of the second half, and what both halves find."""
     detector, arrays = case
     expected = golden.part(arrays, request.param)
     image = golden.normalised(expected["rgb_uint8_hwc"])
@@ -50,7 +51,7 @@ def run(request, case):
     stored = padded(expected["proposals"], NUM_PROPOSALS)
     (logits, deltas), detections = jax.device_get(second_half(detector, pyramid, *inputs[1:], *stored))
     from_pixels = jax.device_get(second_half(detector, pyramid, *inputs[1:], proposals[0], proposals[2])[1])
-    return expected, image.shape[:2], (proposals, logits, deltas, detections, from_pixels)
+    return expected, (pyramid, inputs[1]), (proposals, logits, deltas, detections, from_pixels)
 
 
 def check_detections(found, expected, box_tolerance, score_tolerance, mask_tolerance):
@@ -87,3 +88,27 @@ def test_from_stored_proposals(run):
 def test_from_pixels(run):
     expected, _, (*_, from_pixels) = run
     check_detections(from_pixels, expected, 5e-2, 1e-3, 1e-2)
+
+
+@pytest.mark.parametrize(("case", "run"), [(9, "image0"), (9, "image1")], indirect=True)
+def test_pasted_masks(run):
+    expected, _, (*_, detections, _) = run
+    height, width = expected["rgb_uint8_hwc"].shape[:2]
+    count = len(expected["boxes"])
+    index, _ = matches(detections.boxes[0, :count], detections.labels[0, :count], expected["boxes"], expected["labels"])
+    masks = golden.unpack(expected["pasted_masks_packed"], height, width)
+    assert masks.any()
+    for row, mask in zip(index, masks, strict=True):
+        found = paste_mask(detections.masks[0][row], detections.boxes[0][row], (height, width))
+        # Many probabilities are close to the threshold.
+        assert (found != mask).mean() <= 0.01
+
+
+@pytest.mark.parametrize(("case", "run"), [(6, "image0")], indirect=True)
+def test_a_relu_after_every_convolution_is_caught(case, run):
+    expected, (pyramid, valid), _ = run
+    wrong = nnx.clone(case[0])
+    wrong.box_head.conv_relu = "each"
+    boxes = jnp.asarray(expected["proposals"][None, :64])
+    logits, _ = nnx.jit(lambda detector, *arguments: detector.classify(*arguments))(wrong, pyramid, valid, boxes)
+    assert np.abs(logits[0] - expected["class_logits_first64"]).max() > 1
