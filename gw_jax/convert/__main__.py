@@ -103,6 +103,11 @@ def _import(args: argparse.Namespace) -> list[str]:
         raise ConfigError(
             f"OUT_DIR is {args.target}; a .pth file becomes a directory: give a name without {args.target.suffix}."
         )
+    if args.source.suffix == ".pkl":
+        raise ConfigError(
+            f"{args.source} is a .pkl file, and a .pth file is needed. 'python -m gw_jax.detection.convert' converts "
+            "backbones of Caffe2."
+        )
     if args.apply_last_norm not in (None, "True", "False", "true", "false"):
         raise ConfigError(f"--apply_last_norm={args.apply_last_norm}; True or False is allowed.")
     options = LoadOptions(

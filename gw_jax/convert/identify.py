@@ -56,6 +56,11 @@ def identify(shapes: Mapping[str, tuple[int, ...]]) -> Identified:
     for function in _IDENTIFICATIONS:
         if found := function(keys):
             return found
+    if any(key.startswith("backbone.body.") for key in shapes):
+        raise CheckpointError(
+            f"These are the entries of a detector: {listed(list(shapes), 2)}. 'python -m gw_jax.detection.convert IN.pth "
+            "OUT_DIR' converts it."
+        )
     raise CheckpointError(
         f"No network of the reference has keys like {listed(list(shapes), 4) or '(there are none)'}. Residual networks "
         "have 'layer1.0.conv1.weight', the MNIST networks 'net.0.weight' or 'net.1.weight'."

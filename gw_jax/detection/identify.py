@@ -14,6 +14,8 @@ from gw_jax.errors import CheckpointError
 _BACKBONE_NORMS = {(None, None): "frozen_bn", ("S1-B2", "group whitening"): "gw", ("all", "vector"): "gn"}
 _NORMS = {"group whitening": "gw", "vector": "gn"}
 _NUM_CONVS = 4
+# The deepest named backbone has 50 blocks; making a network of as many as a file can name would take hours.
+_MAX_BLOCKS = 200
 
 
 def identify_detector(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -28,6 +30,8 @@ def identify_detector(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     network = identify_residual_network(Keys(body), named=False)
     if network is None:
         raise CheckpointError(f"The backbone has no blocks: there is no '{BODY}layer1.0.conv1.weight'.")
+    if sum(network.architecture.stage_sizes) > _MAX_BLOCKS:
+        raise CheckpointError(f"The backbone has {network.evidence}; up to {_MAX_BLOCKS} blocks are supported.")
     keys = Keys(shapes)
     box = BOX_FEATURES.removesuffix(".")
     convs = keys.numbers(f"{box}.xconvs")

@@ -17,8 +17,8 @@ from gw_jax.detection.targets import Targets, check_targets
 if TYPE_CHECKING:
     from gw_jax.detection.detector import Detector
 
-# IoU below which an anchor is negative, and from which on it is positive.
-RPN_IOU = (0.3, 0.7)
+# IoU from which on an anchor is positive, and below which it is negative.
+RPN_IOU = (0.7, 0.3)
 RPN_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 RPN_BETA = 1 / 9
 BOX_BETA = 1.0

@@ -10,7 +10,7 @@ from gw_jax.detection.options import Sampling
 from gw_jax.detection.sampling import sample_indices
 from gw_jax.ops.boxes import encode, iou
 
-# IoU below which a region is negative, and from which on it is positive.
+# IoU from which on a region is positive, and below which it is negative.
 BOX_IOU = (0.5, 0.5)
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 # Ground-truth boxes are candidates, too; their random numbers must not depend on the number of proposals.

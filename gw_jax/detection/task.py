@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gw_jax.detection.detector import Detections, Detector, create_detector
-from gw_jax.detection.inputs import aligned, normalize
+from gw_jax.detection.inputs import PIXELS, aligned, normalize
 from gw_jax.detection.losses import detector_losses
 from gw_jax.detection.saved import save_detector
+from gw_jax.detection.weights import read_weights
 from gw_jax.errors import ConfigError
 from gw_jax.train.state import activation_dtype
 from gw_jax.train.task import Batch, Curve, EvalBatches, Evaluator, Mean, TrainBatches, Weights
@@ -153,7 +154,7 @@ class DetectionTask:
             CheckpointError: the directory is damaged.
             ConfigError: it holds another network than ``config.model`` describes.
         """
-        return read_weights(directory, self.model_arguments)
+        return read_weights(directory, self.config)
 
     def export(self, directory: pathlib.Path, params: Any, batch_stats: Any, source: dict[str, Any]) -> None:
         """Writes a directory for :func:`gw_jax.detection.load_detector`.
@@ -163,7 +164,7 @@ class DetectionTask:
         """
         detector = self.make_model(nnx.Rngs(0))
         nnx.update(detector, params, batch_stats)
-        save_detector(directory, detector, source=source)
+        save_detector(directory, detector, source={**source, "pixels": PIXELS[self.config.pixels].to_json()})
 
     @property
     def _dtype(self) -> str:

@@ -35,6 +35,15 @@ def portable(model_config: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
+def holds(directory: str | pathlib.Path, kind: str) -> bool:
+    """Whether a directory has the description of a network of ``kind``, :data:`MODEL` or :data:`DETECTOR`."""
+    try:
+        config = json.loads((pathlib.Path(directory).expanduser() / CONFIG_FILE).read_text())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and kind in config
+
+
 def read_config(directory: str | pathlib.Path, kind: str = MODEL) -> dict[str, Any]:
     """The ``config.json`` of a model's directory.
 

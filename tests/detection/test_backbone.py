@@ -8,7 +8,7 @@ import pytest
 from gw_jax.convert import load
 from gw_jax.detection.backbone import load_backbone, read_backbone
 from gw_jax.detection.detector import create_detector
-from gw_jax.detection.pixels import BGR, RGB
+from gw_jax.detection.pixels import BGR, RGB, pixels_of
 from gw_jax.detection.saved import save_detector
 from gw_jax.errors import CheckpointError
 from gw_jax.models.pretrained import write_directory
@@ -20,7 +20,7 @@ from tests.helpers import reference
 GW = {"norm": "gw", "norm_options": {"num_groups": 4, "num_iterations": 5}}
 
 
-def abstract(backbone="resnet50", norm="gw", width=8, **arguments):
+def abstract(backbone="resnet18", norm="gw", width=8, **arguments):
     arguments = {"norm_options": small.GROUPS} | arguments if norm != "frozen_bn" else arguments
     return create_detector(backbone, norm=norm, width=width, fpn_features=8, rngs=AbstractRngs(), **arguments)
 
@@ -45,7 +45,7 @@ def test_counts(tmp_path, name, width, used, total):
 def test_batch_norm_becomes_frozen(tmp_path):
     """Torchvision's ResNet-50: 265 keys, every norm frozen."""
     small.write_model(tmp_path / "model", "resnet50", norm="bn", whiten="none")
-    weights = read_backbone(tmp_path / "model", abstract(norm="frozen_bn"))
+    weights = read_backbone(tmp_path / "model", abstract("resnet50", "frozen_bn"))
     assert len(weights.used) == 265
     assert weights.arrays["backbone.stage1.0.norm1.var"].shape == (8,)
 
@@ -80,31 +80,38 @@ def test_a_backbone_without_classifier(tmp_path):
         read_backbone(tmp_path / "model", abstract("resnet18", "frozen_bn", frozen_bn_epsilon=1e-5))
 
 
-def test_pixels(tmp_path):
-    small.write_model(tmp_path / "model", "resnet18", **GW)
-    file = tmp_path / "model" / "config.json"
-    config = json.loads(file.read_text())
-    for pixels, expected in ((BGR.to_json(), BGR), (RGB.to_json(), RGB)):
-        file.write_text(json.dumps({**config, "source": {"pixels": pixels}}))
-        assert read_backbone(tmp_path / "model", abstract("resnet18")).pixels == expected
-    for damaged in ({"channels": "BGR"}, [], "BGR", {"channels": []}):
-        file.write_text(json.dumps({**config, "source": {"pixels": damaged}}))
-        with pytest.raises(CheckpointError, match=r"The pixels in the config\.json of"):
-            read_backbone(tmp_path / "model", abstract("resnet18"))
+@pytest.mark.parametrize(
+    ("description", "pixels"),
+    [
+        ({}, RGB),
+        ({"source": {"path": "best.pth"}}, RGB),
+        ({"source": {"pixels": RGB.to_json()}}, RGB),
+        ({"source": {"pixels": BGR.to_json()}}, BGR),
+        ({"source": {"pixels": {**BGR.to_json(), "std": [1, 1, 2]}}}, None),
+        ({"source": {"pixels": {"channels": []}}}, None),
+        ({"source": {"pixels": "BGR"}}, None),
+    ],
+)
+def test_pixels(description, pixels):
+    if pixels is not None:
+        assert pixels_of(description, "model") == pixels
+        return
+    with pytest.raises(CheckpointError, match=r"The pixels in the config\.json of model are"):
+        pixels_of(description, "model")
 
 
 @pytest.mark.parametrize(
     ("model", "detector", "message"),
     [
-        (("resnet50", GW), {}, None),
-        (("resnet18", GW), {}, "another network than the detector's backbone"),
-        (("resnet50", {**GW, "width": 16}), {}, "another network than the detector's backbone"),
-        (("resnet50", {"norm": "bn"}), {}, "another network than the detector's backbone: "),
-        (("resnet50", GW), {"norm": "frozen_bn"}, "another network than the detector's backbone"),
-        (("resnet50", {"norm": "gn", "norm_options": small.GROUPS}), {}, "GroupNorm.* there and GroupWhitening.* here"),
-        (("resnet50", {"norm": "gw", "norm_options": {"num_groups": 2}}), {}, r"num_groups=2.* there and .*num_groups=4"),
-        (("resnet50", {**GW, "output_stride": 16}), {}, "other strides or dilations .*: stage4.0"),
-        (("resnet50", {**GW, "stem": "small"}), {}, "another network"),
+        (("resnet18", GW), {}, None),
+        (("resnet34", GW), {}, "another network than the detector's backbone"),
+        (("resnet18", {**GW, "width": 16}), {}, "another network than the detector's backbone"),
+        (("resnet18", {"norm": "bn"}), {}, "another network than the detector's backbone: "),
+        (("resnet18", GW), {"norm": "frozen_bn"}, "another network than the detector's backbone"),
+        (("resnet18", {"norm": "gn", "norm_options": small.GROUPS}), {}, "GroupNorm.* there and GroupWhitening.* here"),
+        (("resnet18", {"norm": "gw", "norm_options": {"num_groups": 2}}), {}, r"num_groups=2.* there and .*num_groups=4"),
+        (("resnet50", {**GW, "output_stride": 16}), {"backbone": "resnet50"}, "other strides or dilations .*: stage4.0"),
+        (("resnet18", {**GW, "stem": "small"}), {}, "another network"),
         (("mlp", {"norm": "bn"}), {}, "holds a MLP"),
     ],
 )
@@ -123,7 +130,7 @@ def test_dead_channels(tmp_path):
     arrays["stage2.1.norm2.var"][[0, 7]] = 0
     config = json.loads((tmp_path / "model" / "config.json").read_text())["model"]
     write_directory(tmp_path / "dead", arrays, config, source=None, training=None)
-    with pytest.raises(CheckpointError, match=r"stage2\.1\.norm2\.var \(2 of 16: 0, 7\)"):
+    with pytest.raises(CheckpointError, match=r"layer2\.1\.bn2\.running_var \(2 of 16: 0, 7\)"):
         read_backbone(tmp_path / "dead", abstract("resnet18", "frozen_bn"))
     read_backbone(tmp_path / "dead", abstract("resnet18", "frozen_bn", frozen_bn_epsilon=1e-5))
 

@@ -157,11 +157,11 @@ def test_nothing_sampled_is_zero_with_finite_gradients():
 
 
 def test_an_image_without_objects_trains_on_negatives():
-    shapes = {"P2": (8, 8), "P3": (4, 4), "P4": (2, 2), "P5": (1, 1), "P6": (1, 1)}
+    shapes = {"P2": (16, 16), "P3": (8, 8), "P4": (4, 4), "P5": (2, 2), "P6": (1, 1)}
     logits = {level: jnp.zeros((1, *shape, 3)) for level, shape in shapes.items()}
     deltas = {level: jnp.ones((1, *shape, 12)) for level, shape in shapes.items()}
     targets = check_targets(pad_targets([[]], [[]], max_objects=2), 1, masks=False)
-    sizes = jnp.array([[32, 32]], jnp.int32)
+    sizes = jnp.array([[64, 64]], jnp.int32)
     losses = rpn_losses(logits, deltas, sizes, targets, jax.random.key(1), Sampling())
     np.testing.assert_allclose(losses["loss_objectness"], np.log(2), rtol=1e-6)
     assert losses["loss_rpn_box_reg"] == 0

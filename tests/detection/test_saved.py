@@ -12,6 +12,14 @@ from gw_jax.errors import CheckpointError, ConfigError
 from tests.detection import small
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The directory of a detector."""
+    directory = tmp_path_factory.mktemp("saved") / "detector"
+    save_detector(directory, small.detector("gn, 2fc"))
+    return directory
+
+
 @pytest.mark.parametrize("kind", ["gw, 4conv1fc, mask", "frozen, 2fc"])
 def test_round_trip(tmp_path, kind):
     detector = small.detector(kind)
@@ -87,10 +95,9 @@ def test_classifiers_and_detectors(tmp_path):
         ({"mask_head": True}, "The arrays of .* are not those of the network"),
     ],
 )
-def test_damaged_directories(tmp_path, change, message):
-    save_detector(tmp_path / "saved", small.detector("gn, 2fc"))
-    file = tmp_path / "saved" / "config.json"
-    config = json.loads(file.read_text())
-    file.write_text(json.dumps({**config, "detector": {**config["detector"], **change}}))
+def test_damaged_directories(tmp_path, saved, change, message):
+    config = json.loads((saved / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "detector": {**config["detector"], **change}}))
+    (tmp_path / "model.safetensors").symlink_to(saved / "model.safetensors")
     with pytest.raises(CheckpointError, match=message):
-        load_detector(tmp_path / "saved")
+        load_detector(tmp_path)

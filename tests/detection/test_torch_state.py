@@ -14,6 +14,7 @@ from gw_jax.detection.detector import FROZEN_STAGES, create_detector
 from gw_jax.detection.identify import identify_detector
 from gw_jax.detection.torch_state import from_torch_state, to_torch_state
 from gw_jax.errors import CheckpointError, ConfigError
+from gw_jax.nn import make_norm
 from gw_jax.nn.initializers import AbstractRngs
 from gw_jax.tree import variables
 from tests.detection import golden, small
@@ -220,12 +221,29 @@ def test_norms_that_no_detector_has():
         from_torch_state(state, norm_options={"num_groups": 3})
 
 
+def test_deep_backbones():
+    """A file that names very many blocks is refused before a network of them is made."""
+    shapes = {name: value.shape for name, value in small.state("frozen, 2fc").items()}
+    block = {name: shape for name, shape in shapes.items() if name.startswith("backbone.body.layer1.0.")}
+    for index in range(1, 201):
+        shapes |= {name.replace("layer1.0.", f"layer1.{index}."): shape for name, shape in block.items()}
+    with pytest.raises(CheckpointError, match=r"bottleneck blocks \(201, 1, 1, 1\).*up to 200 blocks"):
+        identify_detector(shapes)
+
+
+def test_a_frozen_norm_alone():
+    norm = make_norm("frozen_bn", 3, rngs=nnx.Rngs(0))
+    assert [(entry.key, entry.shape, entry.trained) for entry in entries(norm)] == [
+        (name, (3,), False) for name in ("weight", "bias", "running_mean", "running_var")
+    ]
+
+
 def test_dead_channels():
     """A variance near zero is named; with an epsilon it is read, and a negative one never is."""
     state = small.state("gw, 2fc")
     name = "backbone.body.layer3.0.downsample.1.running_var"
     state[name][[4, 9]] = [1e-12, 0]
-    message = r"backbone\.stage3\.0\.shortcut\.norm\.var \(2 of 128: 4, 9\).*epsilon=1e-5 \(--epsilon=1e-5\)"
+    message = r"backbone\.body\.layer3\.0\.downsample\.1\.running_var \(2 of 128: 4, 9\).*epsilon=1e-5 \(--epsilon=1e-5\)"
     with pytest.raises(CheckpointError, match=message):
         from_torch_state(state, norm_options=small.GROUPS)
     detector = from_torch_state(state, norm_options=small.GROUPS, epsilon=1e-5)
