@@ -27,9 +27,9 @@ def stages(model, images, valid):
 
 
 @pytest.mark.parametrize("stem", ["imagenet", pytest.param("small", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("norm", ["gw", pytest.param("none", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("norm", ["frozen_bn", *(pytest.param(norm, marks=pytest.mark.slow) for norm in ("gw", "none"))])
 def test_a_canvas_changes_no_image(stem, norm):
-    model = backbone(stem=stem, norm=norm, norm_options={} if norm == "none" else {"num_groups": 4})
+    model = backbone(stem=stem, norm=norm, norm_options={"num_groups": 4} if norm == "gw" else {})
     image = np.random.default_rng(0).standard_normal((96, 32, 3)).astype(np.float32)
     canvas = np.full((2, 128, 64, 3), np.nan, np.float32)
     canvas[0], canvas[1, :96, :32] = 1, image
