@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import jax
 from flax import nnx
@@ -12,7 +12,7 @@ from gw_jax.detection.heads import BoxHeadName, ConvReLU
 from gw_jax.detection.layers import HeadNorm, xavier_uniform
 from gw_jax.errors import shown, unknown_name
 from gw_jax.models import Architecture, ResNet
-from gw_jax.models.resnet import ARCHITECTURES, OtherNorm, Placement
+from gw_jax.models.resnet import ARCHITECTURES, OtherNorm, Placement, ResNetName
 from gw_jax.nn.initializers import AbstractRngs
 from gw_jax.ops.checks import require_epsilon, require_integer
 
@@ -64,7 +64,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         )
 
 
-def architecture_of(backbone: object) -> tuple[str | Architecture, Architecture]:
+def architecture_of(backbone: object) -> tuple[ResNetName | Architecture, Architecture]:
     """The name or :class:`Architecture` for :func:`gw_jax.create_model`, and the architecture.
 
     Args:
@@ -87,7 +87,7 @@ def architecture_of(backbone: object) -> tuple[str | Architecture, Architecture]
     # A name of the reference that also places the norm would contradict the detector's norm, so only plain ones count.
     if not isinstance(backbone, str) or backbone not in ARCHITECTURES:
         raise ValueError(unknown_name("backbone", backbone, ARCHITECTURES))
-    return backbone, ARCHITECTURES[backbone]
+    return cast(ResNetName, backbone), ARCHITECTURES[backbone]
 
 
 def initialise_backbone(network: ResNet, rngs: nnx.Rngs) -> None:

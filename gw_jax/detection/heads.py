@@ -112,7 +112,8 @@ class MaskHead(nnx.Module):
             x = layer(x, relu=True)
         x = nnx.relu(self.deconv(x)).astype(self.logits.dtype)
         # One class of each region is asked for: the others would be 80 times the work and the memory.
-        kernel, bias = (v.astype(x.dtype) for v in (self.logits.kernel[...][0, 0], self.logits.bias[...]))
-        chosen = jnp.take(kernel, labels, axis=1)
-        y = jnp.einsum("rhwc,cr->rhw", x, chosen, precision=jax.lax.Precision.HIGHEST)
-        return y + jnp.take(bias, labels)[:, None, None]
+        assert self.logits.bias is not None
+        kernel = jnp.take(self.logits.kernel[...][0, 0], labels, axis=1).astype(x.dtype)
+        bias = jnp.take(self.logits.bias[...], labels).astype(x.dtype)
+        y = jnp.einsum("rhwc,cr->rhw", x, kernel, precision=jax.lax.Precision.HIGHEST)
+        return y + bias[:, None, None]

@@ -268,11 +268,11 @@ class ResNet(nnx.Module):
         x = select_valid(x, mask)
         maps: list[jax.Array] = []
         for stride, stage in zip(self.strides, (self.stage1, self.stage2, self.stage3, self.stage4), strict=True):
-            if 0 < len(maps) == frozen_stages:
-                x = maps[-1] = jax.lax.stop_gradient(x)
             mask_after = mask_of(stride)
             for index, block in enumerate(stage):
                 x = block(x) if valid is None else block(x, mask if index == 0 else mask_after, mask_after)
             mask = mask_after
+            if len(maps) < frozen_stages:
+                x = jax.lax.stop_gradient(x)
             maps.append(x)
         return maps[0], maps[1], maps[2], maps[3]

@@ -39,6 +39,14 @@ def test_half_pixel_roi_align(monkeypatch):
     assert np.abs(found - expected).max() > 0.1
 
 
+@pytest.fixture
+def patch_iou(monkeypatch):
+    """Replaces the IoU of non-maximum suppression, whose compiled programs are of this test only."""
+    # Its jitted function would give the program of another test, and keep the mistake for the next one.
+    monkeypatch.setattr(nms_module, "_nms", nms_module._nms.__wrapped__)
+    return lambda iou: monkeypatch.setattr(nms_module, "iou_of_columns", iou)
+
+
 def kept(case):
     arrays = golden.part(golden.load("ops/nms"), case)
     found = jax.jit(lambda boxes, scores: nms_module.nms(boxes, scores, 0.7))(arrays["boxes"], arrays["scores"])
@@ -53,18 +61,18 @@ def without_one(a, b):
     return width * height / jnp.maximum(area_a[:, None] + area_b - width * height, 1e-9)
 
 
-def test_nms_without_one(monkeypatch):
+def test_nms_without_one(patch_iou):
     found, expected = kept("clustered_300")
     assert found == expected
-    monkeypatch.setattr(nms_module, "iou_of_columns", without_one)
+    patch_iou(without_one)
     found, expected = kept("clustered_300")
     assert found != expected
 
 
-def test_nms_that_suppresses_at_the_threshold(monkeypatch):
+def test_nms_that_suppresses_at_the_threshold(patch_iou):
     found, expected = kept("exact_threshold")
     assert found == expected
     original = nms_module.iou_of_columns
-    monkeypatch.setattr(nms_module, "iou_of_columns", lambda a, b: original(a, b) + 1e-6)
+    patch_iou(lambda a, b: original(a, b) + 1e-6)
     found, expected = kept("exact_threshold")
     assert found != expected
