@@ -55,7 +55,9 @@ def sample_regions(
     ) -> Regions:
         candidates = jnp.concatenate([boxes, truth])
         exists = jnp.concatenate([exists, objects])
-        ids = jnp.concatenate([jnp.arange(len(boxes)), _GROUND_TRUTH_IDS + jnp.arange(len(truth))])
+        ids = jnp.concatenate(
+            [jnp.arange(len(boxes), dtype=jnp.int32), _GROUND_TRUTH_IDS + jnp.arange(len(truth), dtype=jnp.int32)]
+        )
         matches = match(overlaps(truth, candidates), *BOX_IOU, False, present=objects)
         chosen, sampled = sample_indices(
             exists & (matches >= 0),
