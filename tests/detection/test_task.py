@@ -170,7 +170,7 @@ def test_a_run_starts_from_a_detector(tmp_path):
     with pytest.raises(ConfigError, match="num_classes is 3 there and 4 here"):
         make_config(num_classes=4).make_task().read_weights(tmp_path / "detector")
     other = make_config(model=DetectorConfig(**SMALL, norm_options=NormConfig(num_groups=4), mask_head=True))
-    with pytest.raises(ConfigError, match="norm_options is {'num_groups': 8} there and {'num_groups': 4} here"):
+    with pytest.raises(ConfigError, match=r"norm_options is .* there and .* here"):
         other.make_task().read_weights(tmp_path / "detector")
 
 
