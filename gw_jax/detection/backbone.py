@@ -47,7 +47,7 @@ class BackboneWeights:
             [
                 f"keys          {len(self.used)} of {total} used",
                 *(f"left out      {len(names)}, {rule}: {listed(names, 3)}" for rule, names in self.left_out.items()),
-                f"pixels        {self.pixels.channels}, mean {list(self.pixels.mean)}, std {list(self.pixels.std)}",
+                f"pixels        {self.pixels}",
             ]
         )
 
@@ -82,11 +82,11 @@ def read_backbone(directory: str | pathlib.Path, detector: Detector) -> Backbone
     arrays = read_arrays(directory, MODEL_FILE, variables(model))
     expected = variables(detector.backbone)
     names = {entry.path: entry.key for entry in entries(model)}
+    check_variances(detector.backbone, arrays, names, str(directory))
     left_out: dict[str, list[str]] = {}
     for path, name in names.items():
         if path not in expected:
             left_out.setdefault(_rule(path), []).append(name)
-    check_variances(detector.backbone, arrays, str(directory))
     filled = {f"{PREFIX}{path}": arrays[path].astype(leaf.dtype, copy=False) for path, leaf in expected.items()}
     used = [name for path, name in names.items() if path in expected]
     return BackboneWeights(filled, used, left_out, pixels_of(description, str(directory)))
@@ -100,6 +100,19 @@ def load_backbone(detector: Detector, directory: str | pathlib.Path) -> Backbone
 
     Raises:
         CheckpointError: as :func:`read_backbone`; the detector is unchanged then.
+
+    Example:
+        >>> import gw_jax
+        >>> from flax import nnx
+        >>> from gw_jax.detection import create_detector, load_backbone
+        >>> model = gw_jax.create_model("resnet18", num_classes=10, width=8, norm="bn", rngs=nnx.Rngs(0))
+        >>> gw_jax.save_pretrained("models/imagenet", model)
+        >>> detector = create_detector("resnet18", norm="frozen_bn", width=8, fpn_features=8, rngs=nnx.Rngs(1))
+        >>> print(load_backbone(detector, "models/imagenet"))
+        keys          100 of 122 used
+        left out      20, counters of batch norms: bn1.num_batches_tracked, layer1.0.bn1.num_batches_tracked, ...
+        left out      2, the classifier: fc.weight, fc.bias
+        pixels        RGB, mean [123.675, 116.28, 103.53], std [58.395, 57.12, 57.375]
     """
     weights = read_backbone(directory, detector)
 

@@ -61,7 +61,7 @@ class Caffe2Backbone:
                 f"sha256        {self.sha256}",
                 f"architecture  {self.model_config['name']}",
                 f"arguments     {arguments}",
-                f"pixels        {BGR.channels}, mean {list(BGR.mean)}, std {list(BGR.std)}",
+                f"pixels        {BGR}",
                 f"keys          {len(self.used)} used",
                 *(f"left out      {len(names)}, {rule}: {listed(names, 3)}" for rule, names in self.left_out.items()),
             ]

@@ -17,6 +17,7 @@ from gw_jax.convert.fill import listed
 from gw_jax.convert.torch_file import CONTAINERS, Container, read_torch_file, write_torch_file
 from gw_jax.detection.caffe2 import read_caffe2, write_backbone
 from gw_jax.detection.detector import Detector
+from gw_jax.detection.pixels import BGR, RGB
 from gw_jax.detection.saved import load_detector
 from gw_jax.detection.torch_state import read_state, to_torch_state
 from gw_jax.errors import ConfigError, UserError, one_line
@@ -26,8 +27,9 @@ from gw_jax.models.saved_files import DETECTOR
 from gw_jax.tree import by_path
 
 # Options for one direction only.
-_IMPORT_OPTIONS = ("conv_relu", "norm_options", "epsilon")
+_IMPORT_OPTIONS = ("conv_relu", "norm_options", "epsilon", "pixels")
 _EXPORT_OPTIONS = ("container",)
+_PIXELS = {"rgb": RGB, "bgr": BGR}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,6 +46,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--norm_options", metavar="K=V,...", help="options of the backbone's norm: num_groups=64")
     parser.add_argument("--epsilon", type=float, help="of the frozen batch norms (0, as in the reference)")
+    parser.add_argument(
+        "--pixels", choices=tuple(_PIXELS), help="pixel values of its images: rgb (the default) for a backbone of PyTorch, "
+        "bgr for one of Caffe2"
+    )  # fmt: skip
     parser.add_argument(
         "--container", choices=CONTAINERS, help="of OUT.pth: legacy (the default, for every PyTorch) or zip"
     )
@@ -115,6 +121,7 @@ def _import_detector(args: argparse.Namespace) -> list[str]:
         norm_options=None if args.norm_options is None else parse_dict(args.norm_options),
         epsilon=args.epsilon or 0.0,
     )
+    pixels = _PIXELS[args.pixels or "rgb"]
     notices = [*file.weights.notices, *found.notices]
     if file.training:
         notices.append(f"the state of the training was left out: {listed(list(file.training))}")
@@ -124,13 +131,16 @@ def _import_detector(args: argparse.Namespace) -> list[str]:
         "container": file.container,
         "kind": file.kind,
         "notices": notices,
+        "pixels": pixels.to_json(),
     }
+    guessed = "" if args.pixels else " (the file does not determine it; --pixels=bgr is for backbones of Caffe2)"
     write_directory(args.target, found.arrays, found.detector.arguments, source=source, training=None, kind=DETECTOR)
     return [
         f"file          {args.source}: {file.kind}, {file.container} container",
         f"sha256        {file.sha256}",
         f"arguments     {_described(found.detector)}",
         f"parameters    {_count(found.detector):,}, those of the frozen stem and first stage too",
+        f"pixels        {pixels}{guessed}",
         f"keys          {len(found.used)} used",
         *(f"notice        {notice}" for notice in notices),
         f"written       {args.target}: gw_jax.detection.load_detector({str(args.target)!r})",

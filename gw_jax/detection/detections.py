@@ -6,7 +6,7 @@ import jax
 
 
 class Detections(NamedTuple):
-    """The detections of ``n`` images, by falling score; rows that are not present are zero.
+    """The detections of ``n`` images, by class; rows that are not present are the last ones, and zero.
 
     Attributes:
         boxes: ``[n, 100, 4]``, x1 y1 x2 y2 in pixels of the canvas, both ends inclusive.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from gw_jax.detection import pooler, postprocess, proposals
 from gw_jax.detection.canvas import check_images, check_pyramid, pyramid_masks
 from gw_jax.detection.detections import Detections
 from gw_jax.detection.detector_options import (
@@ -115,8 +116,6 @@ class Detector(nnx.Module):
             ValueError: ``valid`` or ``sizes`` is of another shape than the pyramid says.
         """
         check_pyramid(pyramid, valid, sizes)
-        from gw_jax.detection import proposals
-
         logits, deltas = self.rpn(pyramid, valid)
         return proposals.propose(logits, deltas, valid, sizes)
 
@@ -167,8 +166,6 @@ class Detector(nnx.Module):
         Raises:
             ValueError: ``valid``, ``sizes`` or ``boxes`` is of another shape than the pyramid says.
         """
-        from gw_jax.detection import postprocess
-
         check_pyramid(pyramid, valid, sizes)
         logits, deltas = self.classify(pyramid, valid, boxes)
         found, scores, labels, kept = postprocess.postprocess(logits, deltas, boxes, present, sizes)
@@ -180,8 +177,6 @@ class Detector(nnx.Module):
 
     def _regions(self, pyramid: dict[str, jax.Array], valid: jax.Array, boxes: jax.Array, size: int) -> jax.Array:
         """Features ``[n * k, size, size, c]`` of boxes ``[n, k, 4]``: one leading axis, as kernels of norms need."""
-        from gw_jax.detection import pooler
-
         check_pyramid(pyramid, valid)
         if boxes.ndim != 3 or boxes.shape[0] != valid.shape[0] or boxes.shape[2] != 4:
             raise ValueError(f"boxes have shape {boxes.shape} for {valid.shape[0]} images; give [{valid.shape[0]}, k, 4].")

@@ -80,8 +80,8 @@ def architecture_of(backbone: object) -> tuple[str | Architecture, Architecture]
         if unknown := sorted(set(backbone) - fields):
             raise ValueError(unknown_name("backbone field", unknown[0], sorted(fields)))
         try:
-            made = Architecture(**{**backbone, "stage_sizes": tuple(backbone.get("stage_sizes", ()))})
-        except TypeError as error:
+            made = Architecture(**{**backbone, "stage_sizes": tuple(backbone["stage_sizes"])})
+        except (KeyError, TypeError) as error:
             raise ValueError(f"backbone={shown(dict(backbone))} is no Architecture: {error}.") from None
         return made, made
     # A name of the reference that also places the norm would contradict the detector's norm, so only plain ones count.

@@ -67,6 +67,8 @@ def match(
         return jnp.full(iou.shape[1], NEGATIVE, jnp.int32)
     # Below every IoU, so that what is absent is no maximum and ties with none.
     iou = jnp.where(exists & ~jnp.isnan(iou), iou, -jnp.ones_like(iou))
+    # It is compared with its own maxima. Without a barrier XLA may compute it once per use, with other roundings.
+    iou = jax.lax.optimization_barrier(iou)
     best = jnp.argmax(iou, 0).astype(jnp.int32)
     best_iou = jnp.max(iou, 0)
     below = jnp.where(best_iou < low, jnp.int32(NEGATIVE), jnp.int32(IGNORED))

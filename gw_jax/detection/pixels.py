@@ -25,6 +25,9 @@ class Pixels:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    def __str__(self) -> str:
+        return f"{self.channels}, mean {list(self.mean)}, std {list(self.std)}"
+
     def to_json(self) -> dict[str, Any]:
         """The entry ``pixels`` of a ``config.json``."""
         return {"channels": self.channels, "mean": list(self.mean), "std": list(self.std)}

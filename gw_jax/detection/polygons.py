@@ -111,7 +111,7 @@ def mask_targets(polygons: Sequence[Sequence[Any]], boxes: jax.Array, size: int 
     longest = max((sum(len(part) // 2 for part in instance) for instance in polygons), default=0)
     # Few shapes, so that few programs are compiled.
     edges, parts = pad_polygons(polygons, max_objects=len(polygons), max_edges=max(32, 2 ** (longest - 1).bit_length()))
-    return _mask_targets(edges, parts, boxes, size)
+    return jax.jit(rasterize, static_argnames="size")(edges, parts, boxes, size=size)
 
 
 def rasterize(edges: jax.Array, parts: jax.Array, boxes: jax.Array, sizes: Any = None, size: int = 28) -> jax.Array:
@@ -169,10 +169,6 @@ def rasterize(edges: jax.Array, parts: jax.Array, boxes: jax.Array, sizes: Any =
 
     bytes_per_box = edges.shape[1] * size * 4 * -(-size // WORD)
     return map_chunks(chunk, bytes_per_box, edges.astype(jnp.float32), parts, lowest, scale)
-
-
-def _mask_targets(edges: Any, parts: Any, boxes: jax.Array, size: int) -> jax.Array:
-    return jax.jit(rasterize, static_argnames="size")(edges, parts, boxes, size=size)
 
 
 def _crops(boxes: jax.Array, sizes: Any, size: int) -> tuple[jax.Array, jax.Array]:

@@ -1,5 +1,6 @@
 """From the outputs of the box head to detections, in static shapes."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from gw_jax.ops.boxes import clip, decode
 from gw_jax.ops.checks import accumulation_dtype, require_integer
 from gw_jax.ops.nms import greedy
+from gw_jax.ops.per_device import on_each_device
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
@@ -67,25 +69,43 @@ def postprocess(
     """
     _require(logits, deltas, boxes, present, sizes, score_threshold, nms_threshold)
     require_integer("max_detections", max_detections, 1)
-    dtype = accumulation_dtype(logits.dtype)
-    logits, deltas, boxes = (jax.lax.stop_gradient(a).astype(dtype) for a in (logits, deltas, boxes))
-    scores = jax.nn.softmax(logits, -1)[..., 1:]
-    num_classes = scores.shape[-1]
-    decoded = decode(deltas[..., 4:], boxes, WEIGHTS)
 
+    def of_images(
+        logits: jax.Array, deltas: jax.Array, boxes: jax.Array, present: jax.Array, sizes: jax.Array
+    ) -> BoxDetections:
+        dtype = accumulation_dtype(logits.dtype)
+        logits, deltas, boxes = (jax.lax.stop_gradient(a).astype(dtype) for a in (logits, deltas, boxes))
+        scores = jax.nn.softmax(logits, -1)[..., 1:]
+        decoded = decode(deltas[..., 4:], boxes, WEIGHTS)
+        of_image = functools.partial(
+            _of_image, score_threshold=score_threshold, nms_threshold=nms_threshold, max_detections=max_detections
+        )
+        return jax.vmap(of_image)(scores, decoded, present, sizes)
+
+    return on_each_device(of_images, logits, deltas, boxes, present, sizes)
+
+
+def _of_image(
+    scores: jax.Array,
+    boxes: jax.Array,
+    present: jax.Array,
+    size: jax.Array,
+    *,
+    score_threshold: float,
+    nms_threshold: float,
+    max_detections: int,
+) -> BoxDetections:
+    """The detections of scores ``[k, c]`` and boxes ``[k, 4 c]`` without the background."""
+    num_classes = scores.shape[1]
     # The scores of a proposal sum to 1, so that few of them exceed the threshold.
     most = min(num_classes, int(1 / score_threshold)) if score_threshold else num_classes
-
-    def of_image(scores: jax.Array, boxes: jax.Array, present: jax.Array, size: jax.Array) -> BoxDetections:
-        # By class, then by proposal: the order in which ties are resolved, and that of the result.
-        finite = jnp.isfinite(boxes).reshape(-1, num_classes, 4).all(-1).T.reshape(-1)
-        boxes = clip(boxes.reshape(-1, num_classes, 4).transpose(1, 0, 2).reshape(-1, 4), size)
-        labels = jnp.repeat(jnp.arange(1, num_classes + 1, dtype=jnp.int32), len(present))
-        candidate = (scores.T.reshape(-1) > score_threshold) & jnp.tile(present, num_classes) & finite
-        scores = jnp.where(candidate, scores.T.reshape(-1), -jnp.ones(len(labels), dtype))
-        return _best(boxes, scores, labels, most * len(present), nms_threshold, max_detections)
-
-    return jax.vmap(of_image)(scores, decoded, present, sizes)
+    # By class, then by proposal: the order in which ties are resolved, and that of the result.
+    boxes = boxes.reshape(-1, num_classes, 4).transpose(1, 0, 2).reshape(-1, 4)
+    scores = scores.T.reshape(-1)
+    labels = jnp.repeat(jnp.arange(1, num_classes + 1, dtype=jnp.int32), len(present))
+    candidate = (scores > score_threshold) & jnp.tile(present, num_classes) & jnp.isfinite(boxes).all(-1)
+    scores = jnp.where(candidate, scores, -jnp.ones_like(scores))
+    return _best(clip(boxes, size), scores, labels, most * len(present), nms_threshold, max_detections)
 
 
 def _best(boxes: jax.Array, scores: jax.Array, labels: jax.Array, most: int, threshold: float, count: int) -> BoxDetections:

@@ -10,8 +10,10 @@ from gw_jax.detection.anchors import LEVELS, RATIOS, STRIDES, anchors_at
 from gw_jax.ops.boxes import clip, decode
 from gw_jax.ops.checks import accumulation_dtype, require_integer
 from gw_jax.ops.nms import greedy
+from gw_jax.ops.per_device import on_each_device
 
 WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+Levels = Mapping[str, jax.Array]
 
 
 class Proposals(NamedTuple):
@@ -23,8 +25,8 @@ class Proposals(NamedTuple):
 
 
 def propose(
-    logits: Mapping[str, jax.Array],
-    deltas: Mapping[str, jax.Array],
+    logits: Levels,
+    deltas: Levels,
     valid: jax.Array,
     sizes: jax.Array,
     *,
@@ -72,32 +74,21 @@ def propose(
         >>> propose(logits, deltas, size, size, num_proposals=50).boxes.shape
         (1, 50, 4)
     """
-    n = _require(logits, deltas, valid, sizes, nms_threshold, pool_images)
+    _require(logits, deltas, valid, sizes, nms_threshold, pool_images)
     numbers = {"pre_nms_top_n": pre_nms_top_n, "post_nms_top_n": post_nms_top_n, "num_proposals": num_proposals}
     for name, value in numbers.items():
         require_integer(name, value, 1)
-    best = [_best_of_level(level, logits[level], deltas[level], valid, pre_nms_top_n) for level in LEVELS]
-    # All levels of all images in one loop of suppressions, each level padded to the longest.
-    longest = max(scores.shape[1] for _, scores in best)
-    boxes = jnp.stack([jnp.pad(boxes, ((0, 0), (0, longest - boxes.shape[1]), (0, 0))) for boxes, _ in best], 1)
-    scores = jnp.stack(
-        [jnp.pad(scores, ((0, 0), (0, longest - scores.shape[1])), constant_values=-1) for _, scores in best], 1
-    )
-    candidate = (scores >= 0) & jnp.isfinite(boxes).all(-1)
-    boxes = clip(boxes.reshape(n, -1, 4), sizes).reshape(boxes.shape)
-    # Rounding can make a tiny side negative.
-    candidate &= (boxes[..., 2:] - boxes[..., :2] + 1 >= 0).all(-1)
 
-    def suppress(boxes: jax.Array, candidate: jax.Array) -> jax.Array:
-        return greedy(boxes, candidate, nms_threshold, limit=post_nms_top_n)
+    def of_images(logits: Levels, deltas: Levels, valid: jax.Array, sizes: jax.Array) -> Proposals:
+        best = [_best_of_level(level, logits[level], deltas[level], valid, pre_nms_top_n) for level in LEVELS]
+        boxes, scores, kept = _suppressed(best, sizes, nms_threshold, post_nms_top_n)
+        rows = pool_images * num_proposals
+        if pool_images > 1:
+            pooled = len(boxes) // pool_images, -1
+            kept = _best(scores.reshape(pooled), kept.reshape(pooled), rows).reshape(kept.shape)
+        return _sorted(boxes, scores, kept, rows)
 
-    kept = jax.vmap(jax.vmap(suppress))(boxes, candidate)
-    kept &= jnp.cumsum(kept, -1) <= post_nms_top_n
-    boxes, scores, kept = boxes.reshape(n, -1, 4), scores.reshape(n, -1), kept.reshape(n, -1)
-    rows = pool_images * num_proposals
-    if pool_images > 1:
-        kept = _best(scores.reshape(n // pool_images, -1), kept.reshape(n // pool_images, -1), rows).reshape(n, -1)
-    return _sorted(boxes, scores, kept, rows)
+    return on_each_device(of_images, dict(logits), dict(deltas), valid, sizes, multiple=pool_images)
 
 
 def _best_of_level(
@@ -119,6 +110,30 @@ def _best_of_level(
     scores, indices = jax.lax.top_k(scores, min(count, scores.shape[1]))
     chosen = jnp.take_along_axis(deltas, indices[..., None], 1)
     return decode(chosen, anchors_at(indices, width, level).astype(dtype), WEIGHTS), scores
+
+
+def _suppressed(
+    levels: list[tuple[jax.Array, jax.Array]], sizes: jax.Array, threshold: float, count: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Clipped boxes ``[n, k, 4]``, scores and, bool ``[n, k]``, the ``count`` of each level that suppression keeps."""
+    # All levels of all images in one loop, each level padded to the longest.
+    longest = max(scores.shape[1] for _, scores in levels)
+    boxes = jnp.stack([jnp.pad(boxes, ((0, 0), (0, longest - boxes.shape[1]), (0, 0))) for boxes, _ in levels], 1)
+    scores = jnp.stack(
+        [jnp.pad(scores, ((0, 0), (0, longest - scores.shape[1])), constant_values=-1) for _, scores in levels], 1
+    )
+    candidate = (scores >= 0) & jnp.isfinite(boxes).all(-1)
+    n = len(boxes)
+    boxes = clip(boxes.reshape(n, -1, 4), sizes).reshape(boxes.shape)
+    # Rounding can make a tiny side negative.
+    candidate &= (boxes[..., 2:] - boxes[..., :2] + 1 >= 0).all(-1)
+
+    def suppress(boxes: jax.Array, candidate: jax.Array) -> jax.Array:
+        return greedy(boxes, candidate, threshold, limit=count)
+
+    kept = jax.vmap(jax.vmap(suppress))(boxes, candidate)
+    kept &= jnp.cumsum(kept, -1) <= count
+    return boxes.reshape(n, -1, 4), scores.reshape(n, -1), kept.reshape(n, -1)
 
 
 def _best(scores: jax.Array, kept: jax.Array, count: int) -> jax.Array:
@@ -143,14 +158,13 @@ def _sorted(boxes: jax.Array, scores: jax.Array, kept: jax.Array, count: int) ->
 
 
 def _require(
-    logits: Mapping[str, jax.Array],
-    deltas: Mapping[str, jax.Array],
+    logits: Levels,
+    deltas: Levels,
     valid: jax.Array,
     sizes: jax.Array,
     nms_threshold: float,
     pool_images: int,
-) -> int:
-    """The number of images."""
+) -> None:
     for name, levels in (("logits", logits), ("deltas", deltas)):
         if set(levels) != set(LEVELS):
             raise ValueError(f"propose got {name} of {', '.join(sorted(levels))}; it requires {', '.join(LEVELS)}.")
@@ -175,4 +189,3 @@ def _require(
         raise ValueError(f"nms_threshold={nms_threshold}; it must be between 0 and 1.")
     if n % require_integer("pool_images", pool_images, 1):
         raise ValueError(f"pool_images={pool_images} does not divide the batch of {n} images.")
-    return n

@@ -36,7 +36,7 @@ def save_detector(directory: str | pathlib.Path, detector: Detector, *, source: 
         >>> import os, tempfile
         >>> from flax import nnx
         >>> from gw_jax.detection import create_detector, load_detector, save_detector
-        >>> detector = create_detector("resnet18", width=8, fpn_features=8, head_features=16, rngs=nnx.Rngs(0))
+        >>> detector = create_detector("resnet18", norm="frozen_bn", width=8, fpn_features=8, rngs=nnx.Rngs(0))
         >>> with tempfile.TemporaryDirectory() as directory:
         ...     save_detector(f"{directory}/detector", detector)
         ...     print(sorted(os.listdir(f"{directory}/detector")), type(load_detector(f"{directory}/detector")).__name__)
@@ -69,7 +69,7 @@ def load_detector(
     Example:
         >>> from flax import nnx
         >>> from gw_jax.detection import create_detector, load_detector, save_detector
-        >>> detector = create_detector("resnet18", width=8, fpn_features=8, head_features=16, rngs=nnx.Rngs(0))
+        >>> detector = create_detector("resnet18", norm="frozen_bn", width=8, fpn_features=8, rngs=nnx.Rngs(0))
         >>> save_detector("detectors/mine", detector)
         >>> load_detector("detectors/mine").arguments["width"]
         8

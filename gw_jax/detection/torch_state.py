@@ -170,7 +170,7 @@ def read_state(
                 "Is this the backbone of a classifier?"
             )
         filled = fill(table, arrays, variables(detector), source)
-        check_variances(detector, filled, source)
+        check_variances(detector, filled, {entry.path: entry.key for entry in table}, source)
         return ReadDetector(detector, filled, [entry.key for entry in table], notices)
 
 
@@ -218,25 +218,27 @@ def _published_names(
     }
 
 
-def check_variances(model: nnx.Module, arrays: Mapping[str, np.ndarray], source: str) -> None:
+def check_variances(model: nnx.Module, arrays: Mapping[str, np.ndarray], names: Mapping[str, str], source: str) -> None:
     """Raises CheckpointError for variances near zero in frozen norms without epsilon, with the numbers of their channels.
 
     Args:
         model: the network, perhaps abstract.
         arrays: its arrays, by path.
+        names: the reference's names of their entries, by path.
         source: what they come from, for messages.
     """
     found = []
     for path, norm in nnx.iter_graph(model):
         if isinstance(norm, FrozenBatchNorm):
-            name = ".".join(map(str, (*path, "var")))
-            variance = np.asarray(arrays[name], np.float64)
+            variable = ".".join(map(str, (*path, "var")))
+            variance = np.asarray(arrays[variable], np.float64)
             bad = np.flatnonzero(~(variance + norm.epsilon >= SMALLEST_VARIANCE) | (variance < 0))
             if bad.size:
                 channels = ", ".join(map(str, bad[:5])) + (", ..." if bad.size > 5 else "")
-                found.append(f"{name} ({bad.size} of {variance.size}: {channels})")
+                found.append(f"{names[variable]} ({bad.size} of {variance.size}: {channels})")
     if found:
         raise CheckpointError(
             f"Channels in {source} have a variance near 0, and frozen batch norms divide by its root without an epsilon: "
-            f"{listed(found)}. Pass the epsilon of the training, epsilon=1e-5 (--epsilon=1e-5)."
+            f"{listed(found)}. Pass the epsilon of the training: epsilon=1e-5 (--epsilon=1e-5), or frozen_bn_epsilon=1e-5 "
+            "of create_detector."
         )

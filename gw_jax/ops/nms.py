@@ -7,6 +7,8 @@ all pairs, so the boxes are taken in tiles: what an earlier tile kept suppresses
 within the tile.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -57,9 +59,20 @@ def nms(boxes: ArrayLike, scores: ArrayLike, threshold: float, present: ArrayLik
     _require(boxes, scores, threshold, present)
     if not len(boxes):
         return present
+    threshold = threshold if isinstance(threshold, jax.core.Tracer) else float(threshold)
+    return _nms(boxes, scores, present, threshold, _tile_size(len(boxes)))
+
+
+# Compiled once per shape, also where the caller compiles nothing: a loop is traced again with every call otherwise.
+@functools.partial(jax.jit, static_argnums=4)
+def _nms(boxes: jax.Array, scores: jax.Array, present: jax.Array, threshold: float, tile: int) -> jax.Array:
     order, candidate = _by_falling_score(scores, present)
-    kept = greedy(boxes[order], candidate, threshold)
+    kept = greedy(boxes[order], candidate, threshold, tile=tile)
     return jnp.zeros_like(kept).at[order].set(kept, unique_indices=True)
+
+
+def _tile_size(number: int) -> int:
+    return min(CPU_TILE if device_kind().platform == "cpu" else TILE, number)
 
 
 def _by_falling_score(scores: jax.Array, present: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -74,7 +87,12 @@ def _by_falling_score(scores: jax.Array, present: jax.Array) -> tuple[jax.Array,
 
 
 def greedy(
-    boxes: jax.Array, candidate: jax.Array, threshold: float, groups: jax.Array | None = None, limit: int | None = None
+    boxes: jax.Array,
+    candidate: jax.Array,
+    threshold: float,
+    groups: jax.Array | None = None,
+    limit: int | None = None,
+    tile: int | None = None,
 ) -> jax.Array:
     """The kept ones of boxes that are sorted by falling score.
 
@@ -85,12 +103,13 @@ def greedy(
         groups: int32 ``[n]``; boxes of different groups do not suppress each other. None: one group.
         limit: the search ends after the tile in which so many are kept; of the result only the first ``limit`` true
             entries are meaningful. None: to the end.
+        tile: boxes per tile, n at most. None: by device.
 
     Returns:
         bool ``[n]``.
     """
     n = len(boxes)
-    tile = min(CPU_TILE if device_kind().platform == "cpu" else TILE, n)
+    tile = _tile_size(n) if tile is None else tile
     padded = -(-n // tile) * tile
     candidate = candidate & jnp.isfinite(boxes).all(-1)
     columns = jnp.pad(boxes, ((0, padded - n), (0, 0))).T

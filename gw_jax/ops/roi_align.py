@@ -151,7 +151,8 @@ def roi_align_levels(
         implementation = "matmul" if device_kind().platform == "tpu" else "gather"
     double = all(array.dtype == jnp.float64 for array in (boxes, features[0]))
     boxes = jax.lax.stop_gradient(boxes).astype(jnp.float64 if double else jnp.float32)
-    static = Levels(tuple(array.shape for array in features), features[0].dtype, scales, output_size)
+    shapes = tuple((array.shape[0], array.shape[1], array.shape[2]) for array in features)
+    static = Levels(shapes, features[0].dtype, scales, output_size)
     align = roi_align_matmul.align if implementation == "matmul" else roi_align_gather.align
     return align(static, features, boxes, levels, sizes)
 

@@ -33,8 +33,12 @@ def align(
         )
         for level, array in enumerate(features):
             rows, columns = _weights(static, level, boxes, levels, sizes)
-            part = _product("rph,hwc->rpwc", rows, array).astype(static.dtype)
-            total += _product("rqw,rpwc->rpqc", columns, part)
+            if array.shape[0] > array.shape[1]:  # The longer axis first, so that less is left between the products.
+                part = _product("rph,hwc->rpwc", rows, array).astype(static.dtype)
+                total += _product("rqw,rpwc->rpqc", columns, part)
+            else:
+                part = _product("rqw,hwc->rhqc", columns, array).astype(static.dtype)
+                total += _product("rph,rhqc->rpqc", rows, part)
         return total.astype(static.dtype)
 
     return map_chunks(chunk, _bytes_per_roi(static), boxes, levels)
@@ -51,8 +55,12 @@ def _align_backward(static, residuals, cotangent):  # type: ignore[no-untyped-de
         sums = []
         for level, before in enumerate(total):
             rows, columns = _weights(static, level, boxes, levels, sizes)
-            part = _product("rqw,rpqc->rpwc", columns, cotangent).astype(static.dtype)
-            sums.append(before + _product("rph,rpwc->hwc", rows, part))
+            if before.shape[0] > before.shape[1]:
+                part = _product("rqw,rpqc->rpwc", columns, cotangent).astype(static.dtype)
+                sums.append(before + _product("rph,rpwc->hwc", rows, part))
+            else:
+                part = _product("rph,rpqc->rhqc", rows, cotangent).astype(static.dtype)
+                sums.append(before + _product("rqw,rhqc->hwc", columns, part))
         return tuple(sums)
 
     zeros = tuple(jnp.zeros(shape, static.accumulation_dtype) for shape in static.shapes)
@@ -92,5 +100,5 @@ def _select(array: jax.Array, size: jax.Array, other: float) -> jax.Array:
 
 def _bytes_per_roi(static: Levels) -> int:
     """Of the array between the two products, at its largest level."""
-    widest = max(shape[1] for shape in static.shapes)
-    return static.output_size * widest * static.channels * static.accumulation_dtype.itemsize
+    shorter = max(min(shape[:2]) for shape in static.shapes)
+    return static.output_size * shorter * static.channels * static.accumulation_dtype.itemsize

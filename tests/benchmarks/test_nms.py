@@ -1,8 +1,11 @@
 import json
 
+import pytest
+
 from benchmarks import nms
 
 
+@pytest.mark.slow
 def test_every_kind_of_boxes_is_measured_beside_the_loop(capsys):
     nms.main(["--boxes=60", "--rounds=1", "--json"])
     result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])

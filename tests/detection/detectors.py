@@ -1,15 +1,14 @@
 """Detectors of the golden data, and small ones."""
 
-import re
-
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from gw_jax.detection.detector import create_detector
+from gw_jax.detection.torch_state import from_torch_state
 from gw_jax.models import Architecture
 from gw_jax.nn.initializers import AbstractRngs
-from gw_jax.tree import variables
+from tests.detection import golden
 
 # The arguments of the configs whose numbers are known.
 CONFIGS = {
@@ -28,100 +27,44 @@ CONFIGS = {
     },
 }
 
-_NAMES = [
-    (r"^backbone\.body\.stem\.", ""),
-    (r"^backbone\.body\.", ""),
-    (r"^conv1\.", "backbone.stem_conv."),
-    (r"^bn1\.", "backbone.stem_norm."),
-    (r"^layer", "backbone.stage"),
-    (r"\.bn(\d)\.", r".norm\1."),
-    (r"\.downsample\.0\.", ".shortcut.conv."),
-    (r"\.downsample\.1\.", ".shortcut.norm."),
-    (r"^rpn\.head\.cls_logits", "rpn_head.logits"),
-    (r"^rpn\.head\.bbox_pred", "rpn_head.deltas"),
-    (r"^rpn\.head\.conv", "rpn_head.conv"),
-    (r"^roi_heads\.box\.feature_extractor\.fc", "box_head.fc"),
-    (r"^roi_heads\.box\.predictor\.cls_score", "box_head.logits"),
-    (r"^roi_heads\.box\.predictor\.bbox_pred", "box_head.deltas"),
-    (r"^roi_heads\.mask\.predictor\.conv5_mask", "mask_head.deconv"),
-    (r"^roi_heads\.mask\.predictor\.mask_fcn_logits", "mask_head.logits"),
-]
 
-
-def _path(name):
-    """Our path of the reference's entry ``name``."""
-    *place, leaf = name.split(".")
-    place = ".".join(place) + "."
-    for pattern, to in _NAMES:
-        place = re.sub(pattern, to, place)
-    place = re.sub(
-        r"^backbone\.fpn\.fpn_(inner|layer)(\d)\.(?:(\d)\.)?",
-        lambda m: f"fpn.{m[1]}.{int(m[2]) - 1}.{'norm' if m[3] == '1' else 'conv'}.",
-        place,
-    )
-    place = re.sub(
-        r"^roi_heads\.box\.feature_extractor\.xconvs\.(\d)\.",
-        lambda m: f"box_head.convs.{int(m[1]) // 2}.{'norm' if int(m[1]) % 2 else 'conv'}.",
-        place,
-    )
-    place = re.sub(
-        r"^roi_heads\.mask\.feature_extractor\.mask_fcn(\d)\.(\d)\.",
-        lambda m: f"mask_head.convs.{int(m[1]) - 1}.{'norm' if m[2] == '1' else 'conv'}.",
-        place,
-    )
-    leaf = {"running_mean": "mean", "running_var": "var", "weight": "kernel"}.get(leaf, leaf)
-    return place + leaf
-
-
-def _value(path, value, shape):
-    """The reference's ``value`` in the layout of our variable ``path``."""
-    if path == "mask_head.deconv.kernel":
-        return value.transpose(2, 3, 0, 1)
-    if path == "box_head.fc6.kernel":
-        return value.reshape(value.shape[0], -1, 7, 7).transpose(2, 3, 1, 0).reshape(shape)
-    if path.endswith("kernel"):
-        return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
-    return value.reshape(shape)
-
-
-def detector_of(config, state, **options):
-    """The detector of one of the configs with the weights of ``state``."""
-    detector = create_detector(**{**CONFIGS[config], **options}, rngs=AbstractRngs())
-    leaves = variables(detector)
-    found = {}
-    for name, value in state.items():
-        if ".cell_anchors." in name:
-            continue
-        path = _path(name)
-        if path not in leaves:
-            path = path.removesuffix("kernel") + "scale"
-        found[path] = jnp.asarray(_value(path, value, leaves[path].shape))
-        assert found[path].shape == leaves[path].shape, name
-    assert set(found) == set(leaves)
-    graphdef, abstract = nnx.split(detector)
-    return nnx.merge(graphdef, nnx.map_state(lambda path, leaf: leaf.replace(found[".".join(map(str, path))]), abstract))
+def of_file(arrays, config):
+    """The detector of one of the configs with the weights to which the arrays of a golden file belong."""
+    detector = from_torch_state(golden.state_of(arrays, config))
+    assert {key: detector.arguments[key] for key in CONFIGS[config]} == CONFIGS[config]
+    return detector
 
 
 def small(seed=0, **options):
-    """A detector that computes in milliseconds, whose norms and biases are not their initial values."""
+    """A detector that computes in milliseconds; no scale, bias or statistic has its initial value."""
     options = {
-        "backbone": Architecture(True, (1, 2, 1, 1)),
+        "backbone": Architecture(False, (1, 1, 1, 1)),
         "width": 8,
         "fpn_features": 16,
         "head_features": 32,
         "num_classes": 6,
         **options,
     }
-    options.setdefault("norm_options", {} if options.get("norm") == "frozen_bn" else {"num_groups": 4})
-    detector = create_detector(**options, rngs=nnx.Rngs(seed))
+    kind = options.get("norm", "gw")
+    options.setdefault("norm_options", {} if kind == "frozen_bn" else {"num_groups": 4})
+    # NumPy, since JAX would compile an initialisation for every shape.
+    graphdef, state = nnx.split(create_detector(**options, rngs=AbstractRngs()))
     rng = np.random.default_rng(seed)
-    for name, leaf in sorted(nnx.to_flat_state(nnx.state(detector))):
-        value = leaf[...] if hasattr(leaf, "__getitem__") else leaf
-        if name[-1] in ("scale", "var"):
-            leaf[...] = jnp.asarray(rng.uniform(0.5, 1.5, value.shape), value.dtype)
-        elif name[-1] in ("bias", "mean"):
-            leaf[...] = jnp.asarray(0.2 * rng.standard_normal(value.shape), value.dtype)
-    return detector
+
+    def value(path, leaf):
+        if path[-1] in ("scale", "var"):
+            array = rng.uniform(0.5, 1.5, leaf.shape)
+        elif path[-1] in ("bias", "mean"):
+            array = 0.2 * rng.standard_normal(leaf.shape)
+        else:
+            array = rng.standard_normal(leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1]))
+        if path[-2] == "deltas" or path[:2] == ("fpn", "inner"):
+            array *= 0.1  # Boxes some pixels larger or smaller, and logits of some units.
+        if path == ("box_head", "logits", "bias"):
+            array[0] = 11  # Some regions are background.
+        return leaf.replace(jnp.asarray(array, leaf.dtype))
+
+    return nnx.merge(graphdef, nnx.map_state(value, state))
 
 
 def random_image(height, width, seed=0):
@@ -150,6 +93,13 @@ def features(detector, images, valid):
     """Pyramid, RPN logits and deltas of images in a canvas."""
     pyramid = detector.pyramid(images, valid)
     return pyramid, *detector.rpn(pyramid, valid)
+
+
+def matches(boxes, labels, expected_boxes, expected_labels):
+    """For every expected box the index of the closest one of its label, and the largest distance of a coordinate."""
+    distance = np.abs(np.asarray(expected_boxes)[:, None] - np.asarray(boxes)[None]).max(-1)
+    distance = np.where(np.asarray(expected_labels)[:, None] == np.asarray(labels)[None], distance, np.inf)
+    return distance.argmin(1), distance.min(1)
 
 
 def crop(features, valid, stride):

@@ -62,8 +62,10 @@ def state(config, seed, multipliers=None, overrides=None, prefix=""):
         prefix: of the names to make, such as "backbone."; the others are left out.
     """
     multipliers, overrides = multipliers or {}, overrides or {}
+    entries = keys(config)["entries"]
+    assert {*multipliers, *overrides} <= {entry["name"] for entry in entries}
     state = OrderedDict()
-    for entry in keys(config)["entries"]:
+    for entry in entries:
         name, shape = entry["name"], tuple(entry["shape"])
         if not name.startswith(prefix):
             continue
@@ -75,7 +77,6 @@ def state(config, seed, multipliers=None, overrides=None, prefix=""):
             value = reproducible_array(name, shape, seed, np.float64) * multipliers.get(name, 1.0)
         assert value.shape == shape
         state[name] = value.astype(np.float32)
-    assert {*multipliers, *overrides} <= set(state) or prefix
     return state
 
 

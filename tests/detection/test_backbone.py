@@ -130,7 +130,7 @@ def test_dead_channels(tmp_path):
     arrays["stage2.1.norm2.var"][[0, 7]] = 0
     config = json.loads((tmp_path / "model" / "config.json").read_text())["model"]
     write_directory(tmp_path / "dead", arrays, config, source=None, training=None)
-    with pytest.raises(CheckpointError, match=r"stage2\.1\.norm2\.var \(2 of 16: 0, 7\)"):
+    with pytest.raises(CheckpointError, match=r"layer2\.1\.bn2\.running_var \(2 of 16: 0, 7\)"):
         read_backbone(tmp_path / "dead", abstract("resnet18", "frozen_bn"))
     read_backbone(tmp_path / "dead", abstract("resnet18", "frozen_bn", frozen_bn_epsilon=1e-5))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.detection import golden
-from tests.detection.detectors import assert_close, batch, crop, detector_of, features
+from tests.detection.detectors import assert_close, batch, crop, features, of_file
 
 # Name: (config, tolerance relative to the largest value).
 MODELS = {
@@ -24,9 +24,7 @@ pytestmark = pytest.mark.slow  # Networks of full size.
 def model(request):
     config, tolerance = MODELS[request.param]
     arrays = golden.load(f"backbone_rpn/{request.param}")
-    # The heads of regions are not part of these files; any weights do.
-    detector = detector_of(config, golden.state_of(arrays, config))
-    detector.eval()
+    detector = of_file(arrays, config)
     images = [golden.normalised(arrays[f"{name}.rgb_uint8_hwc"]) for name in ("image", "padded")]
     return detector, images, arrays, tolerance
 

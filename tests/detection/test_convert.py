@@ -10,6 +10,7 @@ import pytest
 import gw_jax
 from gw_jax.convert.__main__ import main as convert_classifier
 from gw_jax.detection.convert import main
+from gw_jax.detection.pixels import BGR
 from gw_jax.detection.saved import load_detector, save_detector
 from gw_jax.detection.torch_state import to_torch_state
 from tests.detection import golden, python2, small
@@ -48,6 +49,7 @@ def test_there_and_back(torch, tmp_path, capsys, container):
     assert main([str(source), str(tmp_path / "detector"), "--norm_options=num_groups=4"]) == 0
     report = capsys.readouterr().out
     assert f"keys          {len(state)} used" in report
+    assert "RGB, mean [123.675, 116.28, 103.53], std [58.395, 57.12, 57.375] (the file does not determine it;" in report
     assert "training was left out: optimizer, scheduler, iteration" in report
     assert "every key had the prefix 'module.'" in report
     detector = load_detector(tmp_path / "detector")
@@ -66,7 +68,9 @@ def test_options(torch, tmp_path, capsys):
     state["backbone.body.stem.bn1.running_var"][3] = 0
     source = write(torch, tmp_path / "in.pth", state, wrapped=False, prefix="")
     assert "epsilon=1e-5 (--epsilon=1e-5)" in fails(capsys, source, tmp_path / "out")
-    assert main([str(source), str(tmp_path / "out"), "--epsilon=1e-5", "--conv_relu=each"]) == 0
+    assert main([str(source), str(tmp_path / "out"), "--epsilon=1e-5", "--conv_relu=each", "--pixels=bgr"]) == 0
+    assert "pixels        BGR, mean [102.9801, 115.9465, 122.7717], std [1.0, 1.0, 1.0]\n" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["source"]["pixels"] == BGR.to_json()
     detector = load_detector(tmp_path / "out")
     assert detector.box_head.conv_relu == "each"
     assert detector.backbone.stem_norm.epsilon == 1e-5

@@ -16,8 +16,8 @@ SQUARE = [10, 10, 20, 10, 20, 20, 10, 20]
 
 
 @pytest.fixture(autouse=True)
-def strict():
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+def strict(quick_compilation):
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"), quick_compilation():
         yield
 
 
@@ -92,14 +92,14 @@ def test_golden_masks_are_equal(sizes):
 @pytest.mark.parametrize("kind", ["inside", "integers", "tenths", "far"])
 def test_random_polygons_are_those_of_the_walk(kind):
     rng = np.random.default_rng(0)
-    polygons = [random_instance(rng, kind) for _ in range(60)]
-    masks = np.asarray(mask_targets(polygons, whole(60)))
+    polygons = [random_instance(rng, kind) for _ in range(20)]
+    masks = np.asarray(mask_targets(polygons, whole(20)))
     assert 0.02 < masks.mean() < 0.9
     for mask, parts in zip(masks, polygons, strict=True):
         np.testing.assert_array_equal(mask, walked(parts, 28))
 
 
-@pytest.mark.parametrize("size", [1, 33, 64])
+@pytest.mark.parametrize("size", [1, 33])
 def test_other_sizes(size):
     rng = np.random.default_rng(0)
     polygons = [[rng.uniform(0, size, 16).astype(np.float32)] for _ in range(20)]
@@ -184,7 +184,7 @@ def test_nothing_to_rasterise():
 def test_float64_boxes(float64):
     edges, parts = pad_polygons([[SQUARE]], max_objects=1, max_edges=4)
     mask = rasterize(edges, parts, whole(1).astype(jnp.float64), (28, 28))
-    np.testing.assert_array_equal(mask, rasterize(edges, parts, whole(1), (28, 28)))
+    assert mask.sum() == np.asarray(mask)[0, 10:20, 10:20].sum() == 100
 
 
 def test_padding():

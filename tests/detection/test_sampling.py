@@ -1,18 +1,24 @@
 """The samplers: exact counts, uniform choice, and independence of whatever stands beside the candidates."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gw_jax.detection.anchors import LEVELS, anchor_ids
+from gw_jax.detection.anchors import anchor_ids
 from gw_jax.detection.sampling import sample_indices, sample_masks
 
 pytestmark = pytest.mark.usefixtures("strict", "quick")
 
 KEY = jax.random.key(7)
-masks = jax.jit(sample_masks, static_argnums=(3, 4))
-indices = jax.jit(sample_indices, static_argnums=(3, 4))
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def run(*arguments):
+    """Both ways in one program."""
+    return sample_masks(*arguments), sample_indices(*arguments)
 
 
 def candidates(num_positive, num_negative, length=400):
@@ -30,12 +36,11 @@ def candidates(num_positive, num_negative, length=400):
 )
 def test_counts(num_positive, num_negative, expected):
     positive, negative = candidates(num_positive, num_negative)
-    sample = masks(positive, negative, KEY, 128, 0.25)
+    sample, (index, sampled) = run(positive, negative, KEY, 128, 0.25)
     assert (sample.positive.sum(), sample.negative.sum()) == expected
     assert not (sample.positive & ~positive).any()
     assert not (sample.negative & ~negative).any()
 
-    index, sampled = indices(positive, negative, KEY, 128, 0.25)
     assert index.shape == sampled.shape == (128,)
     assert index.dtype == jnp.int32
     assert len(np.unique(index)) == 128
@@ -47,21 +52,24 @@ def test_counts(num_positive, num_negative, expected):
 
 def test_sample_larger_than_the_candidates():
     positive, negative = candidates(11, 50, 100)
-    sample = masks(positive, negative, KEY, 1_000_000, 0.5)
+    sample, (index, sampled) = run(positive, negative, KEY, 1_000_000, 0.25)
     np.testing.assert_array_equal(sample.positive, positive)
     np.testing.assert_array_equal(sample.negative, negative)
-    index, sampled = indices(positive, negative, KEY, 100_000, 0.25)
     np.testing.assert_array_equal(np.sort(index), np.arange(100))
     np.testing.assert_array_equal(np.sort(index[np.asarray(sampled)]), np.flatnonzero(positive | negative))
 
 
 def test_extreme_fractions():
     positive, negative = candidates(100, 100)
-    assert masks(positive, negative, KEY, 64, 0.0).positive.sum() == 0
-    sample = masks(positive, negative, KEY, 64, 1.0)
-    assert (sample.positive.sum(), sample.negative.sum()) == (64, 0)
-    # The share is rounded down.
-    assert masks(positive, negative, KEY, 7, 0.5).positive.sum() == 3
+
+    @jax.jit
+    def counts(key):
+        samples = [
+            sample_masks(positive, negative, key, size, fraction) for size, fraction in ((64, 0.0), (64, 1.0), (7, 0.5))
+        ]
+        return [(sample.positive.sum(), sample.negative.sum()) for sample in samples]
+
+    assert counts(KEY) == [(0, 64), (64, 0), (3, 4)]  # The share is rounded down.
 
 
 def test_uniform():
@@ -86,17 +94,15 @@ def test_uniform():
     assert abs(together - 4 / 12 * 6 / 20) < 5 * np.sqrt(0.1 * 0.9 / len(keys))
 
 
-@pytest.mark.parametrize("typed", [True, False])
-def test_padding_changes_nothing(typed):
-    key = jax.random.key(3) if typed else jax.random.PRNGKey(3)
+def test_padding_changes_nothing():
+    """Nor does the old kind of keys."""
     positive, negative = candidates(60, 200)
-    sample = masks(positive, negative, key, 64, 0.25)
-    longer = masks(np.pad(positive, (0, 111)), np.pad(negative, (0, 111)), key, 64, 0.25)
-    for alone, padded in zip(sample, longer, strict=True):
-        np.testing.assert_array_equal(padded[:400], alone)
-        assert not padded[400:].any()
-    index, sampled = indices(positive, negative, key, 64, 0.25)
-    longer_index, longer_sampled = indices(np.pad(positive, (0, 111)), np.pad(negative, (0, 111)), key, 64, 0.25)
+    sample, (index, sampled) = run(positive, negative, KEY, 128, 0.25)
+    longer = np.pad(positive, (0, 111)), np.pad(negative, (0, 111))
+    padded, (longer_index, longer_sampled) = run(*longer, jax.random.PRNGKey(7), 128, 0.25)
+    for alone, among_others in zip(sample, padded, strict=True):
+        np.testing.assert_array_equal(among_others[:400], alone)
+        assert not among_others[400:].any()
     np.testing.assert_array_equal(longer_index, index)
     np.testing.assert_array_equal(longer_sampled, sampled)
 
@@ -104,25 +110,29 @@ def test_padding_changes_nothing(typed):
 def test_canvas_changes_nothing():
     """The anchors of an image are the same ones on a canvas of another shape, at other places of the array."""
 
+    @functools.partial(jax.jit, static_argnums=(0, 1))
     def choose(height, width):
-        sides = [(level, -(-height // 2**i), -(-width // 2**i)) for i, level in enumerate(LEVELS[:2])]
-        ids = np.concatenate([anchor_ids(h, w, level) for level, h, w in sides])
-        exists = []
-        for i, (_, h, w) in enumerate(sides):
-            inside = (np.arange(h) < -(-8 // 2**i))[:, None] & (np.arange(w) < -(-12 // 2**i))
-            exists.append(np.broadcast_to(inside[..., None], (h, w, 3)).reshape(-1))
-        exists = np.concatenate(exists)
-        sample = masks(exists & (ids % 5 == 0), exists & (ids % 5 == 1), KEY, 64, 0.5, ids)
-        return set(ids[np.asarray(sample.positive)].tolist()), set(ids[np.asarray(sample.negative)].tolist())
+        ids, exists = [], []
+        for scale, level in ((1, "P2"), (2, "P3")):
+            h, w = height // scale, width // scale
+            inside = (jnp.arange(h) < 8 // scale)[:, None] & (jnp.arange(w) < 12 // scale)[None, :]
+            exists.append(jnp.repeat(inside.reshape(-1), 3))
+            ids.append(anchor_ids(h, w, level))
+        ids, exists = jnp.concatenate(ids), jnp.concatenate(exists)
+        return ids, sample_masks(exists & (ids % 3 == 0), exists & (ids % 3 == 1), KEY, 40, 0.5, ids)
 
-    alone = choose(8, 12)
-    assert (len(alone[0]), len(alone[1])) == (32, 32)
-    assert choose(8, 20) == choose(16, 12) == alone
+    def chosen(height, width):
+        ids, sample = choose(height, width)
+        return [set(np.asarray(ids)[np.asarray(mask)].tolist()) for mask in sample]
+
+    alone = chosen(8, 12)
+    assert [len(ids) for ids in alone] == [20, 20]
+    assert chosen(16, 20) == alone
 
 
 def test_another_key_is_another_choice():
     positive, negative = candidates(60, 200)
-    one, other = (masks(positive, negative, jax.random.key(seed), 64, 0.25) for seed in (0, 1))
+    one, other = (run(positive, negative, jax.random.key(seed), 128, 0.25)[0] for seed in (0, 1))
     assert (one.positive != other.positive).any()
     assert (one.negative != other.negative).any()
 

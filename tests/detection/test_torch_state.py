@@ -243,7 +243,7 @@ def test_dead_channels():
     state = small.state("gw, 2fc")
     name = "backbone.body.layer3.0.downsample.1.running_var"
     state[name][[4, 9]] = [1e-12, 0]
-    message = r"backbone\.stage3\.0\.shortcut\.norm\.var \(2 of 128: 4, 9\).*epsilon=1e-5 \(--epsilon=1e-5\)"
+    message = r"backbone\.body\.layer3\.0\.downsample\.1\.running_var \(2 of 128: 4, 9\).*epsilon=1e-5 \(--epsilon=1e-5\)"
     with pytest.raises(CheckpointError, match=message):
         from_torch_state(state, norm_options=small.GROUPS)
     detector = from_torch_state(state, norm_options=small.GROUPS, epsilon=1e-5)

@@ -14,7 +14,7 @@ import pytest
 import gw_jax
 
 PACKAGES = [f"gw_jax.{name}" for _, name, is_package in pkgutil.iter_modules(gw_jax.__path__) if is_package]
-MODULES = ["gw_jax", "gw_jax.serving", *PACKAGES]
+MODULES = ["gw_jax", "gw_jax.serving", *PACKAGES, "gw_jax.detection.ops"]
 
 
 def public_names():
