@@ -16,7 +16,8 @@ from gw_jax.detection.recipes import FROZEN, reference_optimizer, reference_sche
 from gw_jax.detection.task import DetectionTask
 from gw_jax.errors import ConfigError
 from gw_jax.models.config import NormConfig
-from gw_jax.train import LogConfig, run
+from gw_jax.train import LogConfig
+from gw_jax.train import run as run_on
 from gw_jax.train.config import validate
 from gw_jax.train.experiment import build_experiment
 from gw_jax.train.metrics import read_metrics
@@ -72,6 +73,11 @@ def make_config(**fields):
     return dataclasses.replace(config, **fields)
 
 
+def run(config, workdir, **options):
+    """On one of the devices."""
+    return run_on(config, workdir, devices=jax.devices()[:1], **options)
+
+
 def arrays_of(directory):
     return {path: np.asarray(leaf) for path, leaf in variables(load_detector(directory)).items()}
 
@@ -89,8 +95,8 @@ def test_a_run_is_killed_resumes_and_exports(tmp_path, quick):
     assert np.isfinite(losses).all()
     names = {"train/loss", *(f"train/{name}" for name in ("loss_classifier", "loss_objectness", "loss_rpn_box_reg"))}
     assert names <= set(read_metrics(tmp_path / "whole")[0])
-    exported = run(make_config(mode="export"), tmp_path / "whole").export
-    trained = arrays_of(exported)
+    run(make_config(mode="export"), tmp_path / "whole")
+    trained = arrays_of(next((tmp_path / "whole").glob("exported-*")))
     initial = {path: np.asarray(leaf) for path, leaf in variables(config.make_task().make_model(nnx.Rngs(0))).items()}
     changed = {path for path, array in trained.items() if not np.array_equal(array, initial[path])}
     frozen = {path for path in trained if any(re.search(pattern, path.replace(".", "/")) for pattern in FROZEN)}
@@ -129,7 +135,8 @@ def test_an_overfitted_detector_finds_its_object(tmp_path, quick):
     config.optimizer = dataclasses.replace(config.optimizer, learning_rate=0.02)
     config.schedule = dataclasses.replace(config.schedule, warmup_steps=50)
     run(config, tmp_path / "run")
-    detector = load_detector(run(dataclasses.replace(config, mode="export"), tmp_path / "run").export)
+    run(dataclasses.replace(config, mode="export"), tmp_path / "run")
+    detector = load_detector(tmp_path / "run" / "exported-150")
     task = config.make_task()
     outputs = jax.jit(lambda batch: task.predict(detector, batch))(batches()[0])["detections"]
     assert outputs.labels[0, 0] == 1
