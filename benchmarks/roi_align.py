@@ -7,8 +7,8 @@ stride 4 of an image of 800 x 1344. "pyramid": 512 boxes, 7 x 7 bins, each on it
 the box head. "masks": 128 boxes, 14 x 14 bins, for the mask head. Both ways must give the same, or the benchmark fails.
 Medians of interleaved runs in milliseconds; compilation is apart. ``temp_bytes`` is what the compiled program needs beside
 its arguments and results. With ``--topology``, programs are compiled for one chip of a TPU slice instead, without a TPU
-(extra ``plan``): its memory, the bytes that it moves and its operations are reported, and no time. There, a loop over chunks
-of boxes counts as one iteration; ``chunks`` says how many there are.
+(extra ``plan``): its memory, the bytes that it moves and its operations are reported, and no time. A loop over chunks of
+boxes counts as one iteration there; ``chunks`` says how many there are.
 """
 
 import argparse

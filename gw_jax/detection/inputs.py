@@ -126,7 +126,7 @@ def normalize(
         rgb: ``[n, h, w, 3]`` or, without ``sizes``, any shape that ends in 3; values of 0 to 255.
         sizes: ``[n, 2]``, heights and widths outside of which the result is zero, or None.
         pixels: "rgb" for weights of PyTorch and of this project, "bgr" for weights of Caffe2.
-        dtype: type of the result; computed in it, or in float32 where it is smaller.
+        dtype: type of the result; computed in float32, as by the reference.
 
     Raises:
         ValueError: other ``pixels``.
@@ -140,11 +140,10 @@ def normalize(
     if pixels not in PIXELS:
         raise ValueError(unknown_name("pixels", pixels, PIXELS))
     layout = PIXELS[pixels]
-    compute = jnp.promote_types(dtype, jnp.float32)
-    values = jnp.asarray(rgb).astype(compute)
+    values = jnp.asarray(rgb).astype(jnp.float32)
     if layout.channels == "BGR":
         values = values[..., ::-1]
-    values = (values - jnp.asarray(layout.mean, compute)) / jnp.asarray(layout.std, compute)
+    values = (values - jnp.asarray(layout.mean, jnp.float32)) / jnp.asarray(layout.std, jnp.float32)
     if sizes is not None:
         keep = valid_mask(jnp.asarray(sizes), 1, *values.shape[1:3])
         values = jnp.where(keep[..., None], values, 0)

@@ -10,9 +10,11 @@ from gw_jax.detection.matching import match
 from gw_jax.detection.options import Sampling
 from gw_jax.detection.polygons import rasterize
 from gw_jax.detection.proposals import propose
-from gw_jax.detection.regions import Regions, encode_where, image_keys, overlaps, sample_regions
+from gw_jax.detection.regions import Regions, encode_where, image_keys, sample_regions
 from gw_jax.detection.sampling import sample_masks
 from gw_jax.detection.targets import Targets, check_targets
+from gw_jax.ops.boxes import iou
+from gw_jax.ops.per_device import on_each_device
 
 if TYPE_CHECKING:
     from gw_jax.detection.detector import Detector
@@ -129,32 +131,35 @@ def rpn_losses(
         key: the randomness.
         sampling: how many anchors.
     """
-    shapes = {level: logits[level].shape[1:3] for level in LEVELS}
-    boxes = jnp.concatenate([jnp.asarray(anchors(*shapes[level], level)) for level in LEVELS])
-    ids = jnp.concatenate([jnp.asarray(anchor_ids(*shapes[level], level)) for level in LEVELS])
+    shapes = {level: (features.shape[1], features.shape[2]) for level, features in logits.items()}
     count = logits[LEVELS[0]].shape[0]
     flat_logits = jnp.concatenate([logits[level].reshape(count, -1) for level in LEVELS], 1)
     flat_deltas = jnp.concatenate([deltas[level].reshape(count, -1, 4) for level in LEVELS], 1)
-    boxes = boxes.astype(flat_deltas.dtype)
 
-    def of_image(
-        size: jax.Array, truth: jax.Array, present: jax.Array, image_key: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        matches = match(overlaps(truth, boxes), *RPN_IOU, True, present=present)
-        # Anchors that reach beyond the image take no part, even one that is the best of an object.
-        inside = visible(boxes, size)
-        positive, negative = sample_masks(
-            inside & (matches >= 0),
-            inside & (matches == -1),
-            image_key,
-            sampling.rpn_batch,
-            sampling.rpn_positive_fraction,
-            ids=ids,
-        )
-        return positive, negative, encode_where(positive, truth[jnp.maximum(matches, 0)], boxes, RPN_WEIGHTS)
+    def of_images(*batch: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        boxes = jnp.concatenate([anchors(*shapes[level], level) for level in LEVELS]).astype(flat_deltas.dtype)
+        ids = jnp.concatenate([anchor_ids(*shapes[level], level) for level in LEVELS])
 
-    truth = targets["boxes"].astype(boxes.dtype)
-    positive, negative, goals = jax.vmap(of_image)(sizes, truth, targets["present"], image_keys(key, count))
+        def of_image(
+            size: jax.Array, truth: jax.Array, present: jax.Array, image_key: jax.Array
+        ) -> tuple[jax.Array, jax.Array, jax.Array]:
+            matches = match(iou(truth, boxes), *RPN_IOU, True, present=present)
+            # Anchors that reach beyond the image take no part, even one that is the best of an object.
+            inside = visible(boxes, size)
+            positive, negative = sample_masks(
+                inside & (matches >= 0),
+                inside & (matches == -1),
+                image_key,
+                sampling.rpn_batch,
+                sampling.rpn_positive_fraction,
+                ids=ids,
+            )
+            return positive, negative, encode_where(positive, truth[jnp.maximum(matches, 0)], boxes, RPN_WEIGHTS)
+
+        return jax.vmap(of_image)(*batch)
+
+    truth = targets["boxes"].astype(flat_deltas.dtype)
+    positive, negative, goals = on_each_device(of_images, sizes, truth, targets["present"], image_keys(key, count))
     sampled = positive | negative
     total = jnp.maximum(sampled.sum(), 1)
     return {
@@ -196,7 +201,7 @@ def mask_loss(logits: jax.Array, regions: Regions, targets: dict[str, jax.Array]
         return rasterize(edges[objects], parts[objects], boxes, size, MASK_SIZE)
 
     arguments = (targets["edges"], targets["parts"], regions.objects, regions.boxes, sizes)
-    inside = jax.lax.stop_gradient(jax.vmap(of_image)(*arguments))
+    inside = jax.lax.stop_gradient(on_each_device(jax.vmap(of_image), *arguments))
     positive = regions.labels > 0
     losses = jnp.where(positive[..., None, None], _binary_cross_entropy(logits, inside), 0)
     return {"loss_mask": losses.sum() / (jnp.maximum(positive.sum(), 1) * MASK_SIZE**2)}

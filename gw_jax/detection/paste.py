@@ -37,7 +37,7 @@ def paste_mask(probability: Any, box: Any, size: tuple[int, int], threshold: flo
         >>> import numpy as np
         >>> from gw_jax.detection.ops import paste_mask
         >>> paste_mask(np.ones((28, 28)), [2.0, 1.0, 4.0, 2.0], (4, 6)).astype(int).tolist()
-        [[0, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 0], [0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]]
+        [[0, 1, 1, 1, 1, 0], [0, 1, 1, 1, 1, 0], [0, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]]
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"paste_mask got threshold={threshold}; a probability is needed, 0 to 1.")

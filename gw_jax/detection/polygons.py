@@ -149,7 +149,7 @@ def rasterize(edges: jax.Array, parts: jax.Array, boxes: jax.Array, sizes: Any =
         >>> from gw_jax.detection.polygons import pad_polygons, rasterize
         >>> edges, parts = pad_polygons([[[0, 0, 8, 0, 0, 8]]], max_objects=1, max_edges=4)
         >>> rasterize(edges, parts, jnp.array([[0.0, 0.0, 8.0, 8.0]]), (8, 8), size=4)[0].astype(int).tolist()
-        [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]]
+        [[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
     """
     size = require_integer("size", size, 1)
     edges, parts, boxes = jnp.asarray(edges), jnp.asarray(parts), as_floating(boxes, "rasterize")

@@ -9,6 +9,7 @@ from gw_jax.detection.matching import match
 from gw_jax.detection.options import Sampling
 from gw_jax.detection.sampling import sample_indices
 from gw_jax.ops.boxes import encode, iou
+from gw_jax.ops.per_device import on_each_device
 
 # IoU from which on a region is positive, and below which it is negative.
 BOX_IOU = (0.5, 0.5)
@@ -55,8 +56,10 @@ def sample_regions(
     ) -> Regions:
         candidates = jnp.concatenate([boxes, truth])
         exists = jnp.concatenate([exists, objects])
-        ids = jnp.concatenate([jnp.arange(len(boxes)), _GROUND_TRUTH_IDS + jnp.arange(len(truth))])
-        matches = match(overlaps(truth, candidates), *BOX_IOU, False, present=objects)
+        ids = jnp.concatenate(
+            [jnp.arange(len(boxes), dtype=jnp.int32), _GROUND_TRUTH_IDS + jnp.arange(len(truth), dtype=jnp.int32)]
+        )
+        matches = match(iou(truth, candidates), *BOX_IOU, False, present=objects)
         chosen, sampled = sample_indices(
             exists & (matches >= 0),
             exists & (matches == -1),
@@ -79,14 +82,7 @@ def sample_regions(
 
     truth = targets["boxes"].astype(proposals.dtype)
     arguments = (proposals, present, truth, targets["present"], targets["labels"], image_keys(key, proposals.shape[0]))
-    return jax.lax.stop_gradient(jax.vmap(of_image)(*arguments))
-
-
-def overlaps(truth: jax.Array, boxes: jax.Array) -> jax.Array:
-    """The IoU of every object with every box, ``[objects, boxes]``."""
-    # Computed once: low-quality matches compare it with its own maximum, and the compiler may round differently where it
-    # computes the same again within another operation.
-    return jax.lax.optimization_barrier(iou(truth, boxes))
+    return jax.lax.stop_gradient(on_each_device(jax.vmap(of_image), *arguments))
 
 
 def encode_where(keep: jax.Array, truth: jax.Array, boxes: jax.Array, weights: tuple[float, ...]) -> jax.Array:

@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -134,13 +134,13 @@ class DetectionTask:
     def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
         """The sum of the losses of :func:`gw_jax.detection.detector_losses`, and each of them."""
         images, valid, sizes = self._inputs(batch)
-        losses = detector_losses(model, images, valid, sizes, batch, key, sampling=self.config.sampling)
+        losses = detector_losses(cast(Detector, model), images, valid, sizes, batch, key, sampling=self.config.sampling)
         total = sum(losses.values(), start=jnp.zeros((), losses["loss_classifier"].dtype))
         return total, {name: (value, jnp.ones((), value.dtype)) for name, value in losses.items()}
 
     def predict(self, model: nnx.Module, batch: Batch) -> dict[str, Any]:
         """The detections in network-input pixels, and the batch without its images."""
-        detections: Detections = model.detect(*self._inputs(batch))
+        detections: Detections = cast(Detector, model).detect(*self._inputs(batch))
         return {"detections": detections, "batch": {name: value for name, value in batch.items() if name != "image"}}
 
     def evaluator(self) -> Evaluator:

@@ -148,6 +148,8 @@ def roi_align_levels(
         raise ValueError(f"roi_align got {len(valid)} valid sizes for {len(features)} levels; one for each is needed.")
     sizes = jnp.stack([_valid_size(array, None if valid is None else valid[i]) for i, array in enumerate(features)])
     if implementation == "auto":
+        # On a CPU, products take 15 to 110 times as long. Compiled for a v5e, they move 0.6 of the bytes of gathering, and
+        # 1.1 with gradients, but no single rows, nor do they scatter. No time was measured on a TPU or a GPU.
         implementation = "matmul" if device_kind().platform == "tpu" else "gather"
     double = all(array.dtype == jnp.float64 for array in (boxes, features[0]))
     boxes = jax.lax.stop_gradient(boxes).astype(jnp.float64 if double else jnp.float32)

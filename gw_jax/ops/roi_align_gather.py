@@ -1,5 +1,6 @@
 """ROIAlign by gathering: all levels are one table of pixels, of which each bin reads 4 x 4."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gw_jax.ops.chunks import map_chunks, sum_chunks
-from gw_jax.ops.roi_samples import TAPS, Levels, taps
+from gw_jax.ops.roi_samples import TAPS, Levels, Taps, existing, taps
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -26,17 +27,18 @@ def align(
     """
     table = jnp.concatenate([array.reshape(-1, static.channels) for array in features])
 
-    def chunk(boxes: jax.Array, member: jax.Array, levels: jax.Array) -> jax.Array:
-        rows, columns, row_weights, column_weights = _reads(static, boxes, member, levels, sizes)
+    def chunk(boxes: jax.Array, levels: jax.Array) -> jax.Array:
+        own = _in_table(static, taps(static, boxes, levels, sizes), levels)
+        rows, columns = own.rows, own.columns
         total = jnp.zeros((*rows.shape[:2], *columns.shape[1:2], static.channels), static.accumulation_dtype)
         # XLA fuses these 16 reads and sums; it stores what one gather reads, which takes 20 times as long on a CPU.
         for i, j in itertools.product(range(TAPS), repeat=2):
-            weight = row_weights[:, :, None, i] * column_weights[:, None, :, j]
+            weight = own.row_weights[:, :, None, i] * own.column_weights[:, None, :, j]
             pixels = table.at[rows[:, :, None, i] + columns[:, None, :, j]].get(mode="promise_in_bounds")
             total += weight[..., None] * pixels.astype(total.dtype)
         return total.astype(static.dtype)
 
-    return map_chunks(chunk, _bytes_per_roi(static), boxes, *_member(static, levels))
+    return map_chunks(chunk, _bytes_per_roi(static), boxes, levels)
 
 
 def _align_forward(static, features, boxes, levels, sizes):  # type: ignore[no-untyped-def]
@@ -46,18 +48,17 @@ def _align_forward(static, features, boxes, levels, sizes):  # type: ignore[no-u
 def _align_backward(static, residuals, cotangent):  # type: ignore[no-untyped-def]
     boxes, levels, sizes = residuals
 
-    def chunk(total, boxes, member, levels, cotangent):  # type: ignore[no-untyped-def]
+    def chunk(total, boxes, levels, cotangent):  # type: ignore[no-untyped-def]
         (table,) = total
-        rows, columns, row_weights, column_weights = _reads(static, boxes, member, levels, sizes)
-        index = rows[:, :, None, :, None] + columns[:, None, :, None, :]
-        weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
+        own = _in_table(static, taps(static, boxes, levels, sizes), levels)
+        index = own.rows[:, :, None, :, None] + own.columns[:, None, :, None, :]
+        weights = own.row_weights[:, :, None, :, None] * own.column_weights[:, None, :, None, :]
         updates = weights[..., None] * cotangent.astype(table.dtype)[:, :, :, None, None, :]
         return (table.at[index].add(updates, mode="promise_in_bounds"),)
 
     areas = [height * width for height, width, _ in static.shapes]
     zeros = jnp.zeros((sum(areas), static.channels), static.accumulation_dtype)
-    member, levels = _member(static, levels)
-    (table,) = sum_chunks(chunk, (zeros,), _bytes_per_roi(static), boxes, member, levels, cotangent)
+    (table,) = sum_chunks(chunk, (zeros,), _bytes_per_roi(static), boxes, levels, cotangent)
     parts = jnp.split(table, np.cumsum(areas)[:-1])
     gradients = tuple(part.reshape(shape).astype(static.dtype) for part, shape in zip(parts, static.shapes, strict=True))
     return gradients, None, None, None
@@ -66,24 +67,13 @@ def _align_backward(static, residuals, cotangent):  # type: ignore[no-untyped-de
 align.defvjp(_align_forward, _align_backward)
 
 
-def _member(static: Levels, levels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Whether each box has a level, and one that exists."""
-    member = (levels >= 0) & (levels < len(static.shapes))
-    return member, jnp.where(member, levels, 0)
-
-
-def _reads(
-    static: Levels, boxes: jax.Array, member: jax.Array, levels: jax.Array, sizes: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """``[k, s, 4]`` each: where the rows that a bin reads begin in the table, its columns, and the weights of both."""
-    scale = jnp.array(static.scales, boxes.dtype)[levels]
-    size = sizes[levels]
+def _in_table(static: Levels, own: Taps, levels: jax.Array) -> Taps:
+    """The taps with, for rows, where they begin in the table of all levels."""
+    _, levels = existing(static, levels)
     areas = [height * width for height, width, _ in static.shapes]
     start = jnp.array(np.cumsum([0, *areas[:-1]]), jnp.int32)[levels][:, None, None]
     stride = jnp.array([width for _, width, _ in static.shapes], jnp.int32)[levels][:, None, None]
-    rows, row_weights = taps(boxes[:, 1], boxes[:, 3], scale, size[:, 0], member, static)
-    columns, column_weights = taps(boxes[:, 0], boxes[:, 2], scale, size[:, 1], member, static)
-    return start + rows * stride, columns, row_weights, column_weights
+    return dataclasses.replace(own, rows=start + own.rows * stride)
 
 
 def _bytes_per_roi(static: Levels) -> int:

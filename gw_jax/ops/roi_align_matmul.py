@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from gw_jax.ops.checks import accumulation_dtype
 from gw_jax.ops.chunks import map_chunks, sum_chunks
 from gw_jax.ops.inverse_sqrt import HIGHEST
-from gw_jax.ops.roi_samples import Levels, taps
+from gw_jax.ops.kernels.placement import device_kind
+from gw_jax.ops.roi_samples import Levels, Taps, taps
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -31,8 +32,9 @@ def align(
         total = jnp.zeros(
             (boxes.shape[0], static.output_size, static.output_size, static.channels), static.accumulation_dtype
         )
+        own = taps(static, boxes, levels, sizes)
         for level, array in enumerate(features):
-            rows, columns = _weights(static, level, boxes, levels, sizes)
+            rows, columns = _weights(static, level, own, levels)
             if array.shape[0] > array.shape[1]:  # The longer axis first, so that less is left between the products.
                 part = _product("rph,hwc->rpwc", rows, array).astype(static.dtype)
                 total += _product("rqw,rpwc->rpqc", columns, part)
@@ -53,8 +55,9 @@ def _align_backward(static, residuals, cotangent):  # type: ignore[no-untyped-de
 
     def chunk(total, boxes, levels, cotangent):  # type: ignore[no-untyped-def]
         sums = []
+        own = taps(static, boxes, levels, sizes)
         for level, before in enumerate(total):
-            rows, columns = _weights(static, level, boxes, levels, sizes)
+            rows, columns = _weights(static, level, own, levels)
             if before.shape[0] > before.shape[1]:
                 part = _product("rqw,rpqc->rpwc", columns, cotangent).astype(static.dtype)
                 sums.append(before + _product("rph,rpwc->hwc", rows, part))
@@ -71,24 +74,21 @@ def _align_backward(static, residuals, cotangent):  # type: ignore[no-untyped-de
 align.defvjp(_align_forward, _align_backward)
 
 
-def _weights(
-    static: Levels, level: int, boxes: jax.Array, levels: jax.Array, sizes: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """``[k, s, h]`` and ``[k, s, w]``: what each pixel of an axis adds to each bin."""
-    member = levels == level
-    scale = jnp.full(levels.shape, static.scales[level], boxes.dtype)
+def _weights(static: Levels, level: int, own: Taps, levels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``[k, s, h]`` and ``[k, s, w]``: what each pixel of an axis adds to each bin; zero for the boxes of other levels."""
+    member = (levels == level)[:, None, None, None]
     matrices = []
-    for axis in range(2):  # Height, then width.
-        size = jnp.broadcast_to(sizes[level, axis], levels.shape)
-        pixels, weights = taps(boxes[:, 1 - axis], boxes[:, 3 - axis], scale, size, member, static)
+    for axis, (pixels, weights) in enumerate(((own.rows, own.row_weights), (own.columns, own.column_weights))):
         every = jnp.arange(static.shapes[level][axis], dtype=jnp.int32)[None, None, None, :]
-        matrix = jnp.where(pixels[..., None] == every, weights[..., None], 0).sum(-2)
+        matrix = jnp.where(member & (pixels[..., None] == every), weights[..., None], 0).sum(-2)
         matrices.append(matrix.astype(static.dtype))
     return matrices[0], matrices[1]
 
 
 def _product(equation: str, weights: jax.Array, array: jax.Array) -> jax.Array:
     total = accumulation_dtype(array.dtype)
+    if device_kind().platform == "cpu":  # XLA has no product of 16-bit numbers with a float32 result there, with jax 0.7.
+        weights, array = weights.astype(total), array.astype(total)
     return jnp.einsum(equation, weights, array, precision=HIGHEST, preferred_element_type=total)
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import group_whitening, timing, train_step
+from benchmarks import group_whitening, roi_align, timing, train_step
 
 CASE_KEYS = {"shape", "dtype", "step", "ours_ms", "torch_eager_ms", "bn_ms", "copy_ms"}
 
@@ -61,3 +61,22 @@ def test_the_peer_network_in_pytorch_is_a_resnet_50():
     assert sum(parameter.numel() for parameter in network.parameters()) == 25_557_032
     assert sum(isinstance(module, GroupWhitening) for module in network.modules()) == 17
     assert network.eval()(torch.zeros((1, 3, 64, 64))).shape == (1, 1000)
+
+
+@pytest.mark.slow
+def test_both_ways_of_roi_align_are_measured(capsys):
+    assert roi_align.main(["--small", "--rounds=1", "--cases=map,masks", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert [(case["case"], case["step"]) for case in result["cases"]] == [
+        (name, step) for name in ("map", "masks") for step in ("forward", "forward+backward")
+    ]
+    for case in result["cases"]:
+        assert case["ratio_matmul"] == case["matmul_ms"] / case["gather_ms"]
+        assert case["matmul_temp_bytes"] > 0
+
+
+def test_results_of_roi_align_that_differ_are_an_error():
+    array = np.ones((2, 3), np.float32)
+    roi_align.require_equal({"gather": array, "matmul": array}, "float32")
+    with pytest.raises(AssertionError):
+        roi_align.require_equal({"gather": array, "matmul": array * 1.001}, "float32")

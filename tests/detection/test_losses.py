@@ -12,6 +12,7 @@ from gw_jax.detection.targets import check_targets, pad_targets
 from tests.detection import golden
 
 LEVELS = ("P2", "P3", "P4", "P5", "P6")
+pytestmark = pytest.mark.usefixtures("quick")
 EVERYTHING = Sampling(rpn_batch=1_000_000, box_batch=100_000)
 
 

@@ -1,4 +1,5 @@
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,30 @@ def test_gradients_reach_the_level_of_each_box(implementation, quick_compilation
         sums = {name: float(values.sum()) for name, values in gradient(pyramid).items()}
     # Every bin's weights sum to 1: 49 bins of 3 channels for each box.
     np.testing.assert_allclose([sums[name] for name in STRIDES], [147, 147, 0, 0], rtol=1e-5)
+
+
+@pytest.mark.slow
+@BOTH
+def test_images_on_several_devices_need_no_communication(implementation):
+    """Values and gradients of 4 images on 4 devices are those of one device."""
+    rng = np.random.default_rng(0)
+    pyramid = {name: rng.standard_normal((4, 128 // s, 192 // s, 8)).astype(np.float32) for name, s in STRIDES.items()}
+    corner = rng.uniform(0, 120, (4, 16, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(5, 150, (4, 16, 2))], -1).astype(np.float32)
+    arguments = (pyramid, np.tile(np.array([[128, 192]], np.int32), (4, 1)), boxes, np.ones((4, 16, 7, 7, 8), np.float32))
+
+    @jax.jit
+    def both(pyramid, valid, boxes, cotangent):
+        value, pullback = jax.vjp(lambda pyramid: pool(pyramid, valid, boxes, 7, implementation=implementation), pyramid)
+        return value, pullback(cotangent)[0]
+
+    expected = both(*arguments)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))
+    sharded = jax.device_put(arguments, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+    program = both.lower(*sharded).compile()
+    assert not re.search("all-reduce|all-gather|all-to-all|collective-permute", program.as_text())
+    for ours, theirs in zip(jax.tree.leaves(program(*sharded)), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 def test_errors():
