@@ -47,6 +47,10 @@ def row(detections, index):
     return jax.tree.map(lambda leaf: np.asarray(leaf)[index], detections)
 
 
+SLOW = pytest.mark.slow  # Whole detectors, of which test_networks.py tests the part that sees the canvas.
+
+
+@SLOW
 def test_shapes_and_absent_rows(together):
     assert together.boxes.shape == (4, 100, 4)
     assert together.masks.shape == (4, 100, 28, 28)
@@ -67,13 +71,14 @@ def test_shapes_and_absent_rows(together):
         assert (boxes <= [width - 1, height - 1, width - 1, height - 1]).all()
 
 
+@SLOW
 def test_an_image_by_itself_has_the_same_detections(detector, together):
     height, width = golden.aligned(IMAGES[0].shape[:2])
     assert (height, width) != CANVAS
     assert_same(row(detect(detector, *batch(IMAGES[:1], height, width)), 0), row(together, 0))
 
 
-@pytest.mark.slow  # It compiles another program.
+@SLOW
 def test_four_devices_find_the_same(detector, together):
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
     sharding = NamedSharding(mesh, PartitionSpec("data"))

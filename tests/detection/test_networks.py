@@ -136,6 +136,7 @@ def test_canvas_and_batch_change_no_features(backbone, norm, fpn_norm, canvas_si
                 assert_close(found, expected[0], 2e-5, level)
 
 
+@SLOW
 def test_without_masks_the_canvas_shows():
     """The counterpart of the test above: the masks are what makes it pass."""
     detector, image = small(norm="frozen_bn"), random_image(64, 64)

@@ -16,9 +16,13 @@ from gw_jax.nn.initializers import AbstractRngs
 TINY = {False: Architecture(False, (1, 1, 1, 1)), True: Architecture(True, (1, 1, 1, 1))}
 
 
+SLOW = pytest.mark.slow  # tests/detection/test_networks.py has these networks in the default run.
+
+
 def backbone(bottleneck=False, **options):
     options = {"width": 8, "norm_options": {"num_groups": 4}, "other_norm": "frozen_bn", **options}
-    return gw_jax.create_model(TINY[bottleneck], num_classes=None, **options, rngs=nnx.Rngs(0))
+    options.setdefault("rngs", nnx.Rngs(0))
+    return gw_jax.create_model(TINY[bottleneck], num_classes=None, **options)
 
 
 @nnx.jit
@@ -26,8 +30,9 @@ def stages(model, images, valid):
     return model.stages(images, valid)
 
 
-@pytest.mark.parametrize("stem", ["imagenet", pytest.param("small", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("norm", ["frozen_bn", *(pytest.param(norm, marks=pytest.mark.slow) for norm in ("gw", "none"))])
+@pytest.mark.parametrize("stem", ["imagenet", "small"])
+@pytest.mark.parametrize("norm", ["frozen_bn", "gw", "none"])
+@SLOW
 def test_a_canvas_changes_no_image(stem, norm):
     model = backbone(stem=stem, norm=norm, norm_options={"num_groups": 4} if norm == "gw" else {})
     image = np.random.default_rng(0).standard_normal((96, 32, 3)).astype(np.float32)
@@ -43,9 +48,11 @@ def test_a_canvas_changes_no_image(stem, norm):
 
 
 def test_no_last_layer():
-    model = backbone()
+    model = backbone(rngs=AbstractRngs())
     assert model.head is None
-    assert jax.eval_shape(nnx.jit(lambda m, x: m.features(x)), model, jnp.zeros((1, 64, 64, 3))).shape == (1, 64)
+    graphdef, state = nnx.split(model)
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    assert jax.eval_shape(lambda state, x: nnx.merge(graphdef, state).features(x), state, images).shape == (1, 64)
     with pytest.raises(ValueError, match="made with num_classes=None and has no last layer"):
         model(jnp.zeros((1, 64, 64, 3)))
     with pytest.raises(ValueError, match="num_classes=None is a NoneType"):
@@ -53,7 +60,7 @@ def test_no_last_layer():
 
 
 def test_the_other_norm_is_frozen():
-    model = backbone(bottleneck=True, batch_norm_options={"epsilon": 0.25})
+    model = backbone(bottleneck=True, batch_norm_options={"epsilon": 0.25}, rngs=AbstractRngs())
     block = model.stage1[0]
     kinds = [type(norm) for norm in (block.norm1, block.norm2, block.norm3, block.shortcut.norm)]
     assert kinds == [FrozenBatchNorm, gw_jax.GroupWhitening, FrozenBatchNorm, FrozenBatchNorm]
@@ -64,7 +71,7 @@ def test_the_other_norm_is_frozen():
         gw_jax.create_model("lenet", other_norm="frozen_bn", rngs=nnx.Rngs(0))
 
 
-@pytest.mark.parametrize("frozen", [0, 1, 2])
+@pytest.mark.parametrize("frozen", [pytest.param(0, marks=SLOW), pytest.param(1, marks=SLOW), 2])
 def test_frozen_stages(frozen):
     model = backbone(norm="frozen_bn", norm_options={}, whiten="all")
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
