@@ -1,10 +1,13 @@
 """The configuration of a detector's training."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from gw_jax.config_checks import choice, number
+from gw_jax.detection.detector_options import DetectorNorm
+from gw_jax.detection.heads import BoxHeadName, ConvReLU
 from gw_jax.detection.inputs import CANVASES, PIXELS, check_canvas
+from gw_jax.detection.layers import HeadNorm
 from gw_jax.detection.options import Sampling
 from gw_jax.errors import ConfigError
 from gw_jax.models.config import NormConfig
@@ -12,9 +15,6 @@ from gw_jax.models.resnet import ARCHITECTURES
 from gw_jax.nn import norm_options
 from gw_jax.train.config import TrainConfig
 from gw_jax.train.task import Task
-
-BACKBONE_NORMS = ("gw", "gw_zca", "gn", "frozen_bn")
-HEAD_NORMS = ("none", "gn", "gw", "gw_zca")
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -34,7 +34,6 @@ class DetectorConfig:
         conv_relu: "last" has one ReLU after the four convolutions of the box head, as the published code; "each" one
             after each.
         width: channels of the backbone's stem.
-        stem: "imagenet" or "small".
         fpn_features: channels of the pyramid.
         head_features: outputs of the box head's linear layers.
 
@@ -45,16 +44,15 @@ class DetectorConfig:
     """
 
     backbone: str = choice("resnet50", ARCHITECTURES)
-    norm: str = choice("gw", BACKBONE_NORMS)
+    norm: str = choice("gw", get_args(DetectorNorm))
     norm_options: NormConfig = dataclasses.field(default_factory=NormConfig)
-    fpn_norm: str = choice("none", HEAD_NORMS)
-    box_head: str = choice("2fc", ("2fc", "4conv1fc"))
-    box_head_norm: str = choice("none", HEAD_NORMS)
+    fpn_norm: str = choice("none", get_args(HeadNorm))
+    box_head: str = choice("2fc", get_args(BoxHeadName))
+    box_head_norm: str = choice("none", get_args(HeadNorm))
     mask_head: bool = False
-    mask_head_norm: str = choice("none", HEAD_NORMS)
-    conv_relu: str = choice("last", ("last", "each"))
+    mask_head_norm: str = choice("none", get_args(HeadNorm))
+    conv_relu: str = choice("last", get_args(ConvReLU))
     width: int = number(64, 1)
-    stem: str = choice("imagenet", ("imagenet", "small"))
     fpn_features: int = number(256, 1)
     head_features: int = number(1024, 1)
 

@@ -37,7 +37,7 @@ class Types:
 class NormChoice:
     """A norm by name, "none" for none, and its options."""
 
-    name: str
+    name: HeadNorm
     options: dict[str, Any]
 
     def make(self, num_features: int, types: Types) -> Norm | None:
