@@ -65,9 +65,18 @@ def checkout(tmp_path, monkeypatch, data_dir, quick_compilation):
         yield tmp_path
 
 
-# README and the first page in the default run; the others take half a minute.
+def runs_commands(page):
+    blocks = [block for block in read_blocks(page) if is_run(block)]
+    return any(block.language in SHELLS or "slow" in block.marks for block in blocks)
+
+
+# README and the first page in the default run. Slow: the others; those with commands run whole, below.
 DEFAULT_PAGES = ("README.md", "index.md")
-PYTHON_PAGES = [pytest.param(page, marks=[pytest.mark.slow] * (page.name not in DEFAULT_PAGES)) for page in PAGES]
+PYTHON_PAGES = [
+    pytest.param(page, marks=[pytest.mark.slow] * (page.name not in DEFAULT_PAGES))
+    for page in PAGES
+    if page.name in DEFAULT_PAGES or not runs_commands(page)
+]
 
 
 @pytest.mark.parametrize("page", PYTHON_PAGES, ids=identify)
@@ -76,11 +85,6 @@ def test_python_blocks_run(page, checkout):
     for block in read_blocks(page):
         if block.language == "python" and is_run(block) and not {"after the commands", "slow"} & set(block.marks):
             run_python(block, scope)
-
-
-def runs_commands(page):
-    blocks = [block for block in read_blocks(page) if is_run(block)]
-    return any(block.language in SHELLS or "slow" in block.marks for block in blocks)
 
 
 @pytest.mark.slow
