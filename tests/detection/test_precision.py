@@ -13,7 +13,6 @@ from gw_jax.models import Architecture
 from gw_jax.nn.initializers import AbstractRngs
 from gw_jax.versions import enable_x64
 
-
 SLOW = pytest.mark.slow  # Traces of the same program with other types.
 
 
