@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gw_jax.detection.fpn import STRIDES
+from gw_jax.detection.anchors import STRIDES
+from gw_jax.ops.checks import require_floating
 from gw_jax.ops.valid import valid_mask
 
 # The stride of C5: canvases and valid areas are multiples of it, so that all levels up to P5 divide exactly.
@@ -23,11 +24,13 @@ def check_images(images: jax.Array, valid: ArrayLike, sizes: ArrayLike | None = 
     """Checks a batch of images against its canvas; values of ``valid`` and ``sizes`` where they are not traced.
 
     Raises:
+        TypeError: the images are not floating point, such as bytes that were not normalised.
         ValueError: the canvas is no multiple of 32, ``valid`` or ``sizes`` is of another shape than the images say, or does
             not fit into the canvas.
     """
     if images.ndim != 4:
         raise ValueError(f"images have shape {images.shape}; give [n, height, width, channels].")
+    require_floating(images, "the detector")
     n, height, width, _ = images.shape
     if height % ALIGNMENT or width % ALIGNMENT or not height or not width:
         raise ValueError(

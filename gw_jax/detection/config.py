@@ -33,6 +33,8 @@ class DetectorConfig:
         mask_head_norm: norm after its convolutions.
         conv_relu: "last" has one ReLU after the four convolutions of the box head, as the published code; "each" one
             after each.
+        frozen_bn_epsilon: added to the variances of all frozen BatchNorms; the reference has none. Weights with channels
+            of variance near 0 need that of their training, 1e-5.
         width: channels of the backbone's stem.
         fpn_features: channels of the pyramid.
         head_features: outputs of the box head's linear layers.
@@ -52,6 +54,7 @@ class DetectorConfig:
     mask_head: bool = False
     mask_head_norm: str = choice("none", get_args(HeadNorm))
     conv_relu: str = choice("last", get_args(ConvReLU))
+    frozen_bn_epsilon: float = number(0.0, 0)
     width: int = number(64, 1)
     fpn_features: int = number(256, 1)
     head_features: int = number(1024, 1)

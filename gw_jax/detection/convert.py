@@ -17,7 +17,7 @@ from gw_jax.convert.fill import listed
 from gw_jax.convert.torch_file import CONTAINERS, Container, read_torch_file, write_torch_file
 from gw_jax.detection.caffe2 import read_caffe2, write_backbone
 from gw_jax.detection.detector import Detector
-from gw_jax.detection.pixels import BGR, RGB
+from gw_jax.detection.inputs import PIXELS
 from gw_jax.detection.saved import load_detector
 from gw_jax.detection.torch_state import read_state, to_torch_state
 from gw_jax.errors import ConfigError, UserError, one_line
@@ -29,7 +29,6 @@ from gw_jax.tree import by_path
 # Options for one direction only.
 _IMPORT_OPTIONS = ("conv_relu", "norm_options", "epsilon", "pixels")
 _EXPORT_OPTIONS = ("container",)
-_PIXELS = {"rgb": RGB, "bgr": BGR}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--norm_options", metavar="K=V,...", help="options of the backbone's norm: num_groups=64")
     parser.add_argument("--epsilon", type=float, help="of the frozen batch norms (0, as in the reference)")
     parser.add_argument(
-        "--pixels", choices=tuple(_PIXELS), help="pixel values of its images: rgb (the default) for a backbone of PyTorch, "
+        "--pixels", choices=tuple(PIXELS), help="pixel values of its images: rgb (the default) for a backbone of PyTorch, "
         "bgr for one of Caffe2"
     )  # fmt: skip
     parser.add_argument(
@@ -121,7 +120,7 @@ def _import_detector(args: argparse.Namespace) -> list[str]:
         norm_options=None if args.norm_options is None else parse_dict(args.norm_options),
         epsilon=args.epsilon or 0.0,
     )
-    pixels = _PIXELS[args.pixels or "rgb"]
+    pixels = PIXELS[args.pixels or "rgb"]
     notices = [*file.weights.notices, *found.notices]
     if file.training:
         notices.append(f"the state of the training was left out: {listed(list(file.training))}")

@@ -129,7 +129,7 @@ class Detector(nnx.Module):
         """
         logits, deltas = self.box_head(self._regions(pyramid, valid, boxes, BOX_SIZE))
         n, count = boxes.shape[:2]
-        return logits.reshape(n, count, -1), deltas.reshape(n, count, -1)
+        return logits.reshape(n, count, logits.shape[-1]), deltas.reshape(n, count, deltas.shape[-1])
 
     def mask_logits(
         self, pyramid: dict[str, jax.Array], valid: jax.Array, boxes: jax.Array, labels: jax.Array

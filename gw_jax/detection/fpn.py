@@ -6,11 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gw_jax.detection.anchors import LEVELS
 from gw_jax.detection.layers import ConvNorm, NormChoice, Types, xavier_uniform
 from gw_jax.versions import module_list
-
-# Strides of the levels to the pixels.
-STRIDES: dict[str, int] = {"P2": 4, "P3": 8, "P4": 16, "P5": 32, "P6": 64}
 
 
 class FPN(nnx.Module):
@@ -53,7 +51,7 @@ class FPN(nnx.Module):
             running = x if running is None else x + _upsample(running)
             outputs[name] = self.layer[level](running, masks[name])
         outputs["P6"] = outputs["P5"][:, ::2, ::2]
-        return {name: outputs[name] for name in STRIDES}
+        return {name: outputs[name] for name in LEVELS}
 
 
 def _upsample(x: jax.Array) -> jax.Array:

@@ -7,13 +7,13 @@ from gw_jax.convert.fill import listed
 from gw_jax.convert.keys import Keys
 from gw_jax.convert.norm_kinds import norm_kind
 from gw_jax.convert.residual_network import ResidualNetwork, identify_residual_network
+from gw_jax.detection.heads import NUM_CONVS
 from gw_jax.detection.layout import BODY, BOX_FEATURES, FPN, MASK_FEATURES
 from gw_jax.errors import CheckpointError
 
 # Placement and kind of the backbone's norms: the argument ``norm``.
 _BACKBONE_NORMS = {(None, None): "frozen_bn", ("S1-B2", "group whitening"): "gw", ("all", "vector"): "gn"}
 _NORMS = {"group whitening": "gw", "vector": "gn"}
-_NUM_CONVS = 4
 # The deepest named backbone has 50 blocks; making a network of as many as a file can name would take hours.
 _MAX_BLOCKS = 200
 
@@ -42,7 +42,7 @@ def identify_detector(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "norm": _backbone_norm(network),
         "fpn_norm": fpn_norm,
         "box_head": "4conv1fc" if convs else "2fc",
-        "box_head_norm": _norm(keys, f"{box}.xconvs.1") if len(convs) > _NUM_CONVS else "none",
+        "box_head_norm": _norm(keys, f"{box}.xconvs.1") if len(convs) > NUM_CONVS else "none",
     }
     if keys.children("roi_heads.mask"):
         arguments |= {"mask_head": True, "mask_head_norm": _conv_norm(keys, f"{MASK_FEATURES}mask_fcn1")[1]}

@@ -29,7 +29,7 @@ class Types:
     rngs: nnx.Rngs
 
     def arguments(self) -> dict[str, Any]:
-        """They as keyword arguments of a layer."""
+        """Keyword arguments of a layer."""
         return {"dtype": self.dtype, "param_dtype": self.param_dtype, "rngs": self.rngs}
 
 

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from gw_jax.detection.anchors import LEVELS, anchor_ids, anchors, visible
+from gw_jax.detection.canvas import check_images
+from gw_jax.detection.heads import MASK_SIZE
 from gw_jax.detection.matching import match
 from gw_jax.detection.options import Sampling
 from gw_jax.detection.polygons import rasterize
-from gw_jax.detection.proposals import propose
+from gw_jax.detection.proposals import WEIGHTS, propose
 from gw_jax.detection.regions import Regions, encode_where, image_keys, sample_regions
 from gw_jax.detection.sampling import sample_masks
 from gw_jax.detection.targets import Targets, check_targets
@@ -21,10 +23,10 @@ if TYPE_CHECKING:
 
 # IoU from which on an anchor is positive, and below which it is negative.
 RPN_IOU = (0.7, 0.3)
-RPN_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 RPN_BETA = 1 / 9
 BOX_BETA = 1.0
-MASK_SIZE = 28
+# The mask head doubles the resolution of its regions.
+TARGET_SIZE = 2 * MASK_SIZE
 
 
 def detector_losses(
@@ -66,7 +68,9 @@ def detector_losses(
         Scalars, at least float32; ``loss_mask`` only with a mask head.
 
     Raises:
-        ValueError: shapes that do not fit each other.
+        TypeError: images that are not floating point.
+        ValueError: shapes that do not fit each other, sides of the canvas that are no multiples of 32, or, where values are
+            not traced, an image larger than its canvas.
         ConfigError: a number in ``sampling`` that is out of range.
 
     Source: Ren et al., Faster R-CNN (NeurIPS 2015); He et al., Mask R-CNN (ICCV 2017).
@@ -87,6 +91,7 @@ def detector_losses(
     """
     sampling = Sampling() if sampling is None else sampling
     sampling.check()
+    check_images(images, valid, sizes)
     sampling.require_batch(images.shape[0])
     arrays = check_targets(targets, images.shape[0], masks=detector.mask_head is not None)
     anchor_key, region_key = jax.random.split(key)
@@ -154,7 +159,7 @@ def rpn_losses(
                 sampling.rpn_positive_fraction,
                 ids=ids,
             )
-            return positive, negative, encode_where(positive, truth[jnp.maximum(matches, 0)], boxes, RPN_WEIGHTS)
+            return positive, negative, encode_where(positive, truth[jnp.maximum(matches, 0)], boxes, WEIGHTS)
 
         return jax.vmap(of_image)(*batch)
 
@@ -198,13 +203,13 @@ def mask_loss(logits: jax.Array, regions: Regions, targets: dict[str, jax.Array]
     """
 
     def of_image(edges: jax.Array, parts: jax.Array, objects: jax.Array, boxes: jax.Array, size: jax.Array) -> jax.Array:
-        return rasterize(edges[objects], parts[objects], boxes, size, MASK_SIZE)
+        return rasterize(edges[objects], parts[objects], boxes, size, TARGET_SIZE)
 
     arguments = (targets["edges"], targets["parts"], regions.objects, regions.boxes, sizes)
     inside = jax.lax.stop_gradient(on_each_device(jax.vmap(of_image), *arguments))
     positive = regions.labels > 0
     losses = jnp.where(positive[..., None, None], _binary_cross_entropy(logits, inside), 0)
-    return {"loss_mask": losses.sum() / (jnp.maximum(positive.sum(), 1) * MASK_SIZE**2)}
+    return {"loss_mask": losses.sum() / (jnp.maximum(positive.sum(), 1) * TARGET_SIZE**2)}
 
 
 def smooth_l1(difference: jax.Array, beta: float) -> jax.Array:

@@ -82,6 +82,9 @@ def postprocess(
         )
         return jax.vmap(of_image)(scores, decoded, present, sizes)
 
+    if not boxes.shape[1]:  # One row that is absent stands for none.
+        logits, deltas, boxes = (jnp.pad(a, ((0, 0), (0, 1), (0, 0))) for a in (logits, deltas, boxes))
+        present = jnp.zeros(boxes.shape[:2], bool)
     return on_each_device(of_images, logits, deltas, boxes, present, sizes)
 
 

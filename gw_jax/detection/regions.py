@@ -7,13 +7,13 @@ import jax.numpy as jnp
 
 from gw_jax.detection.matching import match
 from gw_jax.detection.options import Sampling
+from gw_jax.detection.postprocess import WEIGHTS
 from gw_jax.detection.sampling import sample_indices
 from gw_jax.ops.boxes import encode, iou
 from gw_jax.ops.per_device import on_each_device
 
 # IoU from which on a region is positive, and below which it is negative.
 BOX_IOU = (0.5, 0.5)
-BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 # Ground-truth boxes are candidates, too; their random numbers must not depend on the number of proposals.
 _GROUND_TRUTH_IDS = 1 << 24
 
@@ -25,7 +25,7 @@ class Regions:
 
     Attributes:
         boxes: ``[n, s, 4]``.
-        sampled: bool ``[n, s]``; the others are filling.
+        sampled: bool ``[n, s]``; the others are padding.
         labels: int32 ``[n, s]``, 0 for the background.
         deltas: regression targets ``[n, s, 4]`` of positives, else 0.
         objects: int32 ``[n, s]``, the index of the ground truth of a positive, else 0.
@@ -68,7 +68,7 @@ def sample_regions(
             sampling.box_positive_fraction,
             ids=ids,
         )
-        # A box of one pixel in place of what fills up, so that its features are those of some region.
+        # Padding rows are a box of one pixel, so that their features are those of some region.
         regions = jnp.where(sampled[:, None], candidates[chosen], 0)
         positive = sampled & (matches[chosen] >= 0)
         matched = jnp.where(positive, matches[chosen], 0)
@@ -76,7 +76,7 @@ def sample_regions(
             boxes=regions,
             sampled=sampled,
             labels=jnp.where(positive, classes[matched], 0).astype(jnp.int32),
-            deltas=encode_where(positive, truth[matched], regions, BOX_WEIGHTS),
+            deltas=encode_where(positive, truth[matched], regions, WEIGHTS),
             objects=matched,
         )
 

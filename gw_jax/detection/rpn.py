@@ -5,11 +5,10 @@ from collections.abc import Mapping
 import jax
 from flax import nnx
 
+from gw_jax.detection.anchors import RATIOS
 from gw_jax.detection.layers import Types, conv, exact_types
 from gw_jax.nn.initializers import normal
 from gw_jax.ops.valid import select_valid
-
-NUM_RATIOS = 3
 
 
 class RPNHead(nnx.Module):
@@ -29,8 +28,8 @@ class RPNHead(nnx.Module):
         exact = exact_types(types)
         highest = jax.lax.Precision.HIGHEST
         self.conv = conv(features, features, 3, normal(0.01), types)
-        self.logits = conv(features, NUM_RATIOS, 1, normal(0.01), exact, precision=highest)
-        self.deltas = conv(features, NUM_RATIOS * 4, 1, normal(0.01), exact, precision=highest)
+        self.logits = conv(features, len(RATIOS), 1, normal(0.01), exact, precision=highest)
+        self.deltas = conv(features, len(RATIOS) * 4, 1, normal(0.01), exact, precision=highest)
 
     def __call__(
         self, pyramid: Mapping[str, jax.Array], masks: Mapping[str, jax.Array]

@@ -9,6 +9,7 @@ import numpy as np
 
 from gw_jax.detection.polygons import pad_polygons
 from gw_jax.errors import shown
+from gw_jax.ops.checks import require_integer
 
 Targets = Mapping[str, jax.Array]
 
@@ -44,7 +45,8 @@ def pad_targets(
 
     Raises:
         ValueError: more objects or edges than there is room for, a box without area, a value that is not finite, a label
-            out of range, or lists of different lengths; the message names the image.
+            out of range, or lists of different lengths; the message names the image. ``max_objects`` is no integer of at
+            least 0.
 
     Example:
         >>> from gw_jax.detection import pad_targets
@@ -57,13 +59,14 @@ def pad_targets(
             f"Boxes are of {len(boxes)} images, labels of {len(labels)}"
             f"{'' if polygons is None else f', polygons of {len(polygons)}'}; one entry per image is needed in each."
         )
+    max_objects = require_integer("max_objects", max_objects, 0)
     result = {
         "boxes": np.zeros((len(boxes), max_objects, 4), np.float32),
         "labels": np.zeros((len(boxes), max_objects), np.int32),
         "present": np.zeros((len(boxes), max_objects), bool),
     }
     for index in range(len(boxes)):
-        found = np.asarray(boxes[index], np.float32).reshape(-1, 4)
+        found = _boxes(index, boxes[index])
         classes = np.asarray(labels[index]).reshape(-1)
         _check(index, found, classes, num_classes, max_objects)
         count = len(found)
@@ -88,6 +91,19 @@ def pad_targets(
         result["edges"] = np.stack([edges for edges, _ in padded])
         result["parts"] = np.stack([parts for _, parts in padded])
     return result
+
+
+def _boxes(index: int, boxes: Any) -> np.ndarray:
+    """``boxes`` as float32 ``[k, 4]``; without any, their shape does not matter."""
+    try:
+        found = np.asarray(boxes, np.float32)
+    except (TypeError, ValueError):
+        found = np.zeros((1,), np.float32)
+    if not found.size:
+        return np.zeros((0, 4), np.float32)
+    if found.ndim != 2 or found.shape[1] != 4:
+        raise ValueError(f"Image {index} has boxes {shown(boxes)}; a list of x1, y1, x2, y2 each is needed, [k, 4].")
+    return found
 
 
 def _check(index: int, boxes: np.ndarray, labels: np.ndarray, num_classes: int, max_objects: int) -> None:

@@ -240,5 +240,5 @@ def check_variances(model: nnx.Module, arrays: Mapping[str, np.ndarray], names: 
         raise CheckpointError(
             f"Channels in {source} have a variance near 0, and frozen batch norms divide by its root without an epsilon: "
             f"{listed(found)}. Pass the epsilon of the training: epsilon=1e-5 (--epsilon=1e-5), or frozen_bn_epsilon=1e-5 "
-            "of create_detector."
+            "of create_detector (config.model.frozen_bn_epsilon=1e-5)."
         )

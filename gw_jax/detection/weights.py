@@ -58,8 +58,6 @@ def _require_same(directory: pathlib.Path, stored: dict[str, Any], arguments: di
         # No options and none given are the same.
         if (there or None) != (value or None):
             differences.append(f"{name} is {there!r} there and {value!r} here")
-    if stored.get("frozen_bn_epsilon"):
-        differences.append(f"frozen_bn_epsilon is {stored['frozen_bn_epsilon']!r} there and 0 here")
     if differences:
         raise ConfigError(
             f"The detector in {directory} is not that of config.model: {'; '.join(differences)}. Set the fields to what is "

@@ -31,7 +31,7 @@ def sum_chunks(
 
 
 def _chunks(count: int, bytes_per_row: int) -> tuple[int, int]:
-    """Number of chunks, and RoIs of each, for ``count`` RoIs."""
+    """Number of chunks, and rows per chunk, for ``count`` rows."""
     most = max(1, CHUNK_BYTES // bytes_per_row)
     chunks = max(1, -(-count // most))
     return chunks, -(-count // chunks)

@@ -26,7 +26,7 @@ def align(
         sizes: int32 ``[levels, 2]``, valid height and width.
     """
     # What lies outside of the valid area has the weight 0, but 0 * NaN is NaN.
-    features = tuple(_select(array, size, 0) for array, size in zip(features, sizes, strict=True))
+    features = tuple(_select(array, size) for array, size in zip(features, sizes, strict=True))
 
     def chunk(boxes: jax.Array, levels: jax.Array) -> jax.Array:
         total = jnp.zeros(
@@ -92,10 +92,10 @@ def _product(equation: str, weights: jax.Array, array: jax.Array) -> jax.Array:
     return jnp.einsum(equation, weights, array, precision=HIGHEST, preferred_element_type=total)
 
 
-def _select(array: jax.Array, size: jax.Array, other: float) -> jax.Array:
+def _select(array: jax.Array, size: jax.Array) -> jax.Array:
     rows = jnp.arange(array.shape[0], dtype=jnp.int32)[:, None, None] < size[0]
     columns = jnp.arange(array.shape[1], dtype=jnp.int32)[None, :, None] < size[1]
-    return jnp.where(rows & columns, array, jnp.asarray(other, array.dtype))
+    return jnp.where(rows & columns, array, jnp.zeros((), array.dtype))
 
 
 def _bytes_per_roi(static: Levels) -> int:

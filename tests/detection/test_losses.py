@@ -163,12 +163,12 @@ def test_an_image_without_objects_trains_on_negatives():
     deltas = {level: jnp.ones((1, *shape, 12)) for level, shape in shapes.items()}
     targets = check_targets(pad_targets([[]], [[]], max_objects=2), 1, masks=False)
     sizes = jnp.array([[64, 64]], jnp.int32)
-    losses = rpn_losses(logits, deltas, sizes, targets, jax.random.key(1), Sampling())
+    losses = jax.jit(lambda *a: rpn_losses(*a, jax.random.key(1), Sampling()))(logits, deltas, sizes, targets)
     np.testing.assert_allclose(losses["loss_objectness"], np.log(2), rtol=1e-6)
     assert losses["loss_rpn_box_reg"] == 0
     boxes = jnp.array([[[0.0, 0, 9, 9], [5, 5, 20, 20], [0, 0, 0, 0]]])
     present = jnp.array([[True, True, False]])
-    regions = sample_regions(boxes, present, targets, jax.random.key(0), Sampling())
+    regions = jax.jit(lambda *a: sample_regions(*a, jax.random.key(0), Sampling()))(boxes, present, targets)
     assert regions.sampled.sum() == 2
     assert not regions.labels.any()
     assert not regions.deltas.any()
@@ -186,7 +186,8 @@ def test_padding_changes_no_sample():
         proposals[0, :40] = boxes
         targets = check_targets(pad_targets([truth], [labels], max_objects=objects), 1, masks=False)
         sampling = Sampling(box_batch=12)
-        regions = sample_regions(proposals, np.arange(slots)[None] < 40, targets, jax.random.key(3), sampling)
+        sample = jax.jit(lambda *a: sample_regions(*a, jax.random.key(3), sampling))
+        regions = sample(proposals, np.arange(slots)[None] < 40, targets)
         kept = np.asarray(regions.sampled[0])
         return {tuple(row) for row in np.asarray(regions.boxes[0])[kept].tolist()}
 

@@ -11,6 +11,8 @@ from flax import nnx
 
 from gw_jax.detection.detector import create_detector
 from gw_jax.detection.layers import Deconv2x2, Types
+from gw_jax.detection.losses import detector_losses
+from gw_jax.detection.targets import pad_targets
 from gw_jax.models import Architecture
 from gw_jax.nn import FrozenBatchNorm, GroupNorm, GroupWhitening
 from gw_jax.nn.initializers import AbstractRngs
@@ -244,6 +246,15 @@ def test_images_that_do_not_fit_are_named(canvas, valid, message):
 def test_sizes_that_do_not_fit_are_named(sizes, message):
     with pytest.raises(ValueError, match=message):
         small().detect(jnp.zeros((1, 64, 64, 3)), jnp.array([[64, 64]]), jnp.asarray(sizes))
+    targets = pad_targets([[]], [[]], max_objects=1)
+    arguments = jnp.zeros((1, 64, 64, 3)), jnp.array([[64, 64]]), jnp.asarray(sizes), targets, jax.random.key(0)
+    with pytest.raises(ValueError, match=message):
+        detector_losses(small(), *arguments)
+
+
+def test_bytes_are_refused():
+    with pytest.raises(TypeError, match="the detector got an array of type uint8"):
+        small().pyramid(jnp.zeros((1, 64, 64, 3), jnp.uint8), jnp.array([[64, 64]]))
 
 
 def test_arguments_of_the_heads_are_checked():

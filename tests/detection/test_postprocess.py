@@ -112,6 +112,13 @@ def test_equals_suppression_class_by_class(score_threshold, max_detections):
     np.testing.assert_allclose(found.boxes[0][present], boxes, atol=1e-4)
 
 
+def test_no_proposals():
+    arrays = jnp.zeros((2, 0, 3)), jnp.zeros((2, 0, 12)), jnp.zeros((2, 0, 4)), jnp.zeros((2, 0), bool)
+    found = run(*arrays, jnp.full((2, 2), 32), max_detections=7)
+    assert found.boxes.shape == (2, 7, 4)
+    assert not any(np.asarray(values).any() for values in found)
+
+
 def test_nothing_found():
     _, inputs, size = case("few")
     logits, deltas, boxes, present, sizes = batch([inputs] * 2, [size] * 2)

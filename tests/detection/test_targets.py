@@ -37,6 +37,9 @@ def test_arrays_are_padded():
         ([[[10, 20, np.inf, 60]]], [[1]], None, "finite numbers are needed"),
         ([[BOX]], [[0]], None, "the label 0; 1 to 80 are allowed"),
         ([[BOX]], [[81]], None, "the label 81; 1 to 80 are allowed"),
+        ([BOX], [[1]], None, "Image 0 has boxes [10.0, 20, 50, 60]; a list of x1, y1, x2, y2 each is needed, [k, 4]."),
+        ([[BOX[:3]] * 4], [[1] * 3], None, "Image 0 has boxes "),
+        ([[BOX, BOX[:3]]], [[1] * 2], None, "Image 0 has boxes "),
         ([[BOX]], [[1]], [[]], "Image 0 has 1 boxes and polygons of 0 objects"),
         ([[BOX]], [[1]], [[[[np.nan, *TRIANGLE[1:]]]]], "Image 0: "),
     ],
@@ -45,6 +48,12 @@ def test_bad_ground_truth_is_named(boxes, labels, polygons, message):
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         pad_targets(boxes, labels, polygons, max_objects=2)
     assert "\n" not in str(error.value)
+
+
+def test_no_room_is_no_number():
+    assert pad_targets([[]], [[]], max_objects=0)["boxes"].shape == (1, 0, 4)
+    with pytest.raises(ValueError, match="max_objects=-1; it must be 0 or more"):
+        pad_targets([[]], [[]], max_objects=-1)
 
 
 def test_arrays_of_another_shape_are_refused():

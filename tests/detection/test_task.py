@@ -169,14 +169,18 @@ def test_a_run_starts_from_a_classifier(tmp_path):
 
 
 def test_a_run_starts_from_a_detector(tmp_path):
-    detector = create_detector(**SMALL, norm_options={"num_groups": 8}, num_classes=3, mask_head=True, rngs=nnx.Rngs(3))
+    arguments = {**SMALL, "mask_head": True, "frozen_bn_epsilon": 1e-5}
+    detector = create_detector(**arguments, norm_options={"num_groups": 8}, num_classes=3, rngs=nnx.Rngs(3))
     save_detector(tmp_path / "detector", detector)
-    arrays = make_config().make_task().read_weights(tmp_path / "detector").arrays
+    model = DetectorConfig(**arguments, norm_options=NormConfig(num_groups=8))
+    arrays = make_config(model=model).make_task().read_weights(tmp_path / "detector").arrays
     for path, leaf in variables(detector).items():
         np.testing.assert_array_equal(arrays[path], leaf)
     with pytest.raises(ConfigError, match="num_classes is 3 there and 4 here"):
-        make_config(num_classes=4).make_task().read_weights(tmp_path / "detector")
-    other = make_config(model=DetectorConfig(**SMALL, norm_options=NormConfig(num_groups=4), mask_head=True))
+        make_config(num_classes=4, model=model).make_task().read_weights(tmp_path / "detector")
+    with pytest.raises(ConfigError, match=r"frozen_bn_epsilon is 1e-05 there and 0\.0 here"):
+        make_config().make_task().read_weights(tmp_path / "detector")
+    other = make_config(model=dataclasses.replace(model, norm_options=NormConfig(num_groups=4)))
     with pytest.raises(ConfigError, match=r"norm_options is .* there and .* here"):
         other.make_task().read_weights(tmp_path / "detector")
 

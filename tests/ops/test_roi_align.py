@@ -257,3 +257,11 @@ def test_integers_are_refused(name):
     call[name] = call[name].astype(jnp.int32)
     with pytest.raises(TypeError, match="roi_align got an array of type int32"):
         roi_align(**call, scale=0.25, output_size=7)
+
+
+def test_float64_of_numpy_without_float64_of_jax():
+    """One warning that says so, and none of JAX about types that it does not have."""
+    with pytest.warns(UserWarning, match="roi_align got a float64 NumPy array") as warned:
+        pooled = jax.eval_shape(lambda boxes: roi_align(np.ones((4, 4, 1)), boxes, 1 / 4, 1), jnp.zeros((1, 4)))
+    assert pooled.dtype == jnp.float32
+    assert len(warned) == 1
