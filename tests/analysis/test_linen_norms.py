@@ -46,6 +46,7 @@ def _at(tree, path, default):
     return tree
 
 
+@pytest.mark.slow
 def test_every_norm_is_found_and_the_variables_stay(made):
     before = jax.tree.map(np.asarray, made)
     found = analyze_linen_norms(Net(), made, IMAGES)

@@ -67,6 +67,7 @@ def test_the_networks_to_compile_are_checked_first(capsys):
     assert "resnet5 is not known; choose of resnet18, resnet34" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_relu_after_a_kernel_is_fused_into_the_next_convolution():
     device = tpu.devices("v5e:2x2")[0]
     everywhere = NamedSharding(make_mesh([device]), PartitionSpec())

@@ -29,7 +29,7 @@ def test_the_projects_configs_are_valid_and_say_what_they_do(path):
         ("mode", "eval", "config.mode='eval' is not known; choose one of train, evaluate"),
         ("dtype", "float16", "config.dtype='float16' is not known"),
         ("model.name", "resnet5", "Did you mean 'resnet50'"),
-        ("model.norm", "batch", "config.model.norm='batch' is not known; choose one of gw, gw_zca, bn, gn, ln"),
+        ("model.norm", "batch", "config.model.norm='batch' is not known; choose one of gw, gw_zca, bn, frozen_bn, gn, ln"),
         ("model.whiten", "s1-b2", "Did you mean 'S1-B2'"),
         ("model.norm_options.implementation", "kernels", "Did you mean 'kernel'"),
         ("schedule.name", "cos", "Did you mean 'cosine'"),

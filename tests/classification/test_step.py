@@ -54,6 +54,7 @@ def exchanges(config):
     return len(re.findall(r"all-reduce(?:-start)?\(", text))
 
 
+@pytest.mark.slow
 def test_batch_norm_in_groups_exchanges_nothing_but_gradients(config):
     config.model.batch_norm_group_size = 2
     # All gradients, the loss and top-1 at once.

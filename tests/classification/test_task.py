@@ -79,6 +79,7 @@ def test_a_smoothed_and_mixed_run_learns(config, tmp_path):
         run(config, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_the_loss_of_training_is_that_of_smoothed_targets(config):
     config.data.shift, config.label_smoothing = 0, 0.2
     (_, smoothed), *_ = steps(config, 1)
@@ -116,6 +117,7 @@ def test_statistics_of_groups_are_averaged_in_evaluation(config):
     assert all(leaf.ndim <= 1 for leaf in jax.tree.leaves(averaged))
 
 
+@pytest.mark.slow
 def test_a_stop_during_mode_evaluate_ends_it(finished, config, monkeypatch, capfd):
     workdir, _ = finished
     config.mode = "evaluate"

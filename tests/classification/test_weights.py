@@ -56,6 +56,7 @@ def test_an_imported_model_is_evaluated(finished, config, tmp_path):
     assert json.loads((tmp_path / "new" / "evaluation.json").read_text())["eval/count"] == 50
 
 
+@pytest.mark.slow
 def test_a_run_with_a_new_head_is_evaluated(finished, config, tmp_path):
     """Its own configuration has ``init_new_head``, which means nothing once there is a checkpoint."""
     config.init_from, config.init_new_head, config.num_epochs = str(export(config, finished)), True, 1
@@ -195,6 +196,7 @@ def test_dropout_depends_on_seed_and_step_only(config):
     assert losses[:2] == losses[2:]
 
 
+@pytest.mark.slow
 def test_the_choice_of_a_kernel_is_not_exported(config, tmp_path):
     """It belongs to the machine of training: a model exported with it would not load elsewhere."""
     config.model.norm_options.implementation, config.num_steps = "plain", 1

@@ -95,6 +95,7 @@ def test_a_killed_worker_is_replaced_and_no_batch_is_lost_or_doubled(workers, ex
     assert found + bytes_of(batches) == expected
 
 
+@pytest.mark.slow
 def test_workers_that_die_repeatedly_end_the_run(monkeypatch, capsys):
     starts = []
     reader = BatchReader(lambda position: {"image": position}, 8, 10, cyclic=False, num_threads=1, num_workers=1)

@@ -152,6 +152,7 @@ def save_classifier(directory, **arguments):
     gw_jax.save_pretrained(directory, gw_jax.create_model("resnet18", **options, rngs=nnx.Rngs(7)))
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_classifier(tmp_path):
     save_classifier(tmp_path / "classifier")
     config = make_config(init_from=str(tmp_path / "classifier"))

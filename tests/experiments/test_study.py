@@ -65,6 +65,7 @@ def test_the_same_seed_gives_the_same_numbers(runs):
     assert cases[0]["rate"] == 0.1
 
 
+@pytest.mark.slow
 def test_diverged_runs_are_counted_and_scored(runs):
     case = run_case(runs, load_digits(), 8, LENGTH, rate=float("inf"))
     assert case["diverged"] == [True, True]

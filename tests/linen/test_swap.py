@@ -105,6 +105,7 @@ def test_checkpoints_fit_and_values_equal_those_of_a_network_built_by_hand():
     assert "batch_stats" in model.init(jax.random.key(0), x)
 
 
+@pytest.mark.slow
 def test_a_step_trains_it():
     swapped, x, labels = gw_jax.linen.swap_norms(CNN(), ".*", make_gw), images(), jnp.arange(4)
     params = swapped.init(jax.random.key(0), x)["params"]

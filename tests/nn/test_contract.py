@@ -40,6 +40,7 @@ def test_dtype_is_the_type_of_the_output_only(name):
         assert leaf.dtype in (jnp.float32, jnp.int32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("name", NORMS)
 def test_jit_and_vmap_change_nothing(name, train):
@@ -80,6 +81,7 @@ def test_the_gradient_is_the_derivative(float64, name, train):
     jax.test_util.check_grads(scalar, (params, x), order=1, modes=["rev"], eps=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", WITH_BATCH_STATISTICS)
 def test_a_mapped_axis_is_one_batch(float64, name, masked):

@@ -29,6 +29,7 @@ def norms_of(model):
     return [m for _, m in nnx.iter_graph(model) if isinstance(m, gw_jax.GroupWhitening)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_every_norm_is_replaced_and_a_step_trains_the_new_ones(name):
     make, expected = MODELS[name]

@@ -34,6 +34,7 @@ def quick(quick_compilation):
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
 @NEEDS_KERNELS
 def test_kernels_equal_float64(name):
@@ -80,6 +81,7 @@ def test_a_first_value_far_from_the_rest_does_not_spoil_bfloat16(platform):
     assert error <= 6 * 2**-9 * np.abs(truth[rest]).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["samples, 2 channels per group", "lane tiles, 1 channel per group", "GPU, 1 channel per group"]
 )
@@ -126,6 +128,7 @@ def test_kernels_support_iterations_and_epsilon(name, num_iterations, epsilon):
     assert max(relative_errors(found, in_float64(*arguments, num_groups=KERNELS[name][1], **options))) <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
@@ -148,6 +151,7 @@ def test_a_constant_sample_becomes_the_bias_with_finite_gradients(name, dtype):
     assert all(np.isfinite(array).all() for array in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["samples, 2 channels per group", "lane tiles, 1 channel per group", "GPU, 1 channel per group"]
 )
@@ -246,6 +250,7 @@ def test_products_with_written_out_derivatives_equal_the_definition(float64, sha
     assert max(relative_errors(found, truth)) <= 1e-11
 
 
+@pytest.mark.slow
 @NEEDS_KERNELS
 @pytest.mark.parametrize("kind", ["samples", "lane tiles", "GPU"])
 def test_scale_and_bias_of_a_kernel_may_be_missing(kind):

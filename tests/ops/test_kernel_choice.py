@@ -36,6 +36,7 @@ def quick(quick_compilation):
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["samples, 4 channels per group", "lane tiles, 2 channels per group"])
 @NEEDS_KERNELS
 def test_kernels_are_sharded_over_devices_without_communication(name):

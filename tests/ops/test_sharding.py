@@ -25,6 +25,7 @@ def images(shape=(8, 4, 4, 16)):
     return jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [(None, "a"), (None, None, None, "b"), ("a", None, None, "b"), (("a", "b"),)])
 @pytest.mark.parametrize("implementation", ["auto", "plain"])
 def test_any_sharding_of_an_explicit_mesh_gives_the_same_result(implementation, spec):
