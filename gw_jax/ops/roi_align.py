@@ -9,7 +9,7 @@ import numpy as np
 
 from gw_jax.errors import unknown_name
 from gw_jax.ops import roi_align_gather, roi_align_matmul
-from gw_jax.ops.checks import as_floating, require_floating, require_integer
+from gw_jax.ops.checks import as_floating, require_integer
 from gw_jax.ops.kernels.placement import device_kind
 from gw_jax.ops.roi_samples import Levels
 
@@ -121,9 +121,8 @@ def roi_align_levels(
     boxes = as_floating(boxes, "roi_align")
     if boxes.ndim != 2 or boxes.shape[-1] != 4:
         raise ValueError(f"roi_align got boxes of shape {boxes.shape}; [k, 4] is needed, x1 y1 x2 y2 each.")
-    features = tuple(features)
+    features = tuple(as_floating(array, "roi_align") for array in features)
     for array in features:
-        require_floating(array, "roi_align")
         if array.ndim != 3 or 0 in array.shape:
             raise ValueError(f"roi_align got features of shape {array.shape}; [height, width, channels] is needed, none 0.")
     if len({(array.shape[-1], jnp.dtype(array.dtype)) for array in features}) != 1 or len(scales) != len(features):
