@@ -1,5 +1,6 @@
 """The heads of the detector: classes and boxes of regions, and their masks."""
 
+import math
 from typing import Literal
 
 import jax
@@ -77,7 +78,7 @@ class BoxHead(nnx.Module):
         x = regions
         for index, layer in enumerate(self.convs):
             x = layer(x, relu=self.conv_relu == "each" or index == NUM_CONVS - 1)
-        x = nnx.relu(self.fc6(x.reshape(x.shape[0], -1)))
+        x = nnx.relu(self.fc6(x.reshape(x.shape[0], math.prod(x.shape[1:]))))
         if self.fc7 is not None:
             x = nnx.relu(self.fc7(x))
         x = x.astype(self.logits.dtype)
