@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gw_jax.detection.anchors import LEVELS, anchor_ids, anchors, visible
+from gw_jax.detection.canvas import check_images
 from gw_jax.detection.matching import match
 from gw_jax.detection.options import Sampling
 from gw_jax.detection.polygons import rasterize
@@ -87,8 +88,10 @@ def detector_losses(
     """
     sampling = Sampling() if sampling is None else sampling
     sampling.check()
+    check_images(images, valid, sizes)
     sampling.require_batch(images.shape[0])
-    arrays = check_targets(targets, images.shape[0], masks=detector.mask_head is not None)
+    classes = detector.arguments["num_classes"]
+    arrays = check_targets(targets, images.shape[0], masks=detector.mask_head is not None, num_classes=classes)
     anchor_key, region_key = jax.random.split(key)
     pyramid = detector.pyramid(images, valid)
     logits, deltas = detector.rpn(pyramid, valid)
