@@ -11,7 +11,7 @@ from gw_jax.detection.inputs import PIXELS
 from gw_jax.detection.pixels import Pixels, pixels_of
 from gw_jax.detection.saved import abstract_detector
 from gw_jax.errors import CheckpointError, ConfigError, one_line
-from gw_jax.models.saved_files import DETECTOR, MODEL_FILE, holds, read_arrays, read_config
+from gw_jax.models.saved_files import DETECTOR, MODEL, MODEL_FILE, holds, read_arrays, read_config
 from gw_jax.train.task import Weights
 from gw_jax.tree import variables
 
@@ -32,7 +32,7 @@ def read_weights(directory: pathlib.Path, config: "DetectionConfig") -> Weights:
             although one is to be evaluated.
     """
     if not holds(directory, DETECTOR):
-        if config.mode == "evaluate":
+        if config.mode == "evaluate" and holds(directory, MODEL):
             raise ConfigError(
                 f"{directory} holds a classifier, and config.mode=evaluate would evaluate random heads on its backbone. "
                 "Give a detector, or train one from it."
@@ -58,8 +58,11 @@ def _require_same(directory: pathlib.Path, stored: dict[str, Any], arguments: di
         # No options and none given are the same.
         if (there or None) != (value or None):
             differences.append(f"{name} is {there!r} there and {value!r} here")
-    if stored.get("frozen_bn_epsilon"):
-        differences.append(f"frozen_bn_epsilon is {stored['frozen_bn_epsilon']!r} there and 0 here")
+    if epsilon := stored.get("frozen_bn_epsilon"):
+        raise ConfigError(
+            f"The detector in {directory} has frozen_bn_epsilon={epsilon!r}, and in a run it is 0; give a detector that "
+            "was converted without --epsilon."
+        )
     if differences:
         raise ConfigError(
             f"The detector in {directory} is not that of config.model: {'; '.join(differences)}. Set the fields to what is "
