@@ -40,7 +40,8 @@ def shown(value: object, length: int = SHOWN_LENGTH) -> str:
         # Escaping all of a string of megabytes only to cut it takes time and memory.
         return _shortened(ascii(_shortened(value, length)), length)
     try:
-        text = ascii(value)
+        # An array of several rows has several lines.
+        text = " ".join(line.strip() for line in ascii(value).splitlines())
     except Exception:  # A repr of the object's own, or an object nested too deeply.
         text = f"<{type(value).__name__}>"
     return _shortened(text, length)

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from gw_jax.errors import one_line, shown, unknown_name
@@ -11,7 +12,7 @@ def test_unknown_name():
     assert unknown_name("arch", 7, iter("ab")) == "arch=7 is not known; choose one of a, b."
 
 
-@pytest.mark.parametrize("value", ["\x1b[2Jgw\n", "x" * 10**7, ["\x1b" * 500] * 3])
+@pytest.mark.parametrize("value", ["\x1b[2Jgw\n", "x" * 10**7, ["\x1b" * 500] * 3, np.eye(3)])
 def test_values_are_escaped_and_shortened(value):
     message = unknown_name("norm", value, ["gw"])
     assert message.isprintable()

@@ -10,7 +10,7 @@ from flax import nnx
 
 from gw_jax.convert.entries import COUNTER, entries
 from gw_jax.convert.fill import listed
-from gw_jax.detection.detector import Detector
+from gw_jax.detection.detector import Detector, require_detector
 from gw_jax.detection.pixels import Pixels, pixels_of
 from gw_jax.detection.torch_state import check_variances
 from gw_jax.errors import CheckpointError, one_line, shown
@@ -100,6 +100,7 @@ def load_backbone(detector: Detector, directory: str | pathlib.Path) -> Backbone
 
     Raises:
         CheckpointError: as :func:`read_backbone`; the detector is unchanged then.
+        ConfigError: ``detector`` is none.
 
     Example:
         >>> import gw_jax
@@ -114,6 +115,7 @@ def load_backbone(detector: Detector, directory: str | pathlib.Path) -> Backbone
         left out      2, the classifier: fc.weight, fc.bias
         pixels        RGB, mean [123.675, 116.28, 103.53], std [58.395, 57.12, 57.375]
     """
+    require_detector(detector, "load_backbone")
     weights = read_backbone(directory, detector)
 
     def array_of(path: str, leaf: Any) -> Any:

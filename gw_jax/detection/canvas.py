@@ -1,6 +1,7 @@
 """Checks of images in their canvas, and the masks of a pyramid's levels."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from gw_jax.ops.valid import valid_mask
 
 # The stride of C5: canvases and valid areas are multiples of it, so that all levels up to P5 divide exactly.
 ALIGNMENT = 32
+CHANNELS = 3
 
 
 def pyramid_masks(valid: jax.Array, height: int, width: int) -> dict[str, jax.Array]:
@@ -28,8 +30,9 @@ def check_images(images: jax.Array, valid: ArrayLike, sizes: ArrayLike | None = 
         ValueError: the canvas is no multiple of 32, ``valid`` or ``sizes`` is of another shape than the images say, or does
             not fit into the canvas.
     """
-    if images.ndim != 4:
-        raise ValueError(f"images have shape {images.shape}; give [n, height, width, channels].")
+    require_array("images", images, f"[n, height, width, {CHANNELS}]")
+    if images.ndim != 4 or not images.shape[0] or images.shape[3] != CHANNELS:
+        raise ValueError(f"images have shape {images.shape}; give [n, height, width, {CHANNELS}], one image at least.")
     require_floating(images, "the detector")
     n, height, width, _ = images.shape
     if height % ALIGNMENT or width % ALIGNMENT or not height or not width:
@@ -62,13 +65,14 @@ def check_sizes(n: int, height: int, width: int, valid: ArrayLike, sizes: ArrayL
         ValueError: they are no integers ``[n, 2]``; or they are not traced, and the size of an image does not fit.
     """
     for name, value in (("valid", valid), ("sizes", sizes)):
-        if value is None:
+        if value is None and name == "sizes":
             continue
+        require_array(name, value, f"integers of shape ({n}, 2)")
         shape, dtype = jnp.shape(value), jnp.asarray(value).dtype
         if shape != (n, 2) or not jnp.issubdtype(dtype, jnp.integer):
             raise ValueError(
-                f"{name} is of type {dtype} and shape {shape} for {n} images; give integers of shape ({n}, 2), height and "
-                "width of each."
+                f"{name} is of type {dtype} and shape {shape} for {n} images; give integers of "
+                f"shape ({n}, 2), height and width of each."
             )
     if isinstance(valid, jax.core.Tracer) or isinstance(sizes, jax.core.Tracer):
         return
@@ -89,6 +93,12 @@ def check_sizes(n: int, height: int, width: int, valid: ArrayLike, sizes: ArrayL
                 f"Image {index} is {rows}x{columns} pixels and has the valid area {most_rows}x{most_columns}; valid is "
                 f"{_aligned(rows)}x{_aligned(columns)} then, the size rounded up to multiples of {ALIGNMENT}."
             )
+
+
+def require_array(name: str, value: Any, needed: str) -> None:
+    """Raises ValueError unless ``value`` is an array of JAX or NumPy."""
+    if not isinstance(value, (jax.Array, np.ndarray)):
+        raise ValueError(f"{name} is a {type(value).__name__}; give an array, {needed}.")
 
 
 def _aligned(edge: int) -> int:

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gw_jax.detection import pooler, postprocess, proposals
-from gw_jax.detection.canvas import check_images, check_pyramid, pyramid_masks
+from gw_jax.detection.canvas import check_images, check_pyramid, pyramid_masks, require_array
 from gw_jax.detection.detections import Detections
 from gw_jax.detection.detector_options import (
     BACKBONE_NORMS,
@@ -23,6 +23,7 @@ from gw_jax.detection.fpn import FPN
 from gw_jax.detection.heads import BOX_SIZE, MASK_SIZE, BoxHead, BoxHeadName, ConvReLU, MaskHead
 from gw_jax.detection.layers import DETECTION_NORM_OPTIONS, HeadNorm, NormChoice, Types
 from gw_jax.detection.rpn import RPNHead
+from gw_jax.errors import ConfigError
 from gw_jax.models import Architecture, ResNet, create_model
 from gw_jax.models.creation import CreationRecord
 from gw_jax.models.resnet import Stem
@@ -142,6 +143,8 @@ class Detector(nnx.Module):
         """
         if self.mask_head is None:
             raise ValueError("The detector has no mask head; make it with create_detector(..., mask_head=True).")
+        require_array("boxes", boxes, "[n, k, 4]")
+        require_array("labels", labels, "[n, k]")
         if labels.shape != boxes.shape[:2]:
             raise ValueError(f"labels have shape {labels.shape} for boxes of shape {boxes.shape}; give {boxes.shape[:2]}.")
         logits = self.mask_head(self._regions(pyramid, valid, boxes, MASK_SIZE), labels.reshape(-1))
@@ -178,11 +181,21 @@ class Detector(nnx.Module):
     def _regions(self, pyramid: dict[str, jax.Array], valid: jax.Array, boxes: jax.Array, size: int) -> jax.Array:
         """Features ``[n * k, size, size, c]`` of boxes ``[n, k, 4]``: one leading axis, as kernels of norms need."""
         check_pyramid(pyramid, valid)
+        require_array("boxes", boxes, f"[{valid.shape[0]}, k, 4]")
         if boxes.ndim != 3 or boxes.shape[0] != valid.shape[0] or boxes.shape[2] != 4:
             raise ValueError(f"boxes have shape {boxes.shape} for {valid.shape[0]} images; give [{valid.shape[0]}, k, 4].")
         boxes = boxes.astype(accumulation_dtype(boxes.dtype))
         regions = pooler.pool(pyramid, valid, boxes, size)
         return regions.reshape(-1, *regions.shape[2:])
+
+
+def require_detector(value: object, function: str) -> None:
+    """Raises ConfigError unless ``value`` is a detector."""
+    if not isinstance(value, Detector):
+        raise ConfigError(
+            f"{function} got a {type(value).__name__}; a detector of gw_jax.detection.create_detector or load_detector is "
+            "needed."
+        )
 
 
 def create_detector(

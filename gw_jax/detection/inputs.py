@@ -27,12 +27,13 @@ def check_canvas(canvas: Any) -> tuple[int, int]:
     Raises:
         ValueError: not two positive multiples of 32.
     """
-    sides = tuple(canvas) if isinstance(canvas, Sequence) and not isinstance(canvas, str) else ()
-    if len(sides) != 2 or any(not isinstance(s, int) or isinstance(s, bool) or s < 1 or s % ALIGNMENT for s in sides):
+    sides = tuple(canvas) if isinstance(canvas, (Sequence, np.ndarray)) and not isinstance(canvas, str) else ()
+    whole = all(isinstance(side, (int, np.integer)) and not isinstance(side, bool) for side in sides)
+    if len(sides) != 2 or not whole or any(side < 1 or side % ALIGNMENT for side in sides):
         raise ValueError(
             f"canvas={shown(canvas)}; height and width are needed, both multiples of {ALIGNMENT}, such as (800, 1344)."
         )
-    return sides[0], sides[1]
+    return int(sides[0]), int(sides[1])
 
 
 def aligned(sizes: Any) -> Any:
@@ -97,10 +98,11 @@ def place_on_canvas(
     height, width = check_canvas(canvas)
     if not len(images):
         raise ValueError("place_on_canvas got no images; at least one is needed.")
+    images = [np.asarray(image) for image in images]
     for index, image in enumerate(images):
-        if np.ndim(image) != 3 or image.shape[-1] != images[0].shape[-1] or 0 in image.shape:
+        if image.ndim != 3 or image.shape[-1] != images[0].shape[-1] or 0 in image.shape:
             raise ValueError(
-                f"Image {index} has shape {np.shape(image)}; [height, width, channels] is needed, with the same channels "
+                f"Image {index} has shape {image.shape}; [height, width, channels] is needed, with the same channels "
                 "for all images."
             )
         if image.shape[0] > height or image.shape[1] > width:
@@ -129,7 +131,7 @@ def normalize(
         dtype: type of the result; computed in float32, as by the reference.
 
     Raises:
-        ValueError: other ``pixels``.
+        ValueError: other ``pixels``, or another shape.
 
     Example:
         >>> import jax.numpy as jnp
@@ -141,6 +143,9 @@ def normalize(
         raise ValueError(unknown_name("pixels", pixels, PIXELS))
     layout = PIXELS[pixels]
     values = jnp.asarray(rgb).astype(jnp.float32)
+    if values.shape[-1:] != (3,) or (sizes is not None and values.ndim != 4):
+        needed = "[..., 3]" if sizes is None else "[n, h, w, 3] with sizes"
+        raise ValueError(f"normalize got an array of shape {values.shape}; {needed} is needed, in the order RGB.")
     if layout.channels == "BGR":
         values = values[..., ::-1]
     values = (values - jnp.asarray(layout.mean, jnp.float32)) / jnp.asarray(layout.std, jnp.float32)

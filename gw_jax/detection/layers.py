@@ -157,5 +157,5 @@ class Deconv2x2(nnx.Module):
         dtype = jnp.promote_types(x.dtype, self.kernel.dtype) if self.dtype is None else self.dtype
         x, kernel, bias = (array.astype(dtype) for array in (x, self.kernel[...], self.bias[...]))
         n, height, width, _ = x.shape
-        y = jnp.einsum("nhwi,abio->nhawbo", x, kernel).reshape(n, 2 * height, 2 * width, -1)
+        y = jnp.einsum("nhwi,abio->nhawbo", x, kernel).reshape(n, 2 * height, 2 * width, len(bias))
         return y + bias.reshape(1, 1, 1, -1)

@@ -93,7 +93,8 @@ def detector_losses(
     sampling.check()
     check_images(images, valid, sizes)
     sampling.require_batch(images.shape[0])
-    arrays = check_targets(targets, images.shape[0], masks=detector.mask_head is not None)
+    classes = detector.arguments["num_classes"]
+    arrays = check_targets(targets, images.shape[0], masks=detector.mask_head is not None, num_classes=classes)
     anchor_key, region_key = jax.random.split(key)
     pyramid = detector.pyramid(images, valid)
     logits, deltas = detector.rpn(pyramid, valid)

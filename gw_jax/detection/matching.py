@@ -48,7 +48,7 @@ def match(
         >>> match(iou, 0.7, 0.3, False).tolist(), match(iou, 0.7, 0.3, True).tolist()
         ([0, -2, -1, -1], [0, 1, -1, -1])
     """
-    iou = as_floating(iou if hasattr(iou, "dtype") else jnp.asarray(iou), "match")
+    iou = as_floating(iou, "match")
     if iou.ndim != 2:
         raise ValueError(
             f"match got iou of shape {iou.shape}; it requires [ground truth, boxes]. Use jax.vmap for a batch."

@@ -51,6 +51,10 @@ def pad_polygons(polygons: Sequence[Sequence[Any]], *, max_objects: int, max_edg
     edges = np.zeros((max_objects, max_edges, 4), np.float32)
     parts = np.full((max_objects, max_edges), -1, np.int32)
     for index, instance in enumerate(polygons):
+        if not isinstance(instance, (Sequence, np.ndarray)):
+            raise ValueError(
+                f"Object {index} is a {type(instance).__name__}; a list of parts is needed, each a flat list x y x y ..."
+            )
         closed = [_edges(index, part) for part in instance]
         closed = [part for part in closed if len(part) > 2]
         count = sum(len(part) for part in closed)
@@ -62,6 +66,12 @@ def pad_polygons(polygons: Sequence[Sequence[Any]], *, max_objects: int, max_edg
             edges[index, :count] = np.concatenate(closed)
             parts[index, :count] = np.repeat(np.arange(len(closed)), [len(part) for part in closed])
     return edges, parts
+
+
+def count_edges(polygons: Sequence[Any]) -> int:
+    """The largest number of edges of an instance. What is no polygon has none; :func:`pad_polygons` refuses it."""
+    instances = [instance for instance in polygons if isinstance(instance, (Sequence, np.ndarray))]
+    return max((sum(len(part) // 2 for part in parts if hasattr(part, "__len__")) for parts in instances), default=0)
 
 
 def _edges(index: int, part: Any) -> np.ndarray:
@@ -108,7 +118,7 @@ def mask_targets(polygons: Sequence[Sequence[Any]], boxes: jax.Array, size: int 
         raise ValueError(
             f"mask_targets got {len(polygons)} instances and boxes of shape {boxes.shape}; one box each is needed."
         )
-    longest = max((sum(len(part) // 2 for part in instance) for instance in polygons), default=0)
+    longest = count_edges(polygons)
     # Few shapes, so that few programs are compiled.
     edges, parts = pad_polygons(polygons, max_objects=len(polygons), max_edges=max(32, 2 ** (longest - 1).bit_length()))
     return jax.jit(rasterize, static_argnames="size")(edges, parts, boxes, size=size)

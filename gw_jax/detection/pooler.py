@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 
 from gw_jax.detection.levels import HIGHEST, LOWEST, level_of
 from gw_jax.ops.roi_align import RoIImplementation, roi_align_levels
@@ -51,7 +52,7 @@ def pool(
     """
     if missing := [name for name in STRIDES if name not in pyramid]:
         raise ValueError(f"The pyramid has no {', '.join(missing)}; {', '.join(STRIDES)} are needed.")
-    features = tuple(pyramid[name] for name in STRIDES)
+    features = tuple(jnp.asarray(pyramid[name]) for name in STRIDES)
     n = boxes.shape[0]
     if boxes.ndim != 3 or valid.shape != (n, 2) or any(array.ndim != 4 or array.shape[0] != n for array in features):
         raise ValueError(
@@ -70,4 +71,4 @@ def pool(
             implementation=implementation,
         )
 
-    return jax.vmap(image)(features, valid, boxes)
+    return jax.vmap(image)(features, valid.astype(jnp.int32), boxes)

@@ -70,6 +70,11 @@ def postprocess(
     _require(logits, deltas, boxes, present, sizes, score_threshold, nms_threshold)
     require_integer("max_detections", max_detections, 1)
 
+    if not boxes.shape[1]:
+        # The search needs a row, which may be absent.
+        logits, deltas, boxes = (jnp.pad(a, ((0, 0), (0, 1), (0, 0))) for a in (logits, deltas, boxes))
+        present = jnp.pad(present, ((0, 0), (0, 1)))
+
     def of_images(
         logits: jax.Array, deltas: jax.Array, boxes: jax.Array, present: jax.Array, sizes: jax.Array
     ) -> BoxDetections:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from gw_jax.detection.detector import Detector, create_detector
+from gw_jax.detection.detector import Detector, create_detector, require_detector
 from gw_jax.errors import CheckpointError, one_line, shown
 from gw_jax.models.hub import download, is_hub_address
 from gw_jax.models.pretrained import fill_model, write_directory
@@ -29,8 +29,8 @@ def save_detector(directory: str | pathlib.Path, detector: Detector, *, source: 
 
     Raises:
         CheckpointError: ``directory`` exists, or cannot be written.
-        ConfigError: the detector was changed since it was made, such as by :func:`gw_jax.swap_norms`; a value is no JSON
-            value.
+        ConfigError: it is no detector, or was changed since it was made, such as by :func:`gw_jax.swap_norms`; a value is
+            no JSON value.
 
     Example:
         >>> import os, tempfile
@@ -42,6 +42,7 @@ def save_detector(directory: str | pathlib.Path, detector: Detector, *, source: 
         ...     print(sorted(os.listdir(f"{directory}/detector")), type(load_detector(f"{directory}/detector")).__name__)
         ['config.json', 'model.safetensors'] Detector
     """
+    require_detector(detector, "save_detector")
     record = detector.record
     expected = abstract_detector(record.arguments, record.dtype, record.param_dtype or jnp.float32)
     advice = "Save gw_jax.tree.variables(detector), and repeat the change after loading."

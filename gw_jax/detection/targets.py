@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gw_jax.detection.polygons import pad_polygons
+from gw_jax.detection.polygons import count_edges, pad_polygons
 from gw_jax.errors import shown
 from gw_jax.ops.checks import require_integer
 
@@ -59,15 +59,17 @@ def pad_targets(
             f"Boxes are of {len(boxes)} images, labels of {len(labels)}"
             f"{'' if polygons is None else f', polygons of {len(polygons)}'}; one entry per image is needed in each."
         )
-    max_objects = require_integer("max_objects", max_objects, 0)
+    if not len(boxes):
+        raise ValueError("pad_targets got no images; at least one is needed, whose list of boxes may be empty.")
+    max_objects = require_integer("max_objects", max_objects, 1)
+    num_classes = require_integer("num_classes", num_classes, 2)
     result = {
         "boxes": np.zeros((len(boxes), max_objects, 4), np.float32),
         "labels": np.zeros((len(boxes), max_objects), np.int32),
         "present": np.zeros((len(boxes), max_objects), bool),
     }
     for index in range(len(boxes)):
-        found = _boxes(index, boxes[index])
-        classes = np.asarray(labels[index]).reshape(-1)
+        found, classes = _boxes(index, boxes[index]), _labels(index, labels[index])
         _check(index, found, classes, num_classes, max_objects)
         count = len(found)
         result["boxes"][index, :count] = found
@@ -75,8 +77,7 @@ def pad_targets(
         result["present"][index, :count] = True
     if polygons is not None:
         if max_edges is None:
-            most = max((sum(len(part) // 2 for part in parts) for image in polygons for parts in image), default=1)
-            max_edges = -(-max(most, 1) // 64) * 64
+            max_edges = -(-max([1, *map(count_edges, polygons)]) // 64) * 64
         padded = []
         for index, image in enumerate(polygons):
             if len(image) != result["present"][index].sum():
@@ -94,15 +95,22 @@ def pad_targets(
 
 
 def _boxes(index: int, boxes: Any) -> np.ndarray:
-    """``boxes`` as float32 ``[k, 4]``; without any, their shape does not matter."""
     try:
         found = np.asarray(boxes, np.float32)
     except (TypeError, ValueError):
-        found = np.zeros((1,), np.float32)
-    if not found.size:
-        return np.zeros((0, 4), np.float32)
-    if found.ndim != 2 or found.shape[1] != 4:
-        raise ValueError(f"Image {index} has boxes {shown(boxes)}; a list of x1, y1, x2, y2 each is needed, [k, 4].")
+        found = np.zeros(1, np.float32)
+    if found.size and found.shape[1:] != (4,):
+        raise ValueError(f"Image {index} has the boxes {shown(boxes)}; a list of x1, y1, x2, y2 per object is needed.")
+    return found.reshape(-1, 4)
+
+
+def _labels(index: int, labels: Any) -> np.ndarray:
+    try:
+        found = np.asarray(labels)
+    except ValueError:
+        found = np.zeros((), object)
+    if found.ndim != 1 or found.dtype.kind not in "iuf":
+        raise ValueError(f"Image {index} has the labels {shown(labels)}; a list of integers, one per box, is needed.")
     return found
 
 
@@ -129,12 +137,15 @@ def _check(index: int, boxes: np.ndarray, labels: np.ndarray, num_classes: int, 
             )
 
 
-def check_targets(targets: Targets, images: int, *, masks: bool) -> dict[str, jax.Array]:
+def check_targets(targets: Targets, images: int, *, masks: bool, num_classes: int | None = None) -> dict[str, jax.Array]:
     """The arrays of ``targets`` that the losses need.
 
     Raises:
-        ValueError: one is missing, or of another shape.
+        ValueError: one is missing, or of another shape or type; or they are not traced, and a label is none of
+            ``num_classes``.
     """
+    if not isinstance(targets, Mapping):
+        raise ValueError(f"targets is a {type(targets).__name__}; a dict is needed, as made by pad_targets.")
     needed = {"boxes": 4, "labels": None, "present": None, **({"edges": 4, "parts": None} if masks else {})}
     missing = [name for name in needed if name not in targets]
     if missing:
@@ -142,6 +153,8 @@ def check_targets(targets: Targets, images: int, *, masks: bool) -> dict[str, ja
         raise ValueError(f"targets has {', '.join(targets) or 'nothing'}, but not {', '.join(missing)}; {what}.")
     arrays = {name: jnp.asarray(targets[name]) for name in needed}
     objects = arrays["boxes"].shape[1] if arrays["boxes"].ndim == 3 else -1
+    if not objects:
+        raise ValueError("targets has room for 0 objects; 1 is needed at least. Call pad_targets with max_objects=1.")
     edges = arrays["edges"].shape[2] if masks and arrays["edges"].ndim == 4 else -1
     expected = {
         "boxes": (images, objects, 4),
@@ -155,5 +168,17 @@ def check_targets(targets: Targets, images: int, *, masks: bool) -> dict[str, ja
             raise ValueError(
                 f"targets[{name!r}] has shape {array.shape}; for {images} images it must be {expected[name]}, as made by "
                 "pad_targets."
+            )
+    for name, kind, word in (("labels", jnp.integer, "integers"), ("present", jnp.bool_, "bool")):
+        if not jnp.issubdtype(arrays[name].dtype, kind):
+            raise ValueError(
+                f"targets[{name!r}] is of type {arrays[name].dtype}; it must be {word}, as made by pad_targets."
+            )
+    if num_classes is not None and not any(isinstance(targets[name], jax.core.Tracer) for name in ("labels", "present")):
+        labels = np.asarray(targets["labels"])[np.asarray(targets["present"])]
+        if labels.size and not 1 <= labels.min() <= labels.max() < num_classes:
+            raise ValueError(
+                f"targets has labels from {labels.min()} to {labels.max()}, and the detector has the classes 1 to "
+                f"{num_classes - 1}. Call pad_targets with num_classes={num_classes}."
             )
     return arrays

@@ -16,7 +16,7 @@ from gw_jax.convert import entries as table_of
 from gw_jax.convert.entries import COUNTER
 from gw_jax.convert.file_errors import file_errors
 from gw_jax.convert.fill import fill, listed
-from gw_jax.detection.detector import Detector, create_detector
+from gw_jax.detection.detector import Detector, create_detector, require_detector
 from gw_jax.detection.heads import ConvReLU
 from gw_jax.detection.identify import identify_detector
 from gw_jax.detection.layout import BOX_FEATURES
@@ -114,6 +114,9 @@ def to_torch_state(detector: Detector) -> "OrderedDict[str, np.ndarray]":
 
     The arrays are float32, in C order. The convolutions of the box head are numbered as in the published code.
 
+    Raises:
+        ConfigError: it is no detector.
+
     Example:
         >>> from flax import nnx
         >>> from gw_jax.detection import create_detector, to_torch_state
@@ -122,6 +125,7 @@ def to_torch_state(detector: Detector) -> "OrderedDict[str, np.ndarray]":
         >>> state["rpn.anchor_generator.cell_anchors.0"][1].tolist()
         [-14.0, -14.0, 17.0, 17.0]
     """
+    require_detector(detector, "to_torch_state")
     state = table_of.to_torch_state(detector)
     return OrderedDict((name, np.ascontiguousarray(value, np.float32)) for name, value in state.items())
 

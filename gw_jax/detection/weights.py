@@ -11,7 +11,7 @@ from gw_jax.detection.inputs import PIXELS
 from gw_jax.detection.pixels import Pixels, pixels_of
 from gw_jax.detection.saved import abstract_detector
 from gw_jax.errors import CheckpointError, ConfigError, one_line
-from gw_jax.models.saved_files import DETECTOR, MODEL_FILE, holds, read_arrays, read_config
+from gw_jax.models.saved_files import DETECTOR, MODEL, MODEL_FILE, holds, read_arrays, read_config
 from gw_jax.train.task import Weights
 from gw_jax.tree import variables
 
@@ -32,7 +32,7 @@ def read_weights(directory: pathlib.Path, config: "DetectionConfig") -> Weights:
             although one is to be evaluated.
     """
     if not holds(directory, DETECTOR):
-        if config.mode == "evaluate":
+        if config.mode == "evaluate" and holds(directory, MODEL):
             raise ConfigError(
                 f"{directory} holds a classifier, and config.mode=evaluate would evaluate random heads on its backbone. "
                 "Give a detector, or train one from it."

@@ -38,6 +38,8 @@ def remembered_config(model: nnx.Module) -> dict[str, Any]:
     """
     record = getattr(model, RECORD, None)
     if not isinstance(record, CreationRecord):
+        if isinstance(getattr(model, "record", None), CreationRecord):
+            raise ConfigError("The model is a detector; gw_jax.detection.save_detector writes it.")
         raise ConfigError(
             f"This {type(model).__name__} does not remember how it was made, as networks of gw_jax.create_model and "
             "gw_jax.load_pretrained do. Pass the arguments of create_model as model_config."

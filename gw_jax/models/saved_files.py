@@ -25,6 +25,12 @@ _ADVICE = {
     "from it",
     DETECTOR: "a detector; gw_jax.detection.load_detector loads it",
 }
+_NAMES = {MODEL: "model", DETECTOR: "detector"}
+_WRITERS = {
+    MODEL: "'python -m gw_jax.convert IN.pth OUT_DIR' makes such a directory, and so does gw_jax.save_pretrained.",
+    DETECTOR: "'python -m gw_jax.detection.convert IN.pth OUT_DIR' makes such a directory, and so does "
+    "gw_jax.detection.save_detector.",
+}
 
 
 def portable(model_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,8 +65,7 @@ def read_config(directory: str | pathlib.Path, kind: str = MODEL) -> dict[str, A
     try:
         if not path.is_file():
             raise CheckpointError(
-                f"{one_line(str(directory))} holds no model: there is no {CONFIG_FILE}. 'python -m gw_jax.convert IN.pth "
-                "OUT_DIR' makes such a directory, and so does gw_jax.save_pretrained."
+                f"{one_line(str(directory))} holds no {_NAMES[kind]}: there is no {CONFIG_FILE}. {_WRITERS[kind]}"
             )
         config = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:

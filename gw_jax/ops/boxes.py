@@ -164,7 +164,7 @@ def decode(codes: ArrayLike, proposals: ArrayLike, weights: Sequence[float]) -> 
             f"decode got codes {codes.dtype}{list(codes.shape)} and proposals {proposals.dtype}{list(proposals.shape)}; it "
             "requires [..., 4 * classes] and [..., 4] with the same leading axes and type."
         )
-    by_class = codes.reshape(*codes.shape[:-1], -1, 4)
+    by_class = codes.reshape(*codes.shape[:-1], codes.shape[-1] // 4, 4)
     dx, dy, dw, dh = (by_class[..., i] / weight for i, weight in enumerate(_require_weights(weights)))
     px, py, pw, ph = (value[..., None] for value in _centres_and_sides(proposals))
     cx, cy = dx * pw + px, dy * ph + py
@@ -215,7 +215,7 @@ def as_boxes(boxes: ArrayLike, operation: str, ndim: int | None = None) -> jax.A
         TypeError: it is not floating point.
         ValueError: it has another shape, or not ``ndim`` axes.
     """
-    boxes = as_floating(boxes if hasattr(boxes, "dtype") else jnp.asarray(boxes), operation)
+    boxes = as_floating(boxes, operation)
     if boxes.ndim == 0 or boxes.shape[-1] != 4 or (ndim is not None and boxes.ndim != ndim):
         required = "[..., 4]" if ndim is None else f"{ndim} axes, the last of them 4:"
         raise ValueError(f"{operation} got boxes of shape {boxes.shape}; it requires {required} (x1, y1, x2, y2).")

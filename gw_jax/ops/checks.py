@@ -20,7 +20,7 @@ def as_floating(x: ArrayLike, operation: str) -> jax.Array:
     """``x`` as a JAX array of real floating-point numbers.
 
     Integers are refused rather than cast: a uint8 image that was never normalised is the usual cause. A float64 NumPy
-    array becomes float32 where JAX has no float64, with a warning.
+    array becomes float32 where JAX has no float64, with a warning. Lists are accepted.
 
     Raises:
         TypeError: ``x`` holds other numbers.
@@ -31,6 +31,8 @@ def as_floating(x: ArrayLike, operation: str) -> jax.Array:
             "x.astype(numpy.float32), or set jax.config.update('jax_enable_x64', True).",
             stacklevel=3,
         )
+    if not hasattr(x, "dtype"):
+        x = jnp.asarray(x)
     require_floating(x, operation)
     return jnp.asarray(x)
 

@@ -29,9 +29,10 @@ def valid_mask(valid: jax.Array, stride: int, height: int, width: int) -> jax.Ar
         raise ValueError(
             f"valid is of type {valid.dtype} and shape {valid.shape}; give integers [n, 2], height and width of each image."
         )
-    size = -(-valid // stride)
-    rows = jax.lax.broadcasted_iota(valid.dtype, (1, height, 1), 1) < size[:, :1, None]
-    columns = jax.lax.broadcasted_iota(valid.dtype, (1, 1, width), 2) < size[:, 1:, None]
+    # Unsigned integers have no negative ones.
+    size = -(-valid.astype(jnp.int32) // stride)
+    rows = jax.lax.broadcasted_iota(jnp.int32, (1, height, 1), 1) < size[:, :1, None]
+    columns = jax.lax.broadcasted_iota(jnp.int32, (1, 1, width), 2) < size[:, 1:, None]
     return rows & columns
 
 

@@ -68,3 +68,15 @@ def test_images_that_do_not_fit_are_refused():
         place_on_canvas([small, np.zeros((20, 20))], (64, 64))
     with pytest.raises(ValueError, match="pixels"):
         normalize(jnp.zeros((1, 1, 3)), pixels="RGB")
+    with pytest.raises(ValueError, match=re.escape("array of shape (4, 4, 1); [..., 3] is needed")):
+        normalize(jnp.zeros((4, 4, 1)))
+    with pytest.raises(ValueError, match=re.escape("array of shape (4, 4, 3); [n, h, w, 3] with sizes is needed")):
+        normalize(jnp.zeros((4, 4, 3)), jnp.array([[2, 2]]))
+
+
+def test_sizes_and_images_of_numpy_and_lists():
+    image = np.ones((20, 30, 3), np.float32)
+    expected = place_on_canvas([image], (32, 64))
+    for images, canvas in (([image.tolist()], np.array([32, 64])), ([jnp.asarray(image)], (np.int64(32), np.int64(64)))):
+        for found, array in zip(place_on_canvas(images, canvas), expected, strict=True):
+            np.testing.assert_array_equal(found, array)

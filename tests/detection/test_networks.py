@@ -218,7 +218,7 @@ def test_bad_options_are_named(options, message):
     ("canvas", "valid", "message"),
     [
         ((1, 60, 64, 3), [[60, 64]], "The canvas is 60x64; its sides must be multiples of 32.* to 64x64"),
-        ((64, 64, 3), [[64, 64]], r"images have shape \(64, 64, 3\); give \[n, height, width, channels\]"),
+        ((64, 64, 3), [[64, 64]], r"images have shape \(64, 64, 3\); give \[n, height, width, 3\]"),
         (
             (2, 64, 64, 3),
             [[64, 64]],
@@ -269,6 +269,32 @@ def test_arguments_of_the_heads_are_checked():
         small(mask_head=True).mask_logits(pyramid, valid, jnp.zeros((1, 2, 4)), jnp.zeros((2,), int))
     with pytest.raises(ValueError, match="The pyramid has no P6"):
         detector.rpn({level: x for level, x in pyramid.items() if level != "P6"}, valid)
+
+
+def test_lists_are_refused_by_name():
+    images, valid = np.zeros((1, 64, 64, 3), np.float32), np.array([[64, 64]])
+    with pytest.raises(ValueError, match=r"valid is a list; give an array, integers of shape \(1, 2\)"):
+        small().pyramid(images, valid.tolist())
+    with pytest.raises(ValueError, match=r"images is a list; give an array, \[n, height, width, 3\]"):
+        small().detect(images.tolist(), valid, valid)
+
+
+@pytest.mark.parametrize("norm", ["frozen_bn", "gw"])
+def test_no_boxes_have_no_predictions(norm):
+    head_norm = {"box_head_norm": "gw", "mask_head_norm": "gw", "box_head": "4conv1fc"} if norm == "gw" else {}
+    detector = small(norm=norm, mask_head=True, **head_norm)
+    pyramid = {level: jnp.zeros((2, 64 // stride or 1, 64 // stride or 1, 16)) for level, stride in STRIDES.items()}
+    valid, boxes = np.array([[64, 64], [32, 64]]), np.zeros((2, 0, 4), np.float32)
+
+    def predictions(pyramid):
+        masks = detector.mask_logits(pyramid, valid, boxes, np.zeros((2, 0), np.int32))
+        found = detector.detect_in(pyramid, valid, valid, boxes, np.zeros((2, 0), bool))
+        return detector.classify(pyramid, valid, boxes), masks, found
+
+    (logits, deltas), masks, found = jax.jit(predictions)(pyramid)
+    assert (logits.shape, deltas.shape, masks.shape) == ((2, 0, 6), (2, 0, 24), (2, 0, 28, 28))
+    assert found.masks.shape == (2, 100, 28, 28)
+    assert not any(np.any(array) for array in found)
 
 
 def test_a_backbone_has_no_logits():

@@ -1,14 +1,18 @@
 """Detectors in directories: what is written, what is read, and directories that are refused."""
 
 import json
+from functools import partial
 
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 
 import gw_jax
+from gw_jax.detection.backbone import load_backbone
 from gw_jax.detection.saved import load_detector, save_detector
+from gw_jax.detection.torch_state import to_torch_state
 from gw_jax.errors import CheckpointError, ConfigError
+from gw_jax.nn.initializers import AbstractRngs
 from tests.detection import small
 
 
@@ -75,8 +79,18 @@ def test_classifiers_and_detectors(tmp_path):
     save_detector(tmp_path / "detector", small.detector("gn, 2fc"))
     with pytest.raises(CheckpointError, match=r"holds a detector; gw_jax\.detection\.load_detector loads it"):
         gw_jax.load_pretrained(tmp_path / "detector")
-    with pytest.raises(CheckpointError, match="holds no model"):
+    with pytest.raises(CheckpointError, match=r"holds no detector: .* 'python -m gw_jax\.detection\.convert"):
         load_detector(tmp_path / "nothing")
+
+
+def test_models_and_detectors(tmp_path):
+    model = gw_jax.create_model("resnet18", num_classes=3, norm="bn", width=4, rngs=AbstractRngs())
+    for call in (partial(save_detector, tmp_path / "out"), to_torch_state, partial(load_backbone, directory=tmp_path)):
+        with pytest.raises(ConfigError, match=r"got a ResNet; a detector of gw_jax\.detection\.create_detector"):
+            call(model)
+    with pytest.raises(ConfigError, match=r"is a detector; gw_jax\.detection\.save_detector writes it"):
+        gw_jax.save_pretrained(tmp_path / "out", small.detector("gn, 2fc"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from gw_jax.detection import Sampling, create_detector, load_detector, pad_targe
 from gw_jax.detection.config import DetectionConfig, DetectorConfig
 from gw_jax.detection.recipes import FROZEN, reference_optimizer, reference_schedule
 from gw_jax.detection.task import DetectionTask
-from gw_jax.errors import ConfigError
+from gw_jax.errors import CheckpointError, ConfigError
 from gw_jax.models.config import NormConfig
 from gw_jax.train import LogConfig
 from gw_jax.train import run as run_on
@@ -165,6 +165,8 @@ def test_a_run_starts_from_a_classifier(tmp_path):
     assert {f"backbone.{path}" for path in backbone} == set(weights.arrays)
     with pytest.raises(ConfigError, match="would evaluate random heads"):
         make_config(mode="evaluate").make_task().read_weights(tmp_path / "classifier")
+    with pytest.raises(CheckpointError, match=r"nothing holds no \w+: there is no config.json"):
+        make_config(mode="evaluate").make_task().read_weights(tmp_path / "nothing")
     with pytest.raises(ConfigError, match=re.escape("set config.pixels='rgb'")):
         make_config(pixels="bgr").make_task().read_weights(tmp_path / "classifier")
 
