@@ -167,7 +167,7 @@ def rpn_losses(
     truth = targets["boxes"].astype(flat_deltas.dtype)
     positive, negative, goals = on_each_device(of_images, sizes, truth, targets["present"], image_keys(key, count))
     sampled = positive | negative
-    total = jnp.maximum(sampled.sum(), 1)
+    total = _number_of(sampled, flat_logits)
     return {
         "loss_objectness": jnp.where(sampled, _binary_cross_entropy(flat_logits, positive), 0).sum() / total,
         "loss_rpn_box_reg": jnp.where(positive[..., None], smooth_l1(flat_deltas - goals, RPN_BETA), 0).sum() / total,
@@ -182,7 +182,7 @@ def box_losses(logits: jax.Array, deltas: jax.Array, regions: Regions) -> dict[s
         deltas: ``[n, s, 4 c]``, index ``4 class + coordinate``.
         regions: the RoIs that they are for.
     """
-    total = jnp.maximum(regions.sampled.sum(), 1)
+    total = _number_of(regions.sampled, logits)
     entropy = -jnp.take_along_axis(jax.nn.log_softmax(logits), regions.labels[..., None], -1)[..., 0]
     per_class = deltas.reshape(*logits.shape, 4)
     own = jnp.take_along_axis(per_class, regions.labels[..., None, None], 2)[..., 0, :]
@@ -210,7 +210,7 @@ def mask_loss(logits: jax.Array, regions: Regions, targets: dict[str, jax.Array]
     inside = jax.lax.stop_gradient(on_each_device(jax.vmap(of_image), *arguments))
     positive = regions.labels > 0
     losses = jnp.where(positive[..., None, None], _binary_cross_entropy(logits, inside), 0)
-    return {"loss_mask": losses.sum() / (jnp.maximum(positive.sum(), 1) * TARGET_SIZE**2)}
+    return {"loss_mask": losses.sum() / (_number_of(positive, logits) * TARGET_SIZE**2)}
 
 
 def smooth_l1(difference: jax.Array, beta: float) -> jax.Array:
@@ -224,6 +224,11 @@ def smooth_l1(difference: jax.Array, beta: float) -> jax.Array:
     """
     size = jnp.abs(difference)
     return jnp.where(size < beta, 0.5 * difference * difference / beta, size - 0.5 * beta)
+
+
+def _number_of(sampled: jax.Array, like: jax.Array) -> jax.Array:
+    """How many are ``sampled``, at least 1, in the type of ``like``."""
+    return jnp.maximum(sampled.sum(), 1).astype(like.dtype)
 
 
 def _binary_cross_entropy(logits: jax.Array, positive: jax.Array) -> jax.Array:

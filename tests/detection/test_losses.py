@@ -146,6 +146,7 @@ def empty_regions(count):
     )
 
 
+@pytest.mark.usefixtures("strict")
 def test_nothing_sampled_is_zero_with_finite_gradients():
     logits, deltas = jnp.full((1, 3, 4), 1e4), jnp.full((1, 3, 16), -1e4)
 
@@ -157,6 +158,7 @@ def test_nothing_sampled_is_zero_with_finite_gradients():
     assert not any(jnp.any(gradient) for gradient in gradients)
 
 
+@pytest.mark.usefixtures("strict")
 def test_an_image_without_objects_trains_on_negatives():
     shapes = {"P2": (16, 16), "P3": (8, 8), "P4": (4, 4), "P5": (2, 2), "P6": (1, 1)}
     logits = {level: jnp.zeros((1, *shape, 3)) for level, shape in shapes.items()}
