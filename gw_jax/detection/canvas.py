@@ -64,9 +64,8 @@ def check_sizes(n: int, height: int, width: int, valid: ArrayLike, sizes: ArrayL
     Raises:
         ValueError: they are no integers ``[n, 2]``; or they are not traced, and the size of an image does not fit.
     """
-    for name, value in (("valid", valid), ("sizes", sizes)):
-        if value is None and name == "sizes":
-            continue
+    given = {"valid": valid} if sizes is None else {"valid": valid, "sizes": sizes}
+    for name, value in given.items():
         require_array(name, value, f"integers of shape ({n}, 2)")
         shape, dtype = jnp.shape(value), jnp.asarray(value).dtype
         if shape != (n, 2) or not jnp.issubdtype(dtype, jnp.integer):
