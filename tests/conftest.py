@@ -55,6 +55,20 @@ def quick_compilation():
     return _quick_compilation
 
 
+@pytest.fixture
+def quick(quick_compilation):
+    """Compiles a test's programs without most optimisations, where its time is mostly compilation."""
+    with quick_compilation():
+        yield
+
+
+@pytest.fixture
+def strict():
+    """A silent change of type or a broadcast over axes of other number is an error, where it happens."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """A directory in which the digits are prepared."""

@@ -5,17 +5,15 @@ directory becomes a ``.pth`` file for the reference's ``--load``.
 """
 
 import argparse
-import os
 import pathlib
 import sys
-from typing import Any
 
+from gw_jax.convert.commands import convert, parse_dict
 from gw_jax.convert.entries import to_torch_state
 from gw_jax.convert.load import LoadOptions, read
 from gw_jax.convert.options import DEFAULT_NORM
 from gw_jax.convert.torch_file import CONTAINERS, Container, write_torch_file
-from gw_jax.errors import ConfigError, UserError, one_line, shown
-from gw_jax.files import require_new
+from gw_jax.errors import ConfigError
 from gw_jax.models.pretrained import load_pretrained, write_directory
 
 # Facts of the report that are kept in config.json.
@@ -23,33 +21,6 @@ _KEPT = ("path", "sha256", "container", "kind", "reference_name", "guesses", "no
 # Options for one direction only.
 _IMPORT_OPTIONS = ("arch", "norm", "norm_cfg", "arch_cfg", "apply_last_norm", "ema")
 _EXPORT_OPTIONS = ("container",)
-
-
-def parse_dict(text: str) -> dict[str, Any]:
-    """The reference's ``key=value,key=value``: numbers, ``True``, ``False``, ``None``, else strings.
-
-    Raises:
-        ConfigError: an item is not ``key=value``.
-    """
-    result: dict[str, Any] = {}
-    for item in filter(None, text.split(",")):
-        key, equals, value = item.partition("=")
-        if not equals or "=" in value or not key:
-            raise ConfigError(f"{shown(item)} in {shown(text)} is not key=value; write T=5,num_groups=64.")
-        result[key.strip()] = _parse_value(value.strip())
-    return result
-
-
-def _parse_value(text: str) -> Any:
-    words: dict[str, Any] = {"True": True, "False": False, "None": None}
-    if text in words:
-        return words[text]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,28 +45,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Converts what the command line says. Returns the exit code."""
-    args = _parser().parse_args(arguments)
-    try:
-        require_new(args.target)
-        if os.path.isdir(args.source):  # Unlike Path.is_dir, false for a name that is too long.
-            _refuse(args, _IMPORT_OPTIONS, "is for reading a .pth file, and the source is a directory")
-            lines = _export(args)
-        else:
-            _refuse(args, _EXPORT_OPTIONS, "is for writing a .pth file, and the source is not a directory")
-            lines = _import(args)
-    except (UserError, OSError) as error:
-        print(f"error: {one_line(str(error), 2000)}", file=sys.stderr)
-        return 1
-    for line in lines:
-        print(one_line(line))
-    return 0
-
-
-def _refuse(args: argparse.Namespace, options: tuple[str, ...], why: str) -> None:
-    """Raises ConfigError for an option that would have no effect."""
-    for name in options:
-        if getattr(args, name) is not None:
-            raise ConfigError(f"--{name} {why}. Leave it out.")
+    return convert(
+        _parser().parse_args(arguments), read=_import, write=_export, reading=_IMPORT_OPTIONS, writing=_EXPORT_OPTIONS
+    )
 
 
 def _import(args: argparse.Namespace) -> list[str]:

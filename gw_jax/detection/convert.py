@@ -6,13 +6,12 @@ directory becomes a ``.pth`` file. IN.pkl, an ImageNet model of Caffe2, becomes 
 
 import argparse
 import math
-import os
 import pathlib
 import sys
 
 from flax import nnx
 
-from gw_jax.convert.__main__ import parse_dict
+from gw_jax.convert.commands import convert, parse_dict, refuse_options
 from gw_jax.convert.fill import listed
 from gw_jax.convert.torch_file import CONTAINERS, Container, read_torch_file, write_torch_file
 from gw_jax.detection.caffe2 import read_caffe2, write_backbone
@@ -20,8 +19,7 @@ from gw_jax.detection.detector import Detector
 from gw_jax.detection.inputs import PIXELS
 from gw_jax.detection.saved import load_detector
 from gw_jax.detection.torch_state import read_state, to_torch_state
-from gw_jax.errors import ConfigError, UserError, one_line
-from gw_jax.files import require_new
+from gw_jax.errors import ConfigError
 from gw_jax.models.pretrained import write_directory
 from gw_jax.models.saved_files import DETECTOR
 from gw_jax.tree import by_path
@@ -57,32 +55,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Converts what the command line says. Returns the exit code."""
-    args = _parser().parse_args(arguments)
-    try:
-        require_new(args.target)
-        if os.path.isdir(args.source):  # Unlike Path.is_dir, false for a name that is too long.
-            _refuse(args, _IMPORT_OPTIONS, "is for reading a .pth file, and the source is a directory")
-            lines = _export(args)
-        else:
-            _refuse(args, _EXPORT_OPTIONS, "is for writing a .pth file, and the source is not a directory")
-            if args.target.suffix in (".pth", ".pt", ".pkl", ".safetensors"):
-                raise ConfigError(
-                    f"OUT is {args.target}; a file becomes a directory: give a name without {args.target.suffix}."
-                )
-            lines = _import_backbone(args) if args.source.suffix == ".pkl" else _import_detector(args)
-    except (UserError, OSError) as error:
-        print(f"error: {one_line(str(error), 2000)}", file=sys.stderr)
-        return 1
-    for line in lines:
-        print(one_line(line))
-    return 0
+    return convert(
+        _parser().parse_args(arguments), read=_import, write=_export, reading=_IMPORT_OPTIONS, writing=_EXPORT_OPTIONS
+    )
 
 
-def _refuse(args: argparse.Namespace, options: tuple[str, ...], why: str) -> None:
-    """Raises ConfigError for an option that would have no effect."""
-    for name in options:
-        if getattr(args, name) is not None:
-            raise ConfigError(f"--{name} {why}. Leave it out.")
+def _import(args: argparse.Namespace) -> list[str]:
+    if args.target.suffix in (".pth", ".pt", ".pkl", ".safetensors"):
+        raise ConfigError(f"OUT is {args.target}; a file becomes a directory: give a name without {args.target.suffix}.")
+    return _import_backbone(args) if args.source.suffix == ".pkl" else _import_detector(args)
 
 
 def _export(args: argparse.Namespace) -> list[str]:
@@ -101,7 +82,7 @@ def _export(args: argparse.Namespace) -> list[str]:
 
 
 def _import_backbone(args: argparse.Namespace) -> list[str]:
-    _refuse(args, _IMPORT_OPTIONS, "is for a detector's .pth file, and the source is a .pkl file")
+    refuse_options(args, _IMPORT_OPTIONS, "is for a detector's .pth file, and the source is a .pkl file")
     backbone = read_caffe2(args.source)
     write_backbone(args.target, backbone, args.source)
     return [

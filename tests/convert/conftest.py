@@ -13,13 +13,6 @@ def strict():
         yield
 
 
-@pytest.fixture
-def quick(quick_compilation):
-    """Compiles without most optimisations."""
-    with quick_compilation():
-        yield
-
-
 @pytest.fixture(scope="session")
 def reference():
     """The module that makes the golden networks' files."""
