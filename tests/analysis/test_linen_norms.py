@@ -87,6 +87,7 @@ def test_swapped_norms_are_analysed(made):
     assert found["Block_0/BatchNorm_0"].after.whitening_error.max() < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [

@@ -90,6 +90,7 @@ def test_input_and_output_are_those_of_the_layer():
     assert bare.after.whitening_error.max() < 0.1 < found.after.whitening_error.min()
 
 
+@pytest.mark.slow
 def test_a_relu_inside_a_norm_is_left_out_and_the_network_still_gets_it():
     model = gw_jax.create_model("resnet18", width=8, num_classes=3, norm_options={"num_groups": 4}, rngs=nnx.Rngs(0))
     images = np.random.default_rng(0).standard_normal((2, 64, 64, 3)).astype(np.float32)
@@ -101,6 +102,7 @@ def test_a_relu_inside_a_norm_is_left_out_and_the_network_still_gets_it():
     np.testing.assert_allclose(found["stage1/0/norm1"].before.eigenvalues, truth.eigenvalues, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_pattern_and_the_groups_choose():
     model = CNN(nnx.Rngs(0))
     assert list(analyze_norms(model, IMAGES, "^norm$")) == ["norm"]
@@ -111,6 +113,7 @@ def test_the_pattern_and_the_groups_choose():
     assert analyze_norms(model, IMAGES, "list/0", per="batch")["list/0"].after.observations.tolist() == [4 * 64]
 
 
+@pytest.mark.slow
 def test_vectors_are_analysed_by_groups_or_by_batch():
     model = gw_jax.create_model(
         "mlp", norm="gw", width=64, num_classes=10, norm_options={"num_groups": 4}, rngs=nnx.Rngs(0)

@@ -67,6 +67,7 @@ def test_a_run_with_a_new_head_is_evaluated(finished, config, tmp_path):
         run(config, tmp_path / "empty")
 
 
+@pytest.mark.slow
 def test_an_imported_model_is_trained_on(finished, config, tmp_path):
     config.init_from = str(export(config, finished))
     config.num_epochs, config.optimizer.learning_rate = 1, 0.0
@@ -98,6 +99,7 @@ def training_dict(torch, config, workdir, step):
     }
 
 
+@pytest.mark.slow
 def test_a_run_that_pytorch_began_ends_like_one_of_our_own(finished, config, tmp_path):
     """Weights, statistics, momentum and epoch go through a .pth file; the rest of the run is then the same."""
     torch = pytest.importorskip("torch", reason="PyTorch, an optional extra that brings gigabytes, is not installed")
@@ -180,6 +182,7 @@ def test_models_that_cannot_be_resumed_are_refused(config, model_directory, tmp_
         run(config, tmp_path / "new")
 
 
+@pytest.mark.slow
 def test_dropout_depends_on_seed_and_step_only(config):
     config.model.dropout = 0.5
     experiment = build_experiment(config)

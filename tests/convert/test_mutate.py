@@ -14,6 +14,7 @@ def assert_no_fault(count, seed):
     assert figures["converted"] > count // 20
 
 
+@pytest.mark.slow
 def test_some_damaged_files(torch):
     assert_no_fault(60, seed=1)
 

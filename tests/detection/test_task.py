@@ -171,6 +171,7 @@ def test_a_run_starts_from_a_classifier(tmp_path):
         make_config(pixels="bgr").make_task().read_weights(tmp_path / "classifier")
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_detector(tmp_path):
     arguments = {**SMALL, "mask_head": True, "frozen_bn_epsilon": 1e-5}
     detector = create_detector(**arguments, norm_options={"num_groups": 8}, num_classes=3, rngs=nnx.Rngs(3))

@@ -72,6 +72,7 @@ def test_diverged_runs_are_counted_and_scored(runs):
     assert all(0 <= accuracy <= 0.2 for accuracy in case["test_accuracy"])
 
 
+@pytest.mark.slow
 def test_the_learning_rate_is_chosen_on_digits_and_a_seed_of_its_own(runs, monkeypatch):
     digits, used = load_digits(), []
     monkeypatch.setattr(

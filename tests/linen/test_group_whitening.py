@@ -56,6 +56,7 @@ def test_a_relu_follows_in_both_layers():
     np.testing.assert_array_equal(linen_layer.apply(variables, x, relu=True), expected)
 
 
+@pytest.mark.slow
 def test_accepts_a_mask():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 4, 8)), jnp.float32)
     mask = jnp.ones((2, 4, 4), bool).at[:, 2:].set(False)

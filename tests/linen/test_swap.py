@@ -127,6 +127,7 @@ def test_a_step_trains_it():
     assert np.abs(gradient["block0"]["BatchNorm_0"]["scale"]).max() > 0
 
 
+@pytest.mark.slow
 def test_every_method_is_swapped():
     x = images()
     swapped = gw_jax.linen.swap_norms(Encoder(), "^norm$", make_gw)

@@ -77,6 +77,7 @@ def test_logits_are_those_of_the_pooled_last_stage():
         assert features.min() == 0  # After the ReLU.
 
 
+@pytest.mark.slow
 def test_a_dilated_network_is_the_strided_one_between_its_positions():
     """Without norms, which see all positions: every second position of a dilated map is a position of the strided one."""
     options = {"num_classes": 3, "width": 8, "norm": "none", "whiten": "all"}

@@ -23,7 +23,12 @@ def inputs(shape):
 
 @pytest.mark.parametrize(
     ("method", "num_iterations"),
-    [("newton", 1), ("newton", 3), pytest.param("newton", 15, marks=pytest.mark.slow), ("zca", 5)],
+    [
+        pytest.param("newton", 1, marks=pytest.mark.slow),
+        ("newton", 3),
+        pytest.param("newton", 15, marks=pytest.mark.slow),
+        ("zca", 5),
+    ],
 )
 def test_default_whitening_has_forward_and_second_derivatives(float64, method, num_iterations):
     arguments, tangents = inputs((2, 3, 1, 8)), inputs((2, 3, 1, 8))[::-1]
