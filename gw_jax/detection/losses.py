@@ -84,9 +84,10 @@ def detector_losses(
         >>> detector = create_detector("resnet18", num_classes=3, **small, rngs=nnx.Rngs(0))
         >>> images, valid, sizes = place_on_canvas([np.ones((60, 90, 3), np.float32)], (64, 96))
         >>> targets = pad_targets([[[10, 5, 70, 50]]], [[2]], num_classes=3, max_objects=2)
-        >>> sampling = Sampling(pre_nms_top_n=50, post_nms_top_n=50, proposals=20, box_batch=16)
-        >>> losses = detector_losses(detector, images, valid, sizes, targets, jax.random.key(0), sampling=sampling)
-        >>> sorted(losses)
+        >>> def losses_of(key):
+        ...     sampling = Sampling(pre_nms_top_n=50, post_nms_top_n=50, proposals=20, box_batch=16)
+        ...     return detector_losses(detector, images, valid, sizes, targets, key, sampling=sampling)
+        >>> sorted(jax.jit(losses_of)(jax.random.key(0)))
         ['loss_box_reg', 'loss_classifier', 'loss_objectness', 'loss_rpn_box_reg']
     """
     sampling = Sampling() if sampling is None else sampling
