@@ -6,9 +6,10 @@ from typing import Any, ClassVar, get_args
 from gw_jax.config_checks import choice, number
 from gw_jax.detection.detector_options import DetectorNorm
 from gw_jax.detection.heads import BoxHeadName, ConvReLU
-from gw_jax.detection.inputs import CANVASES, PIXELS, check_canvas
+from gw_jax.detection.inputs import CANVASES, check_canvas
 from gw_jax.detection.layers import HeadNorm
 from gw_jax.detection.options import Sampling
+from gw_jax.detection.pixels import PIXELS
 from gw_jax.errors import ConfigError
 from gw_jax.models.config import NormConfig
 from gw_jax.models.resnet import ARCHITECTURES
@@ -67,10 +68,10 @@ class DetectionConfig(TrainConfig):
     Attributes:
         num_classes: with the background: 81 for COCO.
         batch_size: images per training step, over all devices.
-        canvases: sizes "HEIGHTxWIDTH" to which images are padded, multiples of 32. Each is compiled once.
+        canvases: sizes "HEIGHTxWIDTH" to which the data pad images, multiples of 32. Each is compiled once.
         pixels: order and scale of pixel values: "rgb", for weights of PyTorch, or "bgr", for weights of Caffe2.
-        max_objects: objects of an image to which ground truth is padded.
-        max_edges: edges of an object's polygons to which ground truth is padded, for a mask head.
+        max_objects: objects of an image to which the data pad ground truth; see :func:`pad_targets`.
+        max_edges: edges of an object's polygons to which the data pad ground truth, for a mask head.
         sampling: how many anchors, proposals and regions of interest the losses are taken over.
         model: the network.
 

@@ -16,7 +16,7 @@ from gw_jax.convert.fill import listed
 from gw_jax.convert.torch_file import CONTAINERS, Container, read_torch_file, write_torch_file
 from gw_jax.detection.caffe2 import read_caffe2, write_backbone
 from gw_jax.detection.detector import Detector
-from gw_jax.detection.inputs import PIXELS
+from gw_jax.detection.pixels import PIXELS
 from gw_jax.detection.saved import load_detector
 from gw_jax.detection.torch_state import read_state, to_torch_state
 from gw_jax.errors import ConfigError

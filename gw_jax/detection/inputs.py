@@ -1,4 +1,4 @@
-"""Images on canvases of fixed size, their valid areas, and the pixel values that the networks were trained with."""
+"""Images on canvases of fixed size, and their valid areas."""
 
 import math
 from collections.abc import Sequence
@@ -10,15 +10,10 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from gw_jax.detection.canvas import ALIGNMENT
-from gw_jax.detection.pixels import BGR, RGB
-from gw_jax.errors import shown, unknown_name
-from gw_jax.ops.valid import valid_mask
+from gw_jax.errors import shown
 
 # Every image of COCO, resized to a shorter side of 800 and a longer side of at most 1333, fits into one of these.
 CANVASES = ((800, 1344), (1344, 800))
-
-
-PIXELS = {"rgb": RGB, "bgr": BGR}
 
 
 def check_canvas(canvas: Any) -> tuple[int, int]:
@@ -115,41 +110,3 @@ def place_on_canvas(
         row[: image.shape[0], : image.shape[1]] = image
     sizes = np.array([image.shape[:2] for image in images], np.int32)
     return result, aligned(sizes), sizes
-
-
-def normalize(
-    rgb: jax.Array | np.ndarray, sizes: Any = None, *, pixels: str = "rgb", dtype: DTypeLike = jnp.float32
-) -> jax.Array:
-    """RGB bytes as the input of a network: ``(value - mean) / std``, in its order of channels.
-
-    Padding is zero after the normalisation, as in the reference, and not a normalised black.
-
-    Args:
-        rgb: ``[n, h, w, 3]`` or, without ``sizes``, any shape that ends in 3; values of 0 to 255.
-        sizes: ``[n, 2]``, heights and widths outside of which the result is zero, or None.
-        pixels: "rgb" for weights of PyTorch and of this project, "bgr" for weights of Caffe2.
-        dtype: type of the result; computed in float32, as by the reference.
-
-    Raises:
-        ValueError: other ``pixels``, or another shape.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from gw_jax.detection import normalize
-        >>> normalize(jnp.full((1, 2, 2, 3), 255, jnp.uint8), jnp.array([[1, 2]]))[0, :, 0, 0].round(3).tolist()
-        [2.249000072479248, 0.0]
-    """
-    if pixels not in PIXELS:
-        raise ValueError(unknown_name("pixels", pixels, PIXELS))
-    layout = PIXELS[pixels]
-    values = jnp.asarray(rgb).astype(jnp.float32)
-    if values.shape[-1:] != (3,) or (sizes is not None and values.ndim != 4):
-        needed = "[..., 3]" if sizes is None else "[n, h, w, 3] with sizes"
-        raise ValueError(f"normalize got an array of shape {values.shape}; {needed} is needed, in the order RGB.")
-    if layout.channels == "BGR":
-        values = values[..., ::-1]
-    values = (values - jnp.asarray(layout.mean, jnp.float32)) / jnp.asarray(layout.std, jnp.float32)
-    if sizes is not None:
-        keep = valid_mask(jnp.asarray(sizes), 1, *values.shape[1:3])
-        values = jnp.where(keep[..., None], values, 0)
-    return values.astype(dtype)

@@ -5,6 +5,7 @@ for is left to a subclass. Time and memory are bounded: an instruction makes no 
 the number of instructions is limited.
 """
 
+import abc
 import codecs
 import struct
 from collections.abc import Callable
@@ -37,7 +38,7 @@ _OTHERS = {
 _MARK = object()
 
 
-class PickleMachine:
+class PickleMachine(abc.ABC):
     """The machine of one file."""
 
     def __init__(self, path: str, data: bytes):
@@ -49,17 +50,17 @@ class PickleMachine:
         # Bytes that conversions of strings may still make: a string can be used any number of times.
         self._budget = 2 * len(data)
 
+    @abc.abstractmethod
     def find(self, name: str) -> Any:
         """What the name ``name``, such as "numpy.dtype", stands for."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def call(self, function: Any, arguments: tuple[Any, ...]) -> Any:
         """What a call stands for."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def build(self, target: Any, state: Any) -> None:
         """Gives ``target`` its state."""
-        raise NotImplementedError
 
     def run(self) -> Any:
         """Executes the program, and returns what it leaves.

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gw_jax.detection.detector import Detections, Detector, create_detector
-from gw_jax.detection.inputs import PIXELS, aligned, normalize
+from gw_jax.detection.inputs import aligned
 from gw_jax.detection.losses import detector_losses
+from gw_jax.detection.pixels import PIXELS, normalize
 from gw_jax.detection.saved import save_detector
 from gw_jax.detection.weights import read_weights
 from gw_jax.errors import ConfigError
-from gw_jax.train.state import activation_dtype
+from gw_jax.nn.initializers import AbstractRngs
+from gw_jax.train.state import activation_dtype, model_to_dicts
 from gw_jax.train.task import Batch, Curve, EvalBatches, Evaluator, Mean, TrainBatches, Weights
 
 if TYPE_CHECKING:
@@ -162,8 +164,8 @@ class DetectionTask:
         Raises:
             CheckpointError: ``directory`` exists.
         """
-        detector = self.make_model(nnx.Rngs(0))
-        nnx.update(detector, params, batch_stats)
+        graphdef, _, _ = model_to_dicts(self.make_model(AbstractRngs()))
+        detector: Detector = nnx.merge(graphdef, params, batch_stats)
         save_detector(directory, detector, source={**source, "pixels": PIXELS[self.config.pixels].to_json()})
 
     @property

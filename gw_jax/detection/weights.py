@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gw_jax.detection.backbone import read_backbone
-from gw_jax.detection.inputs import PIXELS
-from gw_jax.detection.pixels import Pixels, pixels_of
+from gw_jax.detection.pixels import PIXELS, Pixels, pixels_of
 from gw_jax.detection.saved import abstract_detector
 from gw_jax.errors import CheckpointError, ConfigError, one_line
 from gw_jax.models.saved_files import DETECTOR, MODEL, MODEL_FILE, holds, read_arrays, read_config
@@ -41,12 +40,13 @@ def read_weights(directory: pathlib.Path, config: "DetectionConfig") -> Weights:
         _require_pixels(directory, weights.pixels, config)
         return Weights(weights.arrays)
     description = read_config(directory, DETECTOR)
-    _require_same(directory, description[DETECTOR], config.model_arguments())
-    _require_pixels(directory, pixels_of(description, str(directory)), config)
     try:
         detector = abstract_detector(description[DETECTOR], None, jnp.float32)
     except Exception as error:  # The file decides which of create_detector's errors comes.
         raise CheckpointError(f"The detector of {directory} cannot be made: {one_line(str(error))}") from error
+    # With the defaults of arguments that the file leaves out.
+    _require_same(directory, detector.arguments, config.model_arguments())
+    _require_pixels(directory, pixels_of(description, str(directory)), config)
     arrays: dict[str, np.ndarray] = read_arrays(directory, MODEL_FILE, variables(detector))
     return Weights(arrays)
 
@@ -54,7 +54,7 @@ def read_weights(directory: pathlib.Path, config: "DetectionConfig") -> Weights:
 def _require_same(directory: pathlib.Path, stored: dict[str, Any], arguments: dict[str, Any]) -> None:
     differences = []
     for name, value in arguments.items():
-        there = stored.get(name, value)
+        there = stored[name]
         # No options and none given are the same.
         if (there or None) != (value or None):
             differences.append(f"{name} is {there!r} there and {value!r} here")

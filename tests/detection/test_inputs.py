@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gw_jax.detection.inputs import CANVASES, aligned, check_canvas, choose_canvas, normalize, place_on_canvas
+from gw_jax.detection.inputs import CANVASES, aligned, check_canvas, choose_canvas, place_on_canvas
+from gw_jax.detection.pixels import normalize
 from tests.detection import golden
 
 

@@ -6,9 +6,9 @@ from tests.train.kills import KINDS, kill_repeatedly
 
 
 @pytest.mark.slow
-def test_a_kill_of_each_kind_changes_nothing(tmp_path, data_dir):
-    report = kill_repeatedly(len(KINDS), 0, tmp_path, data_dir)
+def test_ten_kills_change_nothing(tmp_path, data_dir):
+    report = kill_repeatedly(10, 0, tmp_path, data_dir)
     assert not report.differences
-    assert report.kills.total() >= len(KINDS)
+    assert report.kills.total() >= 10
     assert report.kills.keys() == set(KINDS)
     assert report.runs >= 1
