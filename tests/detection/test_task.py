@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import re
 
 import jax
@@ -187,6 +188,15 @@ def test_a_run_starts_from_a_detector(tmp_path):
     other = make_config(model=dataclasses.replace(model, norm_options=NormConfig(num_groups=4)))
     with pytest.raises(ConfigError, match=r"norm_options is .* there and .* here"):
         other.make_task().read_weights(tmp_path / "detector")
+    # What a description leaves out has create_detector's default there, not the run's value.
+    path = tmp_path / "detector" / "config.json"
+    description = json.loads(path.read_text())
+    del description["detector"]["conv_relu"]
+    path.write_text(json.dumps(description))
+    each = make_config()
+    each.model.conv_relu = "each"
+    with pytest.raises(ConfigError, match="conv_relu is 'last' there and 'each' here"):
+        each.make_task().read_weights(tmp_path / "detector")
 
 
 @pytest.mark.parametrize(
