@@ -24,8 +24,8 @@ FLOORS = [
     ["classification", "detection"],
     ["doctor"],
 ]
-# Modules of gw_jax.detection that need the trainer.
-DETECTION_TRAINING = {"config", "task", "recipes", "weights", "evaluator", "data"}
+# Modules of gw_jax.detection that need the trainer or read data sets.
+DETECTION_TRAINING = {"config", "task", "recipes", "weights", "evaluator", "data", "prepare"}
 LEVELS = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 
