@@ -166,12 +166,13 @@ def to_uint8(array: np.ndarray) -> np.ndarray:
     )
 
 
-def open_image(image: bytes | np.ndarray, channels: int) -> Any:
+def open_image(image: bytes | np.ndarray, channels: int, *, turn: bool = False) -> Any:
     """The Pillow image of encoded bytes, with 1, 3 or 4 ``channels`` of 8 bits, or of an array with its own channels.
 
-    Arguments and errors are those of :func:`train_image`.
+    With ``turn``, an encoded image is turned and mirrored as its EXIF data say. Other arguments and errors are those of
+    :func:`train_image`.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     if isinstance(image, np.ndarray):
         array = to_uint8(image)
@@ -192,6 +193,8 @@ def open_image(image: bytes | np.ndarray, channels: int) -> Any:
     if picture.mode in ("I", "F"):
         kind = "floating-point numbers" if picture.mode == "F" else "32-bit integers"
         raise ValueError(f"pixels that are {kind} have no known range; 8 or 16 bits are read")
+    if turn:
+        picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray(to_uint8(np.asarray(picture).astype(np.uint16))[..., 0])
     mode = MODES[channels]
