@@ -1,0 +1,1 @@
+"""Images with objects: their files, their order and their batches."""
