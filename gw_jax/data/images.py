@@ -166,12 +166,13 @@ def to_uint8(array: np.ndarray) -> np.ndarray:
     )
 
 
-def open_image(image: bytes | np.ndarray, channels: int) -> Any:
+def open_image(image: bytes | np.ndarray, channels: int, *, turn: bool = False) -> Any:
     """The Pillow image of encoded bytes, with 1, 3 or 4 ``channels`` of 8 bits, or of an array with its own channels.
 
-    Arguments and errors are those of :func:`train_image`.
+    With ``turn``, an encoded image is turned and mirrored as its EXIF data say. Other arguments and errors are those of
+    :func:`train_image`.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     if isinstance(image, np.ndarray):
         array = to_uint8(image)
@@ -183,6 +184,8 @@ def open_image(image: bytes | np.ndarray, channels: int) -> Any:
     if channels not in MODES:
         raise ImageTypeError(f"encoded images can be read with 1, 3 or 4 channels, not with {channels}.")
     picture = open_encoded(image)
+    if turn:
+        picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray(to_uint8(np.asarray(picture).astype(np.uint16))[..., 0])
     mode = MODES[channels]

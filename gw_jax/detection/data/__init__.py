@@ -1,1 +1,1 @@
-"""Images with boxes and polygons: sets in COCO's format, prepared once and read at random."""
+"""Images with objects: prepared sets, and batches of them on canvases of fixed size. No module here uses a device."""
