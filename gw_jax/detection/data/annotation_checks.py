@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gw_jax.detection.data.rle import decode_mask, mask_to_polygons
+from gw_jax.detection.data.outlines import outlines
+from gw_jax.detection.data.rle import decode_mask
 from gw_jax.errors import shown
 
 # Reasons for which an object, or a part of its polygon, is dropped, as the report names them.
@@ -77,7 +78,7 @@ def read_annotation(annotation: dict[str, Any], height: int, width: int, dropped
         if not area:
             dropped[EMPTY_MASK] += 1
             return Found(None, [], None)
-        polygons = [] if crowd else mask_to_polygons(decoded)
+        polygons = [] if crowd else [np.array(part, np.float64) for part in outlines(decoded)]
     elif given:
         polygons = _polygons(given, dropped)
         if not polygons:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from gw_jax.detection.data.rle import decode_mask, mask_to_polygons
+from gw_jax.detection.data.outlines import outlines
+from gw_jax.detection.data.rle import decode_mask
 
 
 def masks():
@@ -32,7 +33,7 @@ def test_masks_survive_both_encodings_and_polygons(mask):
     flat = mask.T.ravel()
     runs = np.diff(np.flatnonzero(np.diff(flat.astype(int), prepend=0)), prepend=0, append=flat.size)
     np.testing.assert_array_equal(decode_mask({"size": [height, width], "counts": runs.tolist()}, height, width), mask)
-    parts = [part.tolist() for part in mask_to_polygons(mask)]
+    parts = outlines(mask)
     if not parts:
         assert not mask.any()
         return
@@ -45,9 +46,9 @@ def test_holes_stay_at_other_resolutions():
     """A slit is as narrow when the polygon is enlarged, reduced or mirrored."""
     y, x = np.mgrid[:40, :40]
     ring = (np.hypot(y - 20, x - 20) < 18) & (np.hypot(y - 20, x - 20) > 7)
-    (part,) = mask_to_polygons(ring)
+    (part,) = outlines(ring)
     for scale_x, scale_y in [(3, 3), (0.7, 0.7), (1.37, 2.41), (-1.37, 0.9)]:
-        scaled = (part.reshape(-1, 2) * [scale_x, scale_y] + [40 * max(-scale_x, 0), 0]).ravel().tolist()
+        scaled = (np.reshape(part, (-1, 2)) * [scale_x, scale_y] + [40 * max(-scale_x, 0), 0]).ravel().tolist()
         height, width = round(40 * scale_y), round(40 * abs(scale_x))
         raster = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([scaled], height, width)))
         y, x = (np.mgrid[:height, :width] + 0.5) / np.array([scale_y, abs(scale_x)])[:, None, None]
@@ -61,8 +62,8 @@ def test_large_numbers_and_long_runs():
     mask[2990:, 3990:] = True
     encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     np.testing.assert_array_equal(decode_mask({**encoded, "counts": encoded["counts"].decode()}, 3000, 4000), mask)
-    (part,) = mask_to_polygons(mask)
-    assert sorted(part.tolist()) == [2990, 2990, 3000, 3000, 3990, 3990, 4000, 4000]
+    (part,) = outlines(mask)
+    assert sorted(part) == [2990, 2990, 3000, 3000, 3990, 3990, 4000, 4000]
 
 
 @pytest.mark.parametrize(
