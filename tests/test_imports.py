@@ -25,7 +25,7 @@ FLOORS = [
     ["doctor"],
 ]
 # Modules of gw_jax.detection that need the trainer.
-DETECTION_TRAINING = {"config", "task", "recipes", "weights", "evaluator", "data"}
+DETECTION_TRAINING = {"config", "task", "recipes", "weights", "evaluator", "data", "scene_data"}
 LEVELS = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 
