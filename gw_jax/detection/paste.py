@@ -39,12 +39,24 @@ def paste_mask(probability: Any, box: Any, size: tuple[int, int], threshold: flo
         >>> paste_mask(np.ones((28, 28)), [2.0, 1.0, 4.0, 2.0], (4, 6)).astype(int).tolist()
         [[0, 1, 1, 1, 1, 0], [0, 1, 1, 1, 1, 0], [0, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]]
     """
+    region, rows, columns = paste_region(probability, box, size, threshold)
+    mask = np.zeros(tuple(map(int, size)), bool)
+    mask[rows, columns] = region
+    return mask
+
+
+def paste_region(
+    probability: Any, box: Any, size: tuple[int, int], threshold: float = 0.5
+) -> tuple[np.ndarray, slice, slice]:
+    """The part of :func:`paste_mask` inside of the grown box, and its rows and columns in the image; all else is False.
+
+    Raises:
+        ValueError: as for :func:`paste_mask`.
+    """
     if not 0 <= threshold <= 1:
         raise ValueError(f"paste_mask got threshold={threshold}; a probability is needed, 0 to 1.")
-    pixels, rows, columns, height, width = _resized(probability, box, size)
-    mask = np.zeros((height, width), bool)
-    mask[rows, columns] = pixels > np.float32(threshold)
-    return mask
+    pixels, rows, columns, *_ = _resized(probability, box, size)
+    return pixels > np.float32(threshold), rows, columns
 
 
 def _resized(probability: Any, box: Any, size: tuple[int, int]) -> tuple[np.ndarray, slice, slice, int, int]:

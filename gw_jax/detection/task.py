@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gw_jax.config_checks import check_split
-from gw_jax.detection.detector import Detections, Detector, create_detector
+from gw_jax.detection.detector import Detector, create_detector
+from gw_jax.detection.finite import detect_finite
 from gw_jax.detection.inputs import aligned
 from gw_jax.detection.losses import detector_losses
 from gw_jax.detection.pixels import PIXELS, normalize
@@ -51,8 +52,16 @@ class DetectionData(Protocol):
         """This process's shard of the evaluation batches."""
         ...
 
-    def evaluator(self) -> Evaluator:
-        """A new evaluator; it is given ``{"detections": Detections, "batch": the evaluation batch without images}``."""
+    def evaluator(self, workdir: pathlib.Path | None = None, step: int = 0) -> Evaluator:
+        """A new evaluator, such as a :class:`gw_jax.detection.coco_evaluator.CocoEvaluator`.
+
+        It is given ``{"detections": Detections, "batch": the evaluation batch without images, "finite": bool [n]}``, sharded
+        as :class:`gw_jax.train.task.EvaluatesShards` says.
+
+        Args:
+            workdir: where it may write files, or None.
+            step: training steps of the weights.
+        """
         ...
 
 
@@ -136,13 +145,18 @@ class DetectionTask:
         return total, {name: (value, jnp.ones((), value.dtype)) for name, value in losses.items()}
 
     def predict(self, model: nnx.Module, batch: Batch) -> dict[str, Any]:
-        """The detections in network-input pixels, and the batch without its images."""
-        detections: Detections = cast(Detector, model).detect(*self._inputs(batch))
-        return {"detections": detections, "batch": {name: value for name, value in batch.items() if name != "image"}}
+        """The detections in network-input pixels, whether the features are finite, and the batch without its images."""
+        detections, finite = detect_finite(cast(Detector, model), *self._inputs(batch))
+        others = {name: value for name, value in batch.items() if name != "image"}
+        return {"detections": detections, "batch": others, "finite": finite}
 
     def evaluator(self) -> Evaluator:
-        """That of the data."""
+        """That of the data, without files."""
         return self.data.evaluator()
+
+    def shard_evaluator(self, step: int, workdir: pathlib.Path) -> Evaluator:
+        """That of the data."""
+        return self.data.evaluator(workdir, step)
 
     def read_weights(self, directory: pathlib.Path) -> Weights:
         """Reads a detector, or a classifier for the backbone.

@@ -51,7 +51,7 @@ class LogConfig:
         every_steps: steps between two training lines of ``metrics.jsonl``; the end of an epoch writes one, too.
         tensorboard: whether TensorBoard files are written.
         progress_bar: whether a terminal shows a progress bar.
-        plot: whether ``curves.png`` is drawn at the end.
+        plot: whether ``curves.png``, and what else the task draws, is drawn at the end.
         profile_step: the step before which ``jax.profiler`` starts to record, into ``WORKDIR/profile``; None for no
             profile. Choose one past the first, which compiles.
         profile_steps: steps that it records.

@@ -3,13 +3,12 @@
 import math
 import pathlib
 import signal
-import sys
 import time
 from typing import Any
 
 import jax
 
-from gw_jax.errors import CheckpointError, TrainingError, UserError
+from gw_jax.errors import CheckpointError, TrainingError
 from gw_jax.train.checkpoint import Checkpoints, Progress, saved_steps
 from gw_jax.train.chips import CHIPS
 from gw_jax.train.config_fields import flatten
@@ -19,14 +18,14 @@ from gw_jax.train.experiment import Experiment
 from gw_jax.train.hooks import Hooks
 from gw_jax.train.metrics import MetricsWriter
 from gw_jax.train.modes import RunResult
-from gw_jax.train.plot import CURVES_FILE, plot_curves
+from gw_jax.train.plot import plot_result
 from gw_jax.train.profiler import Profiler
 from gw_jax.train.stop import MAX_STEPS_AHEAD, STOP_FIELD, StopConsensus, StopRequest
 from gw_jax.train.task import Batch
 from gw_jax.train.terminal import Terminal
 from gw_jax.train.throughput import Throughput
 from gw_jax.train.totals import Totals
-from gw_jax.train.workdir import check_room_to_save, warn_unwritable
+from gw_jax.train.workdir import check_room_to_save
 
 
 class Trainer:
@@ -240,7 +239,7 @@ class Trainer:
         jax.block_until_ready(self._in_flight)
         self._throughput.pause()
         self._hooks.before_evaluation(self)
-        metrics = evaluate(self.experiment, self.state, self._eval_batches, self._consensus)
+        metrics = evaluate(self.experiment, self.state, self._eval_batches, self._consensus, self.workdir)
         if metrics is None:
             return
         self._evaluated, self._evaluation = True, {"step": self.step, "metrics": metrics}
@@ -282,18 +281,9 @@ class Trainer:
     def _finish(self) -> RunResult:
         metrics = self._evaluation["metrics"] if self._evaluation else {}
         if is_main():
-            numbers = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            # An evaluation may have hundreds of others, which are in metrics.jsonl.
+            numbers = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.startswith("eval/"))
             print(f"Done after step {self.step}: {numbers}", flush=True)
-            self._plot()
+            if self.experiment.config.log.plot:
+                plot_result(self.workdir, self.experiment.task)
         return RunResult(metrics or None)
-
-    def _plot(self) -> None:
-        """Draws the curves; where that is impossible the run has still succeeded."""
-        task = self.experiment.task
-        if not self.experiment.config.log.plot or not task.curves:
-            return
-        try:
-            with warn_unwritable(self.workdir / CURVES_FILE):
-                print(f"Curves: {plot_curves(self.workdir, task.curves, task.description)}")
-        except UserError as error:
-            print(f"warning: {error}", file=sys.stderr)
