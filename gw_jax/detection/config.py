@@ -4,18 +4,20 @@ import dataclasses
 from typing import Any, ClassVar, get_args
 
 from gw_jax.config_checks import choice, number
+from gw_jax.detection.data.config import SceneConfig
 from gw_jax.detection.detector_options import DetectorNorm
 from gw_jax.detection.heads import BoxHeadName, ConvReLU
 from gw_jax.detection.inputs import CANVASES, check_canvas
 from gw_jax.detection.layers import HeadNorm
 from gw_jax.detection.options import Sampling
 from gw_jax.detection.pixels import PIXELS
+from gw_jax.detection.scene_data import SceneData
+from gw_jax.detection.task import DetectionTask
 from gw_jax.errors import ConfigError
 from gw_jax.models.config import NormConfig
 from gw_jax.models.resnet import ARCHITECTURES
 from gw_jax.nn import norm_options
 from gw_jax.train.config import TrainConfig
-from gw_jax.train.task import Task
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -68,11 +70,13 @@ class DetectionConfig(TrainConfig):
     Attributes:
         num_classes: with the background: 81 for COCO.
         batch_size: images per training step, over all devices.
+        eval_batch_size: images per evaluation step, over all devices.
         canvases: sizes "HEIGHTxWIDTH" to which the data pad images, multiples of 32. Each is compiled once.
         pixels: order and scale of pixel values: "rgb", for weights of PyTorch, or "bgr", for weights of Caffe2.
         max_objects: objects of an image to which the data pad ground truth; see :func:`pad_targets`.
         max_edges: edges of an object's polygons to which the data pad ground truth, for a mask head.
         sampling: how many anchors, proposals and regions of interest the losses are taken over.
+        data: the prepared set, and how its images are resized and read.
         model: the network.
 
     Example:
@@ -80,31 +84,43 @@ class DetectionConfig(TrainConfig):
         >>> DetectionConfig(num_steps=90_000, model=DetectorConfig(norm="gn")).check()
     """
 
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = (
+        *TrainConfig.MAY_CHANGE,
+        "data.data_dir",
+        "data.num_threads",
+        "data.num_workers",
+        "data.max_broken",
+    )
     MAY_DIFFER_IN_EVALUATION: ClassVar[tuple[str, ...]] = (
         *TrainConfig.MAY_DIFFER_IN_EVALUATION,
+        "eval_batch_size",
         "canvases",
         "max_objects",
         "max_edges",
+        "data.name",
+        "data.min_side",
+        "data.max_side",
     )
 
     num_classes: int = number(81, 2)
     batch_size: int = number(16, 1)
+    eval_batch_size: int = number(16, 1)
     canvases: tuple[str, ...] = tuple(f"{height}x{width}" for height, width in CANVASES)
     pixels: str = choice("rgb", PIXELS)
     max_objects: int = number(100, 1)
     max_edges: int = number(512, 3)
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    data: SceneConfig = dataclasses.field(default_factory=SceneConfig)
     model: DetectorConfig = dataclasses.field(default_factory=DetectorConfig)
 
-    def make_task(self) -> Task:
-        """Raises ConfigError: a run needs data, which a subclass gives to its task.
+    def make_task(self) -> DetectionTask:
+        """Opens the prepared set. A subclass with other data returns ``DetectionTask(self, data)``.
 
-        See :class:`gw_jax.detection.task.DetectionTask`.
+        Raises:
+            ConfigError: the configuration does not fit the set.
+            DataError: the set is not prepared, or damaged.
         """
-        raise ConfigError(
-            "A DetectionConfig has no data. Use a subclass whose make_task() returns DetectionTask(self, data); see "
-            "docs/detection.md."
-        )
+        return DetectionTask(self, SceneData(self))
 
     def model_arguments(self) -> dict[str, Any]:
         """The arguments of :func:`gw_jax.detection.create_detector`, without types and generators; JSON values."""
@@ -140,6 +156,7 @@ class DetectionConfig(TrainConfig):
             ConfigError: fields that exclude each other; the message says what to change.
         """
         TrainConfig.check(self)
+        self.data.check()
         self.canvas_sizes()
         part = self.batch_size // self.accumulate_steps
         if part % self.sampling.pool_images:
