@@ -32,7 +32,7 @@ def assign_canvases(sizes: np.ndarray, canvases: Sequence[Canvas]) -> np.ndarray
         Indices of ``canvases``, int64 ``[n]``; -1 for an image that is larger than all.
     """
     sides = np.asarray(canvases, np.int64)
-    fits: np.ndarray = (np.asarray(sizes)[:, None, :] <= sides[None]).all(-1)
+    fits = np.all(np.asarray(sizes)[:, None, :] <= sides[None], axis=-1)
     areas = np.where(fits, sides.prod(-1)[None], np.iinfo(np.int64).max)
     return np.where(fits.any(1), areas.argmin(1), -1)
 
