@@ -55,8 +55,8 @@ class DetectionData(Protocol):
     def evaluator(self, workdir: pathlib.Path | None = None, step: int = 0) -> Evaluator:
         """A new evaluator, such as a :class:`gw_jax.detection.coco_evaluator.CocoEvaluator`.
 
-        It is given ``{"detections": Detections, "batch": the evaluation batch without images, "finite": bool [n]}``, sharded
-        as :class:`gw_jax.train.task.EvaluatesShards` says.
+        It gets ``{"detections": Detections, "batch": the evaluation batch without images, "finite": bool [n]}``, which stay
+        sharded over the devices; see :class:`gw_jax.train.task.EvaluatesShards`.
 
         Args:
             workdir: where it may write files, or None.
