@@ -1,15 +1,16 @@
 """The data of a detector's run: a prepared set, checked against the configuration before anything is trained."""
 
+import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+from gw_jax.detection.coco_evaluator import CocoEvaluator
 from gw_jax.detection.data.batches import EvalSceneBatches, SceneBatches
 from gw_jax.detection.data.canvases import CanvasOrder, EvalCanvasOrder, listed
 from gw_jax.detection.data.resize import target_sizes
 from gw_jax.detection.data.scenes import Scenes, open_scenes
 from gw_jax.errors import ConfigError
 from gw_jax.train.distributed import is_main
-from gw_jax.train.task import Evaluator
 
 if TYPE_CHECKING:
     from gw_jax.detection.config import DetectionConfig
@@ -80,11 +81,9 @@ class SceneData:
             **self._reading(),
         )
 
-    def evaluator(self) -> Evaluator:
+    def evaluator(self, workdir: pathlib.Path | None = None, step: int = 0) -> CocoEvaluator:
         """Average precision by pycocotools."""
-        from gw_jax.detection.coco_evaluator import CocoEvaluator
-
-        return CocoEvaluator(self.scenes)
+        return CocoEvaluator(self.scenes, workdir, step)
 
     def _resized(self, source: Any) -> Any:
         return target_sizes(source.sizes, self.config.data.min_side, self.config.data.max_side)
