@@ -28,6 +28,7 @@ FLOORS = [
 DETECTION_TRAINING = {
     *("config", "task", "recipes", "weights", "evaluator", "data", "prepare", "scene_data"),
     *("coco_evaluator", "detection_files", "draw_result", "predict", "predictor", "run_models"),
+    *("description", "coco_categories"),
 }
 LEVELS = {name: level for level, names in enumerate(FLOORS) for name in names}
 

@@ -11,7 +11,6 @@ import numpy as np
 from gw_jax.detection.coco_metrics import coco_metrics, read_annotations
 from gw_jax.detection.coco_results import coco_results, not_finite
 from gw_jax.detection.detection_files import DetectionFiles
-from gw_jax.detection.detections import Detections
 from gw_jax.errors import ConfigError, DataError
 from gw_jax.train.distributed import run_on_main, wait_for_everyone
 from gw_jax.train.mesh import local_rows
@@ -132,9 +131,8 @@ class CocoEvaluator:
                 image_id = int(self._scenes.evaluation.image_ids[place])
                 if "finite" in rows and not rows["finite"][row]:
                     raise not_finite(image_id)
-                own = Detections(*(None if field is None else field[row] for field in detections))
                 sizes = batch["size"][row].tolist(), batch["original_size"][row].tolist()
-                results = coco_results(own, *sizes, image_id, self._category_ids)
+                results = coco_results(detections.of_image(row), *sizes, image_id, self._category_ids)
             self._images[place] = readable, json.dumps(results)
 
     def _evaluate(self) -> dict[str, float]:

@@ -56,8 +56,8 @@ def describe(content: Mapping[str, Any], num_classes: int, where: str) -> Descri
     origin = content.get("source")
     source = origin if isinstance(origin, dict) else {}
     resize = source.get("resize", {"min_side": MIN_SIDE, "max_side": MAX_SIDE})
-    sides = [resize.get(name) for name in ("min_side", "max_side")] if isinstance(resize, dict) else []
-    if not sides or any(type(side) is not int or side < 1 for side in sides) or sides[0] > sides[1]:
+    sides: Any = [resize.get(name) for name in ("min_side", "max_side")] if isinstance(resize, dict) else [0, 0]
+    if any(type(side) is not int or side < 1 for side in sides) or sides[0] > sides[1]:
         raise CheckpointError(
             f"The resize rule in the config.json of {where} is {shown(resize)}; min_side and max_side are needed, in "
             "pixels. Export the detector again."

@@ -1,5 +1,6 @@
 """``detections.png``: ground truth beside detections, for a few images of an evaluation."""
 
+import functools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -65,7 +66,7 @@ def draw_result(scenes: Any, workdir: pathlib.Path) -> pathlib.Path | None:
 
 
 def _truth(scene: Scene, categories: Sequence[Any]) -> list[DrawnObject]:
-    def mask(parts: list[np.ndarray]) -> Region:
+    def of(parts: list[np.ndarray]) -> Region:
         from PIL import Image, ImageDraw
 
         # Each part on its own: inside of several is inside.
@@ -75,13 +76,13 @@ def _truth(scene: Scene, categories: Sequence[Any]) -> list[DrawnObject]:
         return np.asarray(whole), slice(0, scene.height), slice(0, scene.width)
 
     return [
-        DrawnObject(box.tolist(), categories[label - 1].name, int(label), (lambda own=parts: mask(own)) if parts else None)
+        DrawnObject(box.tolist(), categories[label - 1].name, int(label), functools.partial(of, parts) if parts else None)
         for box, label, parts in zip(scene.boxes, scene.labels, scene.polygons, strict=True)
     ]
 
 
 def _found(results: Sequence[Result], names: dict[int, tuple[int, str]]) -> list[DrawnObject]:
-    def mask(runs: dict[str, Any]) -> Region:
+    def of(runs: dict[str, Any]) -> Region:
         try:
             from pycocotools.mask import decode
         except ImportError as error:
@@ -93,8 +94,8 @@ def _found(results: Sequence[Result], names: dict[int, tuple[int, str]]) -> list
     for result in results:
         (x, y, w, h), (label, name), runs = result["bbox"], names[result["category_id"]], result.get("segmentation")
         text = f"{name} {result['score']:.2f}"
-        make = (lambda own=runs: mask(own)) if runs else None
-        objects.append(DrawnObject((x, y, x + w - 1, y + h - 1), text, label, make))
+        mask = functools.partial(of, runs) if runs else None
+        objects.append(DrawnObject((x, y, x + w - 1, y + h - 1), text, label, mask))
     return objects
 
 
@@ -103,10 +104,10 @@ def _sheet(panels: Sequence[tuple[Any, Any]], title: str) -> Any:
     from PIL import Image, ImageDraw
 
     pairs = []
-    for pair in panels:
-        ratio = _PANEL / max(pair[0].size)
-        size = (max(round(pair[0].width * ratio), 1), max(round(pair[0].height * ratio), 1))
-        pairs.append([picture.resize(size, Image.Resampling.LANCZOS) for picture in pair])
+    for panel in panels:
+        ratio = _PANEL / max(panel[0].size)
+        size = (max(round(panel[0].width * ratio), 1), max(round(panel[0].height * ratio), 1))
+        pairs.append([picture.resize(size, Image.Resampling.LANCZOS) for picture in panel])
     rows = [pairs[start : start + _PER_ROW] for start in range(0, len(pairs), _PER_ROW)]
     letters = font(16)
     header = 16 + 2 * _GAP

@@ -219,7 +219,7 @@ def _objects(found: Detections, size: tuple[int, int], picture: Any, description
             int(found.labels[row]),
             mask(row),
         )
-        for row in rows
+        for row in rows.tolist()
     ]
 
 

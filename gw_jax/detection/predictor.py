@@ -58,7 +58,7 @@ class Predictor:
                 "The network's features are not finite: its training has diverged, or its weights are damaged. Use an "
                 "earlier checkpoint."
             )
-        return Detections(*(None if field is None else field[0] for field in detections)), size
+        return detections.of_image(0), size
 
     def canvas(self, size: tuple[int, int]) -> tuple[int, int]:
         """The canvas of images of this orientation."""
