@@ -145,9 +145,8 @@ def _stamp(digit: np.ndarray, longest: int) -> np.ndarray:
     return np.clip(3 * (coverage - _INK) + _INK, 0, 255).astype(np.uint8)
 
 
-def _brightness(rgb: np.ndarray) -> int:
-    red, green, blue = rgb.tolist()
-    return int((299 * red + 587 * green + 114 * blue) // 1000)
+def _brightness(red: int, green: int, blue: int) -> int:
+    return (299 * red + 587 * green + 114 * blue) // 1000
 
 
 class _Painter:
@@ -209,14 +208,13 @@ class _Painter:
     def _paint(self, stamp: np.ndarray, where: tuple[slice, slice]) -> None:
         """Blends a colour into the image, one of another brightness than what it covers."""
         below = self.image[where].astype(np.int32)
-        covered = below[stamp >= _INK]
-        brightness = _brightness(covered.sum(0) // len(covered))
+        brightness = _brightness(*below[stamp >= _INK].mean(0).astype(int).tolist())
         for _ in range(50):
-            colour = np.array([self.draw.between(0, 255) for _ in range(3)], np.int32)
-            if colour.max() - colour.min() >= LEAST_COLOUR and abs(_brightness(colour) - brightness) >= LEAST_CONTRAST:
+            colour = [self.draw.between(0, 255) for _ in range(3)]
+            if max(colour) - min(colour) >= LEAST_COLOUR and abs(_brightness(*colour) - brightness) >= LEAST_CONTRAST:
                 break
         alpha = stamp[..., None].astype(np.int32)
-        self.image[where] = (alpha * colour + (255 - alpha) * below + 127) // 255
+        self.image[where] = (alpha * np.array(colour) + (255 - alpha) * below + 127) // 255
 
 
 def _write_split(directory: pathlib.Path, split: str, count: int) -> tuple[pathlib.Path, pathlib.Path]:
@@ -230,7 +228,7 @@ def _write_split(directory: pathlib.Path, split: str, count: int) -> tuple[pathl
         scene = make_scene(split, index)
         height, width = scene.image.shape[:2]
         name = f"{split}_{index:04}.png"
-        Image.fromarray(scene.image).save(folder / name)
+        Image.fromarray(scene.image).save(folder / name, compress_level=1)
         images.append({"id": index + 1, "file_name": name, "width": width, "height": height, "license": 1})
         found = [(label, mask, 0) for label, mask in zip(scene.labels, scene.masks, strict=True)]
         found += [(*scene.crowd, 1)] if scene.crowd else []
