@@ -90,9 +90,10 @@ class CocoEvaluator:
         The results of the batch before are made meanwhile, so that the devices do not wait for the host.
 
         Args:
-            outputs: ``{"detections": Detections, "batch": {"index", "mask", "size", "original_size"}}``, and ``finite`` bool
-                ``[n]``, false where the features of an image are not. ``index`` int32 ``[n]`` is the place in the set, -1
-                for padding; ``mask`` bool ``[n]`` is false for padding and for images that could not be read.
+            outputs: ``{"detections": Detections, "batch": {"index", "mask", "size", "original_size"}}``, perhaps with
+                ``finite`` bool ``[n]``, false where the features of an image are not finite. ``index`` int32 ``[n]`` is the
+                place in the set, -1 for padding; ``mask`` bool ``[n]`` is false for padding and for images that could not
+                be read.
 
         Raises:
             DataError: an image came before.

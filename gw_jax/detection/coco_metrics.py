@@ -78,7 +78,9 @@ def coco_metrics(annotations: Any, results: Sequence[Result], image_ids: Iterabl
     del evaluation
     if masks and all(annotation.get("segmentation") for annotation in annotations.anns.values()):
         # Without boxes: with them, pycocotools takes the box's area for the mask's.
-        parts = ({name: result[name] for name in ("image_id", "category_id", "segmentation", "score")} for result in results)
+        parts = (
+            {name: result[name] for name in ("image_id", "category_id", "segmentation", "score")} for result in results
+        )
         metrics |= _summary("mask", _evaluate(annotations, parts, ids, "segm"))
     return metrics
 

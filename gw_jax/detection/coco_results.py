@@ -93,5 +93,5 @@ def not_finite(image_id: int) -> TrainingError:
     """The error for an image whose detections are not finite."""
     return TrainingError(
         f"The network's features or detections for image {image_id} are not finite: it has diverged, or its weights are "
-        "damaged. Evaluate an earlier checkpoint, or train with a lower config.optimizer.learning_rate in another --workdir."
+        "damaged. Use an earlier checkpoint, or train with a lower config.optimizer.learning_rate in another --workdir."
     )

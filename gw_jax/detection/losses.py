@@ -110,6 +110,9 @@ def detector_losses(
         num_proposals=sampling.proposals,
         pool_images=sampling.pool_images,
     )
+    # Rounded to float32, as the reference stores boxes whatever the activations: in float64, exact boxes would put a ReLU
+    # of the head on its other side here and there, and change gradients by 1e-3.
+    proposals = proposals.astype(jnp.float32).astype(proposals.dtype)
     regions = sample_regions(proposals, present, arrays, region_key, sampling)
     losses |= box_losses(*detector.classify(pyramid, valid, regions.boxes), regions)
     if detector.mask_head is not None:

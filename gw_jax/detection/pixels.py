@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from gw_jax.errors import CheckpointError, shown, unknown_name
+from gw_jax.ops.exact import quotient
 from gw_jax.ops.valid import valid_mask
 
 Channels = Literal["RGB", "BGR"]
@@ -75,7 +76,7 @@ def normalize(
         rgb: ``[n, h, w, 3]`` or, without ``sizes``, any shape that ends in 3; values of 0 to 255.
         sizes: ``[n, 2]``, heights and widths outside of which the result is zero, or None.
         pixels: "rgb" for weights of PyTorch and of this project, "bgr" for weights of Caffe2.
-        dtype: type of the result; computed in float32, as by the reference.
+        dtype: type of the result; computed in float32, rounded as by NumPy and the reference.
 
     Raises:
         ValueError: other ``pixels``, or another shape.
@@ -95,7 +96,10 @@ def normalize(
         raise ValueError(f"normalize got an array of shape {values.shape}; {needed} is needed, in the order RGB.")
     if layout.channels == "BGR":
         values = values[..., ::-1]
-    values = (values - jnp.asarray(layout.mean, jnp.float32)) / jnp.asarray(layout.std, jnp.float32)
+    # XLA multiplies by a rounded reciprocal instead. A last digit puts one ReLU of 258,000 on its other side, and changes a
+    # gradient by 4e-4.
+    std = jnp.broadcast_to(jnp.asarray(layout.std, jnp.float32), values.shape)
+    values = quotient(values - jnp.asarray(layout.mean, jnp.float32), std)
     if sizes is not None:
         keep = valid_mask(jnp.asarray(sizes), 1, *values.shape[1:3])
         values = jnp.where(keep[..., None], values, 0)

@@ -71,6 +71,7 @@ def faster_rcnn_recipe(model: DetectorConfig) -> DetectionConfig:
     return DetectionConfig(
         **_on_coco(num_steps=90_000),
         batch_size=16,
+        reference_batch_size=16,
         sampling=Sampling(pool_images=2),
         model=model,
         optimizer=reference_optimizer(0.02),
@@ -99,6 +100,7 @@ def mask_rcnn_recipe(model: DetectorConfig, *, pixels: str = "rgb") -> Detection
     return DetectionConfig(
         **_on_coco(num_steps=180_000),
         batch_size=8,
+        reference_batch_size=8,
         pixels=pixels,
         sampling=Sampling(pool_images=1),
         model=model,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gw_jax.config_checks import check_split
 from gw_jax.detection.detector import Detector, create_detector
 from gw_jax.detection.finite import detect_finite
 from gw_jax.detection.inputs import aligned
@@ -34,12 +35,12 @@ class DetectionData(Protocol):
     first two, and whatever :meth:`evaluator` needs.
 
     Attributes:
-        num_train: training images.
+        steps_per_epoch: training batches of an epoch.
         name: of the data, for plots.
         eval_name: name of the evaluation data where it is not the data's own split, or None.
     """
 
-    num_train: int
+    steps_per_epoch: int
     name: str
     eval_name: str | None
 
@@ -54,8 +55,8 @@ class DetectionData(Protocol):
     def evaluator(self, workdir: pathlib.Path | None = None, step: int = 0) -> Evaluator:
         """A new evaluator, such as a :class:`gw_jax.detection.coco_evaluator.CocoEvaluator`.
 
-        It is given ``{"detections": Detections, "batch": the evaluation batch without images, "finite": bool [n]}``, sharded
-        as :class:`gw_jax.train.task.EvaluatesShards` says.
+        It gets ``{"detections": Detections, "batch": the evaluation batch without images, "finite": bool [n]}``, which stay
+        sharded over the devices; see :class:`gw_jax.train.task.EvaluatesShards`.
 
         Args:
             workdir: where it may write files, or None.
@@ -80,7 +81,7 @@ class DetectionTask:
         >>> from gw_jax.detection.config import DetectionConfig, DetectorConfig
         >>> from gw_jax.detection.task import DetectionTask
         >>> small = DetectorConfig(backbone="resnet18", norm="gn", width=32, fpn_features=32, head_features=32)
-        >>> data = SimpleNamespace(num_train=100, name="scenes", eval_name=None)  # and the methods of DetectionData
+        >>> data = SimpleNamespace(steps_per_epoch=25, name="scenes", eval_name=None)  # and the methods of DetectionData
         >>> task = DetectionTask(DetectionConfig(batch_size=4, model=small), data)
         >>> task.description, task.steps_per_epoch
         ('Faster R-CNN, resnet18, gn, on scenes', 25)
@@ -93,7 +94,7 @@ class DetectionTask:
         self.config = config
         self.data = data
         self.batch_size = config.batch_size
-        self.steps_per_epoch = data.num_train // config.batch_size
+        self.steps_per_epoch = data.steps_per_epoch
         self.eval_name = data.eval_name
         self.model_arguments = config.model_arguments()
         network = "Mask R-CNN" if config.model.mask_head else "Faster R-CNN"
@@ -111,18 +112,12 @@ class DetectionTask:
         Raises:
             ConfigError: what does not fit; the message says what to change.
         """
-        if not training:
-            return
-        part = self.config.batch_size // self.config.accumulate_steps
-        if part % num_devices:
+        if training:
+            check_split("config.batch_size", self.batch_size, num_devices, self.config.accumulate_steps)
+        check_split("config.eval_batch_size", self.config.eval_batch_size, num_devices)
+        if training and not self.steps_per_epoch:
             raise ConfigError(
-                f"config.batch_size={self.config.batch_size} in config.accumulate_steps={self.config.accumulate_steps} "
-                f"parts does not fit {num_devices} devices; each part must be a multiple of {num_devices}."
-            )
-        if self.config.batch_size > self.data.num_train:
-            raise ConfigError(
-                f"config.batch_size={self.config.batch_size} is more than the {self.data.num_train} training images; "
-                "choose a smaller batch."
+                f"config.batch_size={self.batch_size} is more than the data have for a batch; choose a smaller one."
             )
 
     def make_model(self, rngs: nnx.Rngs) -> Detector:

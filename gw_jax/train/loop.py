@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 
-from gw_jax.errors import CheckpointError, TrainingError
+from gw_jax.errors import CheckpointError
 from gw_jax.train.checkpoint import Checkpoints, Progress, saved_steps
 from gw_jax.train.chips import CHIPS
 from gw_jax.train.config_fields import flatten
 from gw_jax.train.distributed import is_main, reporting_failures, run_on_main
+from gw_jax.train.divergence import divergence_error
 from gw_jax.train.evaluation import evaluate
 from gw_jax.train.experiment import Experiment
 from gw_jax.train.hooks import Hooks
@@ -205,17 +206,10 @@ class Trainer:
     def _raise_not_finite(self, step: int, values: dict[str, tuple[float, float]]) -> None:
         self.checkpoints.wait()
         last = self.checkpoints.last_step()
-        good = (
-            "Nothing was saved before." if last is None else f"The last good checkpoint is {self.checkpoints.path(last)}."
-        )
-        shown = {name: total / count if count else total for name, (total, count) in values.items()}
-        others = [name for name, value in shown.items() if not math.isfinite(value) and name not in ("loss", "grad_norm")]
-        more = f" ({', '.join(others)} too)" if others else ""
-        raise TrainingError(
-            f"At step {step} the loss is {shown['loss']} and the norm of its gradient {shown['grad_norm']}{more}; both "
-            f"must be finite. Training stopped, and this state was not saved. {good} Lower config.optimizer.learning_rate "
-            f"({float(self.experiment.schedule(step - 1)):.3g} at that step) or lengthen config.schedule.warmup_epochs, in "
-            "another --workdir."
+        means = {name: total / count if count else total for name, (total, count) in values.items()}
+        rate = float(self.experiment.schedule(step - 1))
+        raise divergence_error(
+            step, means, rate, self.experiment.config, None if last is None else self.checkpoints.path(last)
         )
 
     def _log(self) -> None:
@@ -235,8 +229,8 @@ class Trainer:
 
     def _evaluate_and_save(self) -> None:
         """Evaluates, writes the line and saves; does neither if a stop request came first."""
-        # Steps in flight would hold memory that the evaluation needs.
-        jax.block_until_ready(self._in_flight)
+        # Steps in flight would hold memory that the evaluation needs; one that is not finite needs no evaluation.
+        self._collect()
         self._throughput.pause()
         self._hooks.before_evaluation(self)
         metrics = evaluate(self.experiment, self.state, self._eval_batches, self._consensus, self.workdir)

@@ -89,8 +89,8 @@ class EvaluatesShards(Protocol):
 
     For outputs that are too large to be copied to all devices, or for an evaluation that writes files. Every output of
     :meth:`Task.predict` then has the batch as its first axis, and the evaluator reads this process's part of it by
-    :func:`gw_jax.train.mesh.local_rows`. Its ``result`` is called in all processes, which must agree on the metrics, such as
-    by :func:`gw_jax.train.distributed.run_on_main`.
+    :func:`gw_jax.train.mesh.local_rows`. Its ``result`` is called in all processes, which must agree on the metrics, for
+    instance by :func:`gw_jax.train.distributed.run_on_main`.
     """
 
     def shard_evaluator(self, step: int, workdir: pathlib.Path) -> Evaluator:

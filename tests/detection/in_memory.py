@@ -59,7 +59,7 @@ class InMemoryData:
 
     def __init__(self, batches):
         self.batches = batches
-        self.num_train = sum(len(batch["image"]) for batch in batches)
+        self.steps_per_epoch = len(batches)
 
     def train_batches(self, num_epochs, process_index, process_count):
         return InMemoryBatches(self.batches, process_index, process_count)

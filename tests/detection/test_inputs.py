@@ -2,12 +2,13 @@
 
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gw_jax.detection.inputs import CANVASES, aligned, check_canvas, choose_canvas, place_on_canvas
-from gw_jax.detection.pixels import normalize
+from gw_jax.detection.pixels import PIXELS, normalize
 from tests.detection import golden
 
 
@@ -30,6 +31,14 @@ def test_pixels_are_the_references(pixels):
     expected = table[f"image.normalised_{pixels}_chw"].transpose(1, 2, 0)
     found = normalize(jnp.asarray(source)[None], pixels=pixels)[0]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pixels", ["rgb", "bgr"])
+def test_pixels_are_rounded_as_by_numpy(pixels):
+    values = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
+    layout = PIXELS[pixels]
+    expected = (values.astype(np.float32) - np.float32(layout.mean)) / np.float32(layout.std)
+    np.testing.assert_array_equal(jax.jit(lambda rgb: normalize(rgb, pixels=pixels))(values), expected)
 
 
 def test_the_canvas_is_the_references_padding():

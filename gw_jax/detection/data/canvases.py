@@ -232,6 +232,7 @@ class EvalCanvasOrder:
         where: Callable[[int], str] | None = None,
     ):
         assigned = assigned_canvases(sizes, canvases, where)
+        self.batch_size = batch_size
         self._batches: list[tuple[Canvas, np.ndarray]] = []
         for number, canvas in enumerate(canvases):
             members = np.flatnonzero(assigned == number)

@@ -1,7 +1,11 @@
-"""A TFDS set in ArrayRecord files of annotated images, written in the order of their ids, without TensorFlow."""
+"""A TFDS set in ArrayRecord files of annotated images, written in the order of their ids, without TensorFlow.
+
+TFDS's own writer would need TensorFlow for a set above 1 GB, and an ordered one whole in memory.
+"""
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -12,37 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from gw_jax.detection.data.scenes import ANNOTATIONS, FORMAT, INDEX, METADATA, VERSION, Category
+from gw_jax.detection.data.coco import AnnotatedImage
+from gw_jax.detection.data.coco_file import Category
+from gw_jax.detection.data.scenes import ANNOTATIONS, FORMAT, INDEX, METADATA, VERSION
 from gw_jax.errors import DataError
 
 SHARD_BYTES = 1 << 28
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Entry:
-    """An image of a split, ready to be written.
-
-    Attributes:
-        image_id: entries of a split are in ascending order of it.
-        file_name: as the annotations have it.
-        path: of the file.
-        digest: SHA-256 of the file.
-        height: as annotated.
-        width: as annotated.
-        num_objects: of ``objects``.
-        num_edges: the largest number of edges of an object.
-        objects: packed; see :mod:`gw_jax.detection.data.packed`.
-    """
-
-    image_id: int
-    file_name: str
-    path: pathlib.Path
-    digest: bytes
-    height: int
-    width: int
-    num_objects: int
-    num_edges: int
-    objects: bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,23 +31,20 @@ class Content:
     Attributes:
         categories: in ascending order of their ids.
         splits: the entries of "train" and "validation".
-        facts: for each split what the set's description says about it; ``objects_without_mask`` is needed.
+        facts: what the set's description says about itself: by split, a dict with ``objects_without_mask`` and more.
         annotations: of the evaluation, in COCO's format.
         source: identifies the files that the set is made from.
     """
 
     categories: Sequence[Category]
-    splits: Mapping[str, Sequence[Entry]]
+    splits: Mapping[str, Sequence[AnnotatedImage]]
     facts: Mapping[str, Mapping[str, Any]]
     annotations: Mapping[str, Any]
     source: str
 
 
 def make_builder(name: str, data_dir: str | None, content: Content) -> Any:
-    """The TFDS builder that writes ``content`` as the set ``name``.
-
-    TFDS's own writer would need TensorFlow for sets above 1 GB, and all of an ordered set at once in memory.
-    """
+    """The TFDS builder that writes ``content`` as the set ``name``."""
     import tensorflow_datasets as tfds
 
     def info(self: Any) -> Any:
@@ -104,7 +80,7 @@ def make_builder(name: str, data_dir: str | None, content: Content) -> Any:
     return kind(data_dir=data_dir, file_format="array_record")
 
 
-def _write_split(builder: Any, split: str, entries: Sequence[Entry]) -> Any:
+def _write_split(builder: Any, split: str, entries: Sequence[AnnotatedImage]) -> Any:
     """Writes the shards of one split; returns its TFDS description."""
     import tensorflow_datasets as tfds
     from array_record.python import array_record_module
@@ -116,7 +92,7 @@ def _write_split(builder: Any, split: str, entries: Sequence[Entry]) -> Any:
     )
     bounds = [len(entries) * number // num_shards for number in range(num_shards + 1)]
     total = 0
-    for number, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for number, (start, end) in enumerate(itertools.pairwise(bounds)):
         print(f"Writing {split}, shard {number + 1} of {num_shards}", file=sys.stderr)
         path = template.sharded_filepath(shard_index=number, num_shards=num_shards)
         # One record per group, as TFDS writes it: each can be read without its neighbours.
@@ -128,11 +104,11 @@ def _write_split(builder: Any, split: str, entries: Sequence[Entry]) -> Any:
                 writer.write(record)
         finally:
             writer.close()
-    lengths = [end - start for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    lengths = [end - start for start, end in itertools.pairwise(bounds)]
     return tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=total, filename_template=template)
 
 
-def _example(entry: Entry) -> dict[str, Any]:
+def _example(entry: AnnotatedImage) -> dict[str, Any]:
     image = entry.path.read_bytes()
     if hashlib.sha256(image).digest() != entry.digest:
         raise DataError(f"{entry.path} was changed while the set was prepared. Run the command again.")
@@ -147,7 +123,7 @@ def _example(entry: Entry) -> dict[str, Any]:
 def _write_files(directory: pathlib.Path, content: Content) -> None:
     """Writes what stands beside the records."""
     for split, entries in content.splits.items():
-        index = {
+        index: dict[str, Any] = {
             "image_ids": np.array([entry.image_id for entry in entries], np.int64),
             "sizes": np.array([(entry.height, entry.width) for entry in entries], np.int32).reshape(-1, 2),
             "num_objects": np.array([entry.num_objects for entry in entries], np.int32),

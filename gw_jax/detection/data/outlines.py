@@ -2,20 +2,14 @@
 
 import numpy as np
 
-Corner = tuple[int, int]
-
-# Directions along borders of pixels as (x, y): right, down, left, up. The inside is on the right-hand side: so a step goes
-# along the upper, right, lower or left side of a pixel, from this corner of it.
-_STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
-_STARTS = ((0, 0), (1, 0), (1, 1), (0, 1))
-_UP = 3
+Vertex = tuple[int, int]
 
 
 def outlines(mask: np.ndarray) -> list[list[int]]:
     """The outlines of a mask as polygons ``x y x y ...`` along the borders of its pixels.
 
-    There is one for each set of pixels that are connected by their sides. COCO's polygons have no holes, since an object is
-    the union of its polygons: here a line there and back joins a hole to the outline around it. pycocotools, and
+    There is one for each connected region. COCO's polygons have no holes, since an object is the union of its polygons:
+    here a vertical line there and back joins a hole to the outline around it. pycocotools, and
     :func:`gw_jax.detection.polygons.rasterize`, make the same mask of them.
 
     Args:
@@ -27,62 +21,72 @@ def outlines(mask: np.ndarray) -> list[list[int]]:
         >>> outlines(np.pad(np.ones((2, 3), bool), 1))
         [[1, 1, 4, 1, 4, 3, 1, 3]]
     """
-    inside = np.pad(np.asarray(mask, bool), 1)
-    steps = _border_steps(inside)
-    loops: list[list[Corner]] = []
-    loop_of: dict[tuple[Corner, int], int] = {}
-    while steps:
-        loops.append(_take_loop(steps, loop_of, len(loops)))
-    polygons: list[list[int]] = []
-    # From the last: a hole is joined to a loop that begins higher, which itself is joined later.
-    for loop in reversed(loops):
-        x, y = loop[0]
-        if inside[y + 1, x + 1]:
-            polygons.append(_vertices(loop))
-            continue
-        # Along the pixels above the hole to the left, up to the next border.
-        left = x - int(np.argmin(inside[y, : x + 1][::-1]))
-        around = loops[loop_of[(left, y), _UP]]
-        at = next(i for i in range(len(around) - 1) if around[i : i + 2] == [(left, y), (left, y - 1)])
-        around[at:at] = [(left, y), *loop]
-    return polygons[::-1]
+    mask = np.asarray(mask, bool)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return []
+    top, left = int(rows[0]), int(columns[0])
+    inside = np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1], 1)
+    above_left, above_right, below_left, below_right = inside[:-1, :-1], inside[:-1, 1:], inside[1:, :-1], inside[1:, 1:]
+    corner = above_left ^ above_right ^ below_left ^ below_right
+    # Where two pixels touch diagonally, two corners meet.
+    touch = (above_left == below_right) & (above_right == below_left) & (above_left != above_right)
+    count = corner + 2 * touch
+    ys, xs = np.nonzero(count)
+    number = count[ys, xs]
+    ys, xs = np.repeat(ys, number), np.repeat(xs, number)
+    # In the order of rows, corners 2 i and 2 i + 1 bound a horizontal edge; in the order of columns, a vertical one.
+    order = np.lexsort((ys, xs))
+    vertical = np.empty(len(order), int)
+    vertical[order[::2]], vertical[order[1::2]] = order[1::2], order[::2]
+    polygons = []
+    for region in _join_holes(_loops(vertical.tolist()), ys, xs, inside):
+        points = np.add(region, (left, top))
+        # A line to a hole may begin at a corner.
+        polygons.append(points[(points != np.roll(points, 1, 0)).any(1)].ravel().tolist())
+    return polygons
 
 
-def _border_steps(inside: np.ndarray) -> dict[Corner, list[int]]:
-    """The directions of the steps from each corner, for a mask with a margin of one pixel."""
-    steps: dict[Corner, list[int]] = {}
-    beyond = (inside[:-2, 1:-1], inside[1:-1, 2:], inside[2:, 1:-1], inside[1:-1, :-2])
-    for direction, (outside, (dx, dy)) in enumerate(zip(beyond, _STARTS, strict=True)):
-        for y, x in np.argwhere(inside[1:-1, 1:-1] & ~outside).tolist():
-            steps.setdefault((x + dx, y + dy), []).append(direction)
-    return steps
+def _loops(vertical: list[int]) -> list[list[int]]:
+    """Closed paths of corners along horizontal and vertical edges in turn.
 
-
-def _take_loop(steps: dict[Corner, list[int]], loop_of: dict[tuple[Corner, int], int], number: int) -> list[Corner]:
-    """Takes the loop with the uppermost corner, and of these the leftmost, out of ``steps``.
-
-    Returns:
-        All its corners, the first one at the end again.
+    Each begins with its highest horizontal edge, from left to right.
     """
-    start = point = min(steps, key=lambda corner: corner[::-1])
-    direction, loop = steps[start][0], [start]
-    while not (point == start and len(loop) > 1):
-        # A right turn first: pixels that touch at a corner only are not connected.
-        direction = next(turn % 4 for turn in (direction + 1, direction, direction - 1) if turn % 4 in steps[point])
-        loop_of[point, direction] = number
-        steps[point].remove(direction)
-        if not steps[point]:
-            del steps[point]
-        dx, dy = _STEPS[direction]
-        point = (point[0] + dx, point[1] + dy)
-        loop.append(point)
-    return loop
+    loops: list[list[int]] = []
+    seen = [False] * len(vertical)
+    for start in range(0, len(vertical), 2):
+        if seen[start]:
+            continue
+        loop: list[int] = []
+        corner = start
+        while not loop or corner != start:
+            loop += [corner, corner ^ 1]
+            seen[corner] = seen[corner ^ 1] = True
+            corner = vertical[corner ^ 1]
+        loops.append(loop)
+    return loops
 
 
-def _vertices(loop: list[Corner]) -> list[int]:
-    """The corners at which a loop turns, as ``x y x y ...``."""
-    points = np.array(loop[:-1])
-    before, after = points - np.roll(points, 1, 0), np.roll(points, -1, 0) - points
-    # Steps that join holes can be longer than one, or none.
-    turns = (np.sign(before) != np.sign(after)).any(1)
-    return points[turns].ravel().tolist()
+def _join_holes(loops: list[list[int]], ys: np.ndarray, xs: np.ndarray, inside: np.ndarray) -> list[list[Vertex]]:
+    """The vertices of each region's outline, with its holes."""
+    edge_y, edge_left, edge_right = ys[::2], xs[::2], xs[1::2]
+    # For a horizontal edge the detours that begin on it: their column and their vertices.
+    detours: dict[int, list[tuple[int, list[Vertex]]]] = {}
+    regions = []
+    # From below: a hole's own detours are complete before its own.
+    for loop in reversed(loops):
+        vertices: list[Vertex] = []
+        for corner in loop[::2]:
+            here, there = (int(xs[corner]), int(ys[corner])), (int(xs[corner ^ 1]), int(ys[corner]))
+            vertices.append(here)
+            for x, detour in sorted(detours.pop(corner // 2, ()), reverse=here > there):
+                vertices += [(x, here[1]), *detour, (x, here[1])]
+            vertices.append(there)
+        x, y = vertices[0]
+        # The pixel below the highest edge, in the padded mask.
+        if inside[y + 1, x + 1]:
+            regions.append(vertices)
+            continue
+        edges = np.flatnonzero((edge_left <= x) & (x < edge_right) & (edge_y < y))
+        detours.setdefault(int(edges[-1]), []).append((x, [*vertices, (x, y)]))
+    return regions[::-1]

@@ -12,6 +12,7 @@ import numpy as np
 
 from gw_jax.data.datasets import check_data_dir, one_line_errors
 from gw_jax.data.digest import digest
+from gw_jax.detection.data.coco_file import Category
 from gw_jax.detection.data.packed import unpack
 from gw_jax.errors import DataError, one_line, raise_missing_package, shown
 
@@ -24,13 +25,6 @@ FORMAT = 1
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 # The sets that this package makes itself on first use: module and function, which gets the data directory.
 OWN_SETS = {"digit_scenes": ("gw_jax.detection.data.digit_scenes", "prepare_digit_scenes")}
-
-
-class Category(NamedTuple):
-    """A class of objects: its id in the annotations, which need not be contiguous, and its name."""
-
-    id: int
-    name: str
 
 
 class Scene(NamedTuple):
