@@ -8,6 +8,7 @@ scikit-learn, both CC BY 2.0: "china.jpg" by danielbuechele (https://www.flickr.
 import functools
 import json
 import pathlib
+import tempfile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,6 +68,20 @@ def write_digit_scenes(directory: str | pathlib.Path) -> dict[str, tuple[pathlib
     directory = pathlib.Path(directory)
     (directory / "annotations").mkdir(parents=True, exist_ok=True)
     return {split: _write_split(directory, split, count) for split, count in SPLITS.items()}
+
+
+def prepare_digit_scenes(data_dir: str | None) -> None:
+    """Prepares the set ``digit_scenes`` in ``data_dir`` from such files, as the command prepares any set.
+
+    Raises:
+        DataError: there is no space, or another set of that name.
+    """
+    # It takes TensorFlow Datasets; the scenes do not.
+    from gw_jax.detection.data.prepare_coco import prepare_coco
+
+    with tempfile.TemporaryDirectory() as directory:
+        files = write_digit_scenes(directory)
+        prepare_coco("digit_scenes", data_dir, [files["train"]], files["validation"], wait=True)
 
 
 def make_scene(split: str, index: int) -> Scene:
