@@ -1,7 +1,7 @@
 """The configuration of a detector's training."""
 
 import dataclasses
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Self, get_args
 
 from gw_jax.config_checks import choice, number
 from gw_jax.detection.data.config import SceneConfig
@@ -17,6 +17,7 @@ from gw_jax.errors import ConfigError
 from gw_jax.models.config import NormConfig
 from gw_jax.models.resnet import ARCHITECTURES
 from gw_jax.nn import norm_options
+from gw_jax.train.batch_scaling import scale_to_batch
 from gw_jax.train.config import TrainConfig
 
 
@@ -69,8 +70,15 @@ class DetectionConfig(TrainConfig):
 
     Attributes:
         num_classes: with the background: 81 for COCO.
+        init_new_predictors: whether the layers whose size is the number of classes start at random although ``init_from``
+            names a detector: for other classes.
         batch_size: images per training step, over all devices.
         eval_batch_size: images per evaluation step, over all devices.
+        reference_batch_size: the batch size for which learning rate, number of steps and schedule are meant; None where
+            nobody says.
+        scale_to_batch: whether they are scaled from there to ``batch_size`` when the run starts: the learning rate in
+            proportion to the batch, steps inversely. ``config.json`` then holds the scaled ones, with
+            ``reference_batch_size = batch_size``.
         canvases: sizes "HEIGHTxWIDTH" to which the data pad images, multiples of 32. Each is compiled once.
         pixels: order and scale of pixel values: "rgb", for weights of PyTorch, or "bgr", for weights of Caffe2.
         max_objects: objects of an image to which the data pad ground truth; see :func:`pad_targets`.
@@ -103,8 +111,11 @@ class DetectionConfig(TrainConfig):
     )
 
     num_classes: int = number(81, 2)
+    init_new_predictors: bool = False
     batch_size: int = number(16, 1)
     eval_batch_size: int = number(16, 1)
+    reference_batch_size: int | None = number(None, 1)
+    scale_to_batch: bool = False
     canvases: tuple[str, ...] = tuple(f"{height}x{width}" for height, width in CANVASES)
     pixels: str = choice("rgb", PIXELS)
     max_objects: int = number(100, 1)
@@ -149,6 +160,40 @@ class DetectionConfig(TrainConfig):
             raise ConfigError("config.canvases is empty; give at least one, such as 800x1344.")
         return tuple(sizes)
 
+    def resolve(self) -> tuple[Self, str]:
+        """The configuration that runs: with ``scale_to_batch``, its learning rate and steps are those of the batch.
+
+        Raises:
+            ConfigError: they cannot be scaled.
+        """
+        if not self.scale_to_batch or self.reference_batch_size is None:
+            return self, ""
+        if self.reference_batch_size == self.batch_size:
+            return (
+                self,
+                f"config.scale_to_batch=True changes nothing: the configuration is for batches of {self.batch_size}.",
+            )
+        scaled = scale_to_batch(self, self.reference_batch_size, self.batch_size)
+        resolved = dataclasses.replace(
+            self,
+            reference_batch_size=self.batch_size,
+            num_steps=scaled.num_steps,
+            eval_every_steps=scaled.eval_every_steps,
+            optimizer=scaled.optimizer,
+            schedule=scaled.schedule,
+        )
+        return resolved, scaled.summary
+
+    def advice_on_divergence(self) -> str:
+        """Names ``scale_to_batch`` where the learning rate is that of a larger batch."""
+        reference = self.reference_batch_size
+        if reference is None or reference <= self.batch_size:
+            return ""
+        return (
+            f"The learning rate is meant for batches of {reference}, and config.batch_size={self.batch_size}: "
+            "config.scale_to_batch=True scales it, and the number of steps."
+        )
+
     def check(self) -> None:
         """Checks fields against each other.
 
@@ -158,6 +203,16 @@ class DetectionConfig(TrainConfig):
         TrainConfig.check(self)
         self.data.check()
         self.canvas_sizes()
+        if self.scale_to_batch and self.reference_batch_size is None:
+            raise ConfigError(
+                "config.scale_to_batch=True needs to know for which batch the learning rate is meant; set "
+                "config.reference_batch_size, or leave config.scale_to_batch out."
+            )
+        if self.init_new_predictors and self.init_from is None:
+            raise ConfigError(
+                "config.init_new_predictors=True keeps the predictors random when config.init_from is read, and "
+                "config.init_from is not set. Set it, or leave init_new_predictors out."
+            )
         part = self.batch_size // self.accumulate_steps
         if part % self.sampling.pool_images:
             raise ConfigError(

@@ -3,6 +3,7 @@
 from typing import Any
 
 from gw_jax.detection.config import DetectionConfig, DetectorConfig
+from gw_jax.detection.data.config import SceneConfig
 from gw_jax.detection.options import Sampling
 from gw_jax.train.config import CheckpointConfig, OptimizerConfig, ScheduleConfig
 
@@ -71,6 +72,7 @@ def faster_rcnn_recipe(model: DetectorConfig) -> DetectionConfig:
     return DetectionConfig(
         **_on_coco(num_steps=90_000),
         batch_size=16,
+        reference_batch_size=16,
         sampling=Sampling(pool_images=2),
         model=model,
         optimizer=reference_optimizer(0.02),
@@ -99,6 +101,7 @@ def mask_rcnn_recipe(model: DetectorConfig, *, pixels: str = "rgb") -> Detection
     return DetectionConfig(
         **_on_coco(num_steps=180_000),
         batch_size=8,
+        reference_batch_size=8,
         pixels=pixels,
         sampling=Sampling(pool_images=1),
         model=model,
@@ -115,6 +118,8 @@ def _on_coco(num_steps: int) -> dict[str, Any]:
     """
     return {
         "num_classes": 81,
+        "eval_batch_size": 8,
+        "data": SceneConfig(name="coco", min_side=800, max_side=1333, flip=True, num_workers=8),
         "num_steps": num_steps,
         "eval_every_steps": num_steps // 9,
         "checkpoint": CheckpointConfig(every_steps=2_500, evaluate="last"),
