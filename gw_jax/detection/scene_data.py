@@ -40,9 +40,7 @@ class SceneData:
         self.scenes = scenes or open_scenes(config.data.name, config.data.data_dir, training=training)
         self.steps_per_epoch = 0
         _check_classes(config, self.scenes)
-        source, canvases = self.scenes.evaluation, config.canvas_sizes()
-        self._eval_sizes = self._resized(source)
-        self._eval_order = EvalCanvasOrder(self._eval_sizes, canvases, config.eval_batch_size, source.where)
+        canvases, evaluation = config.canvas_sizes(), self.scenes.evaluation
         if training:
             source = self.scenes.train
             _check_limits(config, source)
@@ -51,6 +49,8 @@ class SceneData:
             self.steps_per_epoch = self._order.steps_per_epoch
             if is_main():
                 self._warn_left_out()
+        self._eval_sizes = self._resized(evaluation)
+        self._eval_order = EvalCanvasOrder(self._eval_sizes, canvases, config.eval_batch_size, evaluation.where)
 
     def train_batches(self, num_epochs: int, process_index: int, process_count: int) -> SceneBatches:
         """This process's shard of the training batches."""
