@@ -1,15 +1,16 @@
 """The data of a detector's run: a prepared set, checked against the configuration before anything is trained."""
 
+import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+from gw_jax.detection.coco_evaluator import CocoEvaluator
 from gw_jax.detection.data.batches import EvalSceneBatches, SceneBatches
 from gw_jax.detection.data.canvases import CanvasOrder, EvalCanvasOrder, listed
 from gw_jax.detection.data.resize import target_sizes
 from gw_jax.detection.data.scenes import Scenes, open_scenes
 from gw_jax.errors import ConfigError
 from gw_jax.train.distributed import is_main
-from gw_jax.train.task import Evaluator
 
 if TYPE_CHECKING:
     from gw_jax.detection.config import DetectionConfig
@@ -39,9 +40,7 @@ class SceneData:
         self.scenes = scenes or open_scenes(config.data.name, config.data.data_dir, training=training)
         self.steps_per_epoch = 0
         _check_classes(config, self.scenes)
-        source, canvases = self.scenes.evaluation, config.canvas_sizes()
-        self._eval_sizes = self._resized(source)
-        self._eval_order = EvalCanvasOrder(self._eval_sizes, canvases, config.eval_batch_size, source.where)
+        canvases, evaluation = config.canvas_sizes(), self.scenes.evaluation
         if training:
             source = self.scenes.train
             _check_limits(config, source)
@@ -50,6 +49,8 @@ class SceneData:
             self.steps_per_epoch = self._order.steps_per_epoch
             if is_main():
                 self._warn_left_out()
+        self._eval_sizes = self._resized(evaluation)
+        self._eval_order = EvalCanvasOrder(self._eval_sizes, canvases, config.eval_batch_size, evaluation.where)
 
     def train_batches(self, num_epochs: int, process_index: int, process_count: int) -> SceneBatches:
         """This process's shard of the training batches."""
@@ -80,11 +81,9 @@ class SceneData:
             **self._reading(),
         )
 
-    def evaluator(self) -> Evaluator:
+    def evaluator(self, workdir: pathlib.Path | None = None, step: int = 0) -> CocoEvaluator:
         """Average precision by pycocotools."""
-        from gw_jax.detection.coco_evaluator import CocoEvaluator
-
-        return CocoEvaluator(self.scenes)
+        return CocoEvaluator(self.scenes, workdir, step)
 
     def _resized(self, source: Any) -> Any:
         return target_sizes(source.sizes, self.config.data.min_side, self.config.data.max_side)

@@ -148,7 +148,7 @@ class Trainer:
         batch = next(self._batches)
         waited = time.perf_counter() - began
         batch = self.experiment.shard_batch(self._consensus.attach(batch, failed=self._batches.failure is not None))
-        train_step = self._compiled_step(batch)
+        train_step, seconds_at_peak = self._compiled_step(batch)
         self._profiler.before(self.step)
         self._throughput.start()
         # Every transfer between host and devices is explicit here.
@@ -161,11 +161,11 @@ class Trainer:
             self._consensus.observe(jax.block_until_ready(self._in_flight[-1 - MAX_STEPS_AHEAD]))
         self._consensus.raise_failure(self._batches.failure)
         self._profiler.after(self.step, metrics)
-        self._throughput.count(self.experiment.task.batch_size, waited)
+        self._throughput.count(self.experiment.task.batch_size, waited, seconds_at_peak)
         self._hooks.after_step(self)
 
-    def _compiled_step(self, batch: Batch) -> jax.stages.Compiled:
-        """The step for the shapes of ``batch``, compiled when they are seen first."""
+    def _compiled_step(self, batch: Batch) -> tuple[jax.stages.Compiled, float | None]:
+        """The step for the shapes of ``batch``, compiled when they are seen first, and its seconds at the devices' peak."""
         leaves, structure = jax.tree.flatten(batch)
         shapes = (structure, *((leaf.shape, leaf.dtype) for leaf in leaves))
         if shapes not in self._compiled:
@@ -175,17 +175,10 @@ class Trainer:
             # Lowered first: that gives the number of operations for "train/mfu" without compiling twice.
             lowered = self.experiment.train_step.lower(self.state, batch)
             # FLOPs of the global batch, before it is partitioned over the devices.
-            flops = (lowered.cost_analysis() or {}).get("flops")
-            self._compiled[shapes] = lowered.compile(), flops
-        return self._compiled[shapes][0]
-
-    def _peak_steps_per_second(self) -> float | None:
-        """Steps per second at the devices' peak, where that and the FLOPs of a step are known."""
-        chip = CHIPS.get(self.experiment.mesh.devices.flat[0].device_kind)
-        flops = [flops for _, flops in self._compiled.values()]
-        if chip is None or len(flops) != 1 or not flops[0]:
-            return None
-        return self.experiment.mesh.size * chip.flops / flops[0]
+            flops, mesh = (lowered.cost_analysis() or {}).get("flops"), self.experiment.mesh
+            chip = CHIPS.get(mesh.devices.flat[0].device_kind)
+            self._compiled[shapes] = lowered.compile(), flops / (mesh.size * chip.flops) if flops and chip else None
+        return self._compiled[shapes]
 
     def _collect(self) -> None:
         """Waits for all dispatched steps and moves their metrics to the host.
@@ -218,7 +211,7 @@ class Trainer:
         means = self._totals.read(of_epoch=self.experiment.length.ends_epoch(self.step))
         values = {f"train/{name}": value for name, value in means.items()}
         values["train/learning_rate"] = float(self.experiment.schedule(self.step - 1))
-        measured = self._throughput.read(self._peak_steps_per_second())
+        measured = self._throughput.read()
         values |= {f"train/{name}": value for name, value in measured.items()}
         self._write(values)
 

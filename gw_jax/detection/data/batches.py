@@ -88,7 +88,7 @@ class SceneBatches(Batches, Iterator[Batch]):
             chunk=1,
         )
         super().__init__(source, reader, max_broken=max_broken, process_count=process_count)
-        self._identity = {
+        self._identity: dict[str, Any] = {
             "num_examples": len(source),
             "digest": getattr(source, "digest", None),
             "order": order.identity(),

@@ -32,7 +32,7 @@ def assign_canvases(sizes: np.ndarray, canvases: Sequence[Canvas]) -> np.ndarray
         Indices of ``canvases``, int64 ``[n]``; -1 for an image that is larger than all.
     """
     sides = np.asarray(canvases, np.int64)
-    fits = (np.asarray(sizes)[:, None, :] <= sides[None]).all(-1)
+    fits = np.all(np.asarray(sizes)[:, None, :] <= sides[None], axis=-1)
     areas = np.where(fits, sides.prod(-1)[None], np.iinfo(np.int64).max)
     return np.where(fits.any(1), areas.argmin(1), -1)
 
@@ -101,8 +101,8 @@ def assigned_canvases(
         height, width = sizes[first].tolist()
         raise ConfigError(
             f"{len(large)} of {len(sizes)} images are larger than every canvas ({listed(canvases)}) after the resize; the "
-            f"first is {name} with {height}x{width} pixels (height x width). Set config.canvases to what fits, "
-            f"{listed(_fitting(sizes, 0))}, or lower config.data.min_side and config.data.max_side."
+            f"first is {name} with {height}x{width} pixels (height x width). Add {listed(_fitting(sizes[large], 0))} to "
+            "config.canvases, or lower config.data.min_side and config.data.max_side."
         )
     return assigned
 

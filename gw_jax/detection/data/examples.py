@@ -135,13 +135,13 @@ class EvalSceneExamples:
         except DataError:
             raise
         except Exception as error:  # As above.
-            return {**self.padding(canvas), "index": np.int32(index), "broken": broken_record(index, error)}
+            return {**self.padding(canvas), "index": np.asarray(index, np.int32), "broken": broken_record(index, error)}
         original = np.array((scene.height, scene.width), np.int32)
         return {
             **placed(pixels, canvas),
             "original_size": original,
-            "index": np.int32(index),
-            "mask": np.bool_(True),
+            "index": np.asarray(index, np.int32),
+            "mask": np.asarray(True),
             "broken": broken_record(),
         }
 
@@ -150,8 +150,8 @@ class EvalSceneExamples:
         return {
             **placed(np.zeros((*canvas, 3), np.uint8), canvas),
             "original_size": np.array(canvas, np.int32),
-            "index": np.int32(-1),
-            "mask": np.bool_(False),
+            "index": np.asarray(-1, np.int32),
+            "mask": np.asarray(False),
             "broken": broken_record(),
         }
 
