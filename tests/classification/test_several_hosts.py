@@ -56,8 +56,7 @@ def test_two_hosts_train_stop_and_resume_like_one(config, tmp_path):
     expected = run_here(config, tmp_path / "one", 1)
     assert [line["eval/count"] for line in expected if "eval/count" in line] == [50, 50]
     assert len([line for line in expected if "train/loss" in line]) == 20
-    for num_devices in (2, 4):
-        assert_same_run(run_here(config, tmp_path / f"on{num_devices}", num_devices), expected)
+    assert_same_run(run_here(config, tmp_path / "on4", 4), expected)
 
     # Only the second host receives the signal; both save the same step.
     workdir = tmp_path / "two_hosts"
