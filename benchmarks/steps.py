@@ -15,12 +15,13 @@ from gw_jax.data.datasets import Dataset
 from gw_jax.data.specs import SPECS
 from gw_jax.errors import ConfigError
 from gw_jax.ops.kernels.placement import compiling_for
-from gw_jax.train.config import validate
+from gw_jax.train.config import TrainConfig, validate
 from gw_jax.train.mesh import batch_sharding, make_mesh, state_shardings
 from gw_jax.train.optimizer import make_optimizer
 from gw_jax.train.schedule import Length, make_schedule
 from gw_jax.train.state import state_initializer
 from gw_jax.train.step import make_eval_step, make_train_step
+from gw_jax.train.task import Task
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8}
@@ -122,8 +123,34 @@ def make_steps(config: ClassificationConfig, slice_devices: list[Any]) -> Steps:
             f"config.data.name={config.data.name!r} with image_size={config.data.image_size} does not determine the shape "
             f"of a batch; choose one of {', '.join(SPECS)}, with an image_size for ImageNet."
         )
-    spec, mesh = SPECS[config.data.name], make_mesh(slice_devices)
+    spec = SPECS[config.data.name]
     task = ClassificationTask(config, Dataset(spec, (), ()))
+    size = config.data.image_size or spec.image_shape[0]
+
+    def batch(number: int, **more: Any) -> dict[str, Any]:
+        fields = {"image": ((size, size, spec.image_shape[-1]), jnp.uint8), "label": ((), jnp.int32), **more}
+        return {name: jax.ShapeDtypeStruct((number, *shape), dtype) for name, (shape, dtype) in fields.items()}
+
+    batches = {
+        "train": batch(config.data.batch_size),
+        "eval": batch(config.data.eval_batch_size, mask=((), jnp.bool_)),
+    }
+    return task_steps(task, config, slice_devices, batches)
+
+
+def task_steps(task: Task, config: TrainConfig, slice_devices: list[Any], batches: dict[str, Any]) -> Steps:
+    """The steps of a task for ``slice_devices``; no array is made.
+
+    Args:
+        task: gives network and loss.
+        config: its configuration.
+        slice_devices: over which batches are sharded.
+        batches: shapes and types of the whole batches of "train" and "eval".
+
+    Raises:
+        ConfigError: the batch does not fit the devices.
+    """
+    mesh = make_mesh(slice_devices)
     task.check(mesh.size, training=True)
     length = Length.of(config, max(task.steps_per_epoch, 1))
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, length.steps_per_epoch, length.total_steps)
@@ -134,23 +161,17 @@ def make_steps(config: ClassificationConfig, slice_devices: list[Any]) -> Steps:
         shapes,
         state_shardings(mesh, shapes),
     )
-    size = config.data.image_size or spec.image_shape[0]
 
-    def batch(number: int, **more: Any) -> dict[str, Any]:
-        fields = {"image": ((size, size, spec.image_shape[-1]), jnp.uint8), "label": ((), jnp.int32), **more}
-        return {
-            name: jax.ShapeDtypeStruct((number, *shape), dtype, sharding=batch_sharding(mesh))
-            for name, (shape, dtype) in fields.items()
-        }
+    def sharded(name: str) -> Any:
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(mesh)), batches[name]
+        )
 
     steps = {
         "train": make_train_step(task, graphdef, optimizer, config, mesh),
         "eval": make_eval_step(task, graphdef, mesh),
     }
-    arguments = {
-        "train": (state, batch(config.data.batch_size)),
-        "eval": (*state.eval_weights, batch(config.data.eval_batch_size, mask=((), jnp.bool_))),
-    }
+    arguments = {"train": (state, sharded("train")), "eval": (*state.eval_weights, sharded("eval"))}
 
     def lower(name: str) -> Callable[[], Any]:
         def lowered() -> Any:

@@ -47,3 +47,25 @@ def _check_number(name: str, value: float, low: float | None, high: float | None
         raise ConfigError(f"{name}={value} must be a finite number.")
     bounds = f"<= {high:g}" if low is None else f">= {low:g}" if high is None else f"{low:g} to {high:g}"
     raise ConfigError(f"{name}={value} is out of range; {bounds} is allowed.")
+
+
+def check_split(name: str, size: int, num_devices: int, parts: int = 1) -> None:
+    """Checks that a batch can be sharded over devices.
+
+    Args:
+        name: of its field, such as "config.batch_size".
+        size: examples of the batch.
+        num_devices: number of devices.
+        parts: microbatches into which it is cut first.
+
+    Raises:
+        ConfigError: it does not divide; the message says which sizes near it do.
+    """
+    unit = num_devices * parts
+    if size % unit:
+        near = sorted({max(size // unit, 1) * unit, (size // unit + 1) * unit})
+        times = f" in {parts} parts (config.accumulate_steps)" if parts > 1 else ""
+        raise ConfigError(
+            f"{name}={size} cannot be split evenly over {num_devices} devices{times}; choose a multiple of {unit}, such as "
+            f"{' or '.join(map(str, near))}."
+        )

@@ -24,8 +24,12 @@ FLOORS = [
     ["classification", "detection"],
     ["doctor"],
 ]
-# Modules of gw_jax.detection that need the trainer.
-DETECTION_TRAINING = {"config", "task", "recipes", "weights", "evaluator", "data"}
+# Modules of gw_jax.detection that need the trainer or read data sets.
+DETECTION_TRAINING = {
+    *("config", "task", "recipes", "weights", "evaluator", "data", "prepare", "scene_data"),
+    *("coco_evaluator", "detection_files", "draw_result", "predict", "predictor", "run_models"),
+    *("description", "coco_categories"),
+}
 LEVELS = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 
@@ -77,7 +81,7 @@ def test_importing_takes_jax_and_flax_only_and_touches_no_device(module):
         f"import sys, {module}\n"
         "from jax._src import xla_bridge\n"
         "heavy = {'tensorflow', 'tensorflow_datasets', 'torch', 'grain', 'orbax', 'matplotlib', 'tensorboardX',\n"
-        "         'mlxtend'}\n"
+        "         'mlxtend', 'PIL', 'pycocotools'}\n"
         "print(sorted(heavy & set(sys.modules)), xla_bridge.backends_are_initialized())\n"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

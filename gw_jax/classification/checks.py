@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from gw_jax.config_checks import check_split
 from gw_jax.data.specs import DatasetSpec
 from gw_jax.errors import ConfigError
 from gw_jax.nn import norm_options
@@ -17,18 +18,9 @@ def check_devices(config: "ClassificationConfig", num_devices: int, *, training:
         ConfigError: a batch that does not divide.
     """
     parts = config.accumulate_steps
-    sizes = {"eval_batch_size": num_devices}
     if training:
-        sizes = {"batch_size": num_devices * parts, **sizes}
-    for field, unit in sizes.items():
-        size = getattr(config.data, field)
-        if size % unit:
-            near = sorted({max(size // unit, 1) * unit, (size // unit + 1) * unit})
-            times = f" in {parts} parts (config.accumulate_steps)" if unit > num_devices else ""
-            raise ConfigError(
-                f"config.data.{field}={size} cannot be split evenly over {num_devices} devices{times}; choose a multiple "
-                f"of {unit}, such as {' or '.join(map(str, near))}."
-            )
+        check_split("config.data.batch_size", config.data.batch_size, num_devices, parts)
+    check_split("config.data.eval_batch_size", config.data.eval_batch_size, num_devices)
     if not training:
         return
     per_pass = config.data.batch_size // parts

@@ -1,95 +1,21 @@
-"""Single examples by their position in the order: read, decoded, cropped and checked; and the count of broken ones."""
+"""Single examples by their position in the order: read, decoded, cropped and checked."""
 
-import contextlib
 import dataclasses
 import operator
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from gw_jax.data.images import ImageTypeError, Transform, eval_image, train_image
+from gw_jax.data.broken import MAX_SUBSTITUTES, broken_record, fatal_errors, name_of, nothing_readable
+from gw_jax.data.images import Transform, eval_image, train_image
+from gw_jax.data.shards import ProcessShard
 from gw_jax.errors import DataError, one_line
 
 Batch = dict[str, np.ndarray]
 
-# How many of the examples after a broken one are tried in its place.
-MAX_SUBSTITUTES = 100
 # The label of examples that have none, as in the test splits of many sets.
 UNLABELLED = -1
-# Of a broken example: its index, -1 for none, and why it cannot be read.
-BROKEN = np.dtype([("index", np.int64), ("reason", "S200")])
-
-
-class BrokenRecords:
-    """Counts the examples that could not be read or decoded, and names each once on standard error.
-
-    Args:
-        source: the examples; its ``where(index)`` names one, if it has that method.
-        limit: how many may be broken.
-
-    Attributes:
-        indices: the broken examples so far.
-        failure: the error that ends the run, once there are more than ``limit``.
-    """
-
-    def __init__(self, source: Sequence[Any], limit: int):
-        self._source, self._limit = source, limit
-        self.indices: set[int] = set()
-        self.failure: DataError | None = None
-
-    def collect(self, batch: Batch) -> Batch:
-        """``batch`` without its field ``broken``, an array of type :data:`BROKEN`."""
-        broken = batch.pop("broken")
-        for record in np.unique(broken[broken["index"] >= 0]):
-            index = int(record["index"])
-            if index in self.indices:
-                continue
-            self.indices.add(index)
-            print(
-                f"warning: {name_of(self._source, index)} cannot be read or decoded ({record['reason'].decode()}) and was "
-                f"skipped ({len(self.indices)} so far).",
-                file=sys.stderr,
-                flush=True,
-            )
-        if len(self.indices) > self._limit and self.failure is None:
-            self.failure = DataError(
-                f"{len(self.indices)} examples cannot be read or decoded, the last of them named above; "
-                f"config.data.max_broken={self._limit} are allowed. Copy or prepare the data again, or raise that limit."
-            )
-        return batch
-
-
-def name_of(source: Sequence[Any], index: int) -> str:
-    """The name of an example in messages."""
-    return source.where(index) if hasattr(source, "where") else f"example {index}"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ProcessShard:
-    """The examples of a global batch that one process reads: ``size`` of ``batch_size``, from ``first`` on."""
-
-    batch_size: int
-    first: int
-    size: int
-
-    @classmethod
-    def of(cls, batch_size: int, process_index: int, process_count: int) -> "ProcessShard":
-        """The shard of a process, of equal size for all.
-
-        Raises:
-            ValueError: the batch cannot be divided by the number of processes.
-        """
-        if batch_size % process_count:
-            raise ValueError(f"A batch of {batch_size} examples cannot be divided among {process_count} processes.")
-        size = batch_size // process_count
-        return cls(batch_size=batch_size, first=process_index * size, size=size)
-
-    def global_index(self, position: int) -> int:
-        """The index in the global order of the example at ``position`` of this process."""
-        step, rank = divmod(position, self.size)
-        return step * self.batch_size + self.first + rank
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,19 +41,19 @@ class TrainExamples:
             DataError: it is not labelled with one of the classes, its type is not that of an image, or none can be read.
         """
         global_index = self.shard.global_index(position)
-        index, broken = int(self.order[global_index]), _broken()
+        index, broken = int(self.order[global_index]), broken_record()
         for candidate in _candidates(index, len(self.source)):
             rng = None
             if self.transform.crop:
                 rng = np.random.Generator(np.random.Philox(key=[self.seed, global_index]))
             try:
-                with _fatal_errors(self.source, candidate):
+                with fatal_errors(self.source, candidate):
                     example = self.source[candidate]
                     image = train_image(example["image"], self.channels, self.transform, rng)
             except DataError:
                 raise
             except Exception as error:  # Readers and decoders raise whatever they hit in damaged bytes.
-                broken = broken if broken["index"] >= 0 else _broken(index, error)
+                broken = broken if broken["index"] >= 0 else broken_record(index, error)
                 continue
             label = _label(example["label"], self.source, candidate, self.num_classes)
             if label == UNLABELLED:
@@ -136,7 +62,7 @@ class TrainExamples:
                     "trained on. Train on a labelled split, or prepare the set without such examples."
                 )
             return {"image": image, "label": np.asarray(label, np.int32), "broken": broken}
-        raise _nothing_readable(index, broken)
+        raise nothing_readable(index, broken)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,26 +86,26 @@ class EvalExamples:
         Raises:
             DataError: its label is not one of the classes, its type is not that of an image, or none can be read.
         """
-        index, broken = self.shard.global_index(position), _broken()
+        index, broken = self.shard.global_index(position), broken_record()
         counts = index < len(self.source)
         # Padding repeats a real example, so that networks need no special case; the mask leaves it out.
         start = index if counts else 0
         first_error = broken
         for candidate in _candidates(start, len(self.source)):
             try:
-                with _fatal_errors(self.source, candidate):
+                with fatal_errors(self.source, candidate):
                     example = self.source[candidate]
                     image = eval_image(example["image"], self.channels, self.transform)
             except DataError:
                 raise
             except Exception as error:  # As above.
-                first_error = first_error if first_error["index"] >= 0 else _broken(start, error)
+                first_error = first_error if first_error["index"] >= 0 else broken_record(start, error)
                 broken = first_error if counts else broken
                 counts = False
                 continue
             fields, labelled = self._labels(example, candidate)
             return {"image": image, **fields, "mask": np.asarray(counts and labelled), "broken": broken}
-        raise _nothing_readable(start, first_error)
+        raise nothing_readable(start, first_error)
 
     def _labels(self, example: Any, index: int) -> tuple[Batch, bool]:
         """The fields that hold the right answers, and whether there are any."""
@@ -195,20 +121,6 @@ class EvalExamples:
             right[label] = True
         original = _label(example["original_label"], self.source, index, self.num_classes)
         return {"label": np.asarray(max(original, 0), np.int32), "labels": right}, bool(right.any())
-
-
-@contextlib.contextmanager
-def _fatal_errors(source: Sequence[Any], index: int) -> Iterator[None]:
-    """Errors that are not about one broken example and must not be counted as such."""
-    try:
-        yield
-    except ImageTypeError as error:
-        raise DataError(f"{name_of(source, index)} cannot be used: {error}") from error
-    except MemoryError as error:
-        raise DataError(
-            f"Memory ran out while {name_of(source, index)} was decoded. Lower config.data.num_workers, "
-            "config.data.num_threads or config.data.batch_size."
-        ) from error
 
 
 def _candidates(index: int, length: int) -> Any:
@@ -232,16 +144,4 @@ def _label_error(source: Sequence[Any], index: int, label: Any, num_classes: int
     return DataError(
         f"{name_of(source, index)} has the label {one_line(repr(label), 60)}; its set has integers from 0{last}, and "
         f"{UNLABELLED} where there is no label. The set's description does not fit its examples: prepare it again."
-    )
-
-
-def _broken(index: int = -1, error: Exception | None = None) -> np.ndarray:
-    reason = "" if error is None else one_line(f"{type(error).__name__}: {error}", BROKEN["reason"].itemsize)
-    return np.array((index, reason.encode("ascii", "replace")), BROKEN)
-
-
-def _nothing_readable(index: int, broken: np.ndarray) -> DataError:
-    return DataError(
-        f"None of the examples from {index} on can be read or decoded ({broken['reason'].item().decode()}). Copy or "
-        "prepare the data again."
     )

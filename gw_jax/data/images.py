@@ -166,12 +166,13 @@ def to_uint8(array: np.ndarray) -> np.ndarray:
     )
 
 
-def open_image(image: bytes | np.ndarray, channels: int) -> Any:
+def open_image(image: bytes | np.ndarray, channels: int, *, turn: bool = False) -> Any:
     """The Pillow image of encoded bytes, with 1, 3 or 4 ``channels`` of 8 bits, or of an array with its own channels.
 
-    Arguments and errors are those of :func:`train_image`.
+    With ``turn``, an encoded image is turned and mirrored as its EXIF data say. Other arguments and errors are those of
+    :func:`train_image`.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     if isinstance(image, np.ndarray):
         array = to_uint8(image)
@@ -182,8 +183,25 @@ def open_image(image: bytes | np.ndarray, channels: int) -> Any:
         return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
     if channels not in MODES:
         raise ImageTypeError(f"encoded images can be read with 1, 3 or 4 channels, not with {channels}.")
+    picture = open_encoded(image)
+    if turn:
+        picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray(to_uint8(np.asarray(picture).astype(np.uint16))[..., 0])
+    mode = MODES[channels]
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def open_encoded(content: bytes) -> Any:
+    """The Pillow image of encoded bytes in its own mode, of which only the header was read.
+
+    Raises:
+        Exception: whatever Pillow raises for damaged bytes; ValueError for pixels without a known range, or too many.
+    """
+    from PIL import Image, UnidentifiedImageError
+
     try:
-        picture: Any = Image.open(io.BytesIO(image), formats=FORMATS)
+        picture: Any = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
         raise UnidentifiedImageError(f"no image in one of the formats {', '.join(FORMATS)}") from None
     width, height = picture.size
@@ -192,10 +210,7 @@ def open_image(image: bytes | np.ndarray, channels: int) -> Any:
     if picture.mode in ("I", "F"):
         kind = "floating-point numbers" if picture.mode == "F" else "32-bit integers"
         raise ValueError(f"pixels that are {kind} have no known range; 8 or 16 bits are read")
-    if picture.mode.startswith("I;16"):
-        picture = Image.fromarray(to_uint8(np.asarray(picture).astype(np.uint16))[..., 0])
-    mode = MODES[channels]
-    return picture if picture.mode == mode else picture.convert(mode)
+    return picture
 
 
 def resize_and_centre_crop(picture: Any, resize: int, size: int) -> Any:

@@ -35,6 +35,7 @@ class BatchReader:
         cyclic: whether one pass follows the other without end.
         num_threads: reading threads, per worker if there are any.
         num_workers: reading processes.
+        chunk: examples that a thread loads per task, at most.
     """
 
     def __init__(
@@ -46,9 +47,10 @@ class BatchReader:
         cyclic: bool,
         num_threads: int,
         num_workers: int,
+        chunk: int = CHUNK,
     ):
         self.load, self.batch_size, self.num_batches, self._cyclic = load, batch_size, num_batches, cyclic
-        self._num_threads, self._num_workers = num_threads, num_workers
+        self._num_threads, self._num_workers, self._chunk = num_threads, num_workers, chunk
         self.position = 0
         self._iterator: Any = None
         self._restarts = 0
@@ -77,7 +79,7 @@ class BatchReader:
                 if self._restarts > MAX_RESTARTS:
                     raise DataError(
                         f"Reading workers died {self._restarts} times in a row ({error}). If memory ran out, lower "
-                        "config.data.num_workers or config.data.batch_size."
+                        "config.data.num_workers or the batch size."
                     ) from error
                 print("warning: a reading worker died; the workers are restarted.", file=sys.stderr, flush=True)
                 continue
@@ -134,7 +136,7 @@ class BatchReader:
         left = sys.maxsize // self.batch_size * self.batch_size if self._cyclic else total - offset
         if not self._num_workers:
             # Two batches are read ahead; threads share the examples of a batch.
-            size = math.gcd(self.batch_size, CHUNK)
+            size = math.gcd(self.batch_size, self._chunk)
             per_batch = self.batch_size // size
             options = grain.ReadOptions(self._num_threads, max(2 * per_batch, self._num_threads))
             chunks = grain.MapDataset.range(left // size).map(
@@ -162,6 +164,8 @@ def stack_examples(examples: Sequence[Batch]) -> Batch:
         DataError: the images differ in shape.
     """
     _check_shapes({example["image"].shape for example in examples})
+    if len(examples) == 1:
+        return {name: value[None] for name, value in examples[0].items()}
     return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 

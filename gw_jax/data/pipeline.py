@@ -10,67 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from gw_jax.data.examples import Batch, BrokenRecords, EvalExamples, ProcessShard, TrainExamples
+from gw_jax.data.batches import Batches, check_identity
+from gw_jax.data.examples import Batch, EvalExamples, TrainExamples
 from gw_jax.data.images import Transform
 from gw_jax.data.loader import BatchReader
+from gw_jax.data.shards import ProcessShard
 from gw_jax.errors import DataError, raise_missing_package
 
-# Examples that are tried for a substitute batch, at most.
-_MAX_SUBSTITUTES = 1000
 
-
-class _Batches:
-    """Batches from a reader, with substitutes after a failure where other processes still train.
-
-    Attributes:
-        broken: the examples that could not be read so far.
-        failure: the error that ended the reading. A single process raises it at once. One of several processes keeps it
-            here and yields substitute batches, because a step without this process would never end. Let all processes
-            agree to stop, and raise it then.
-    """
-
-    def __init__(self, source: Sequence[Any], reader: BatchReader, *, max_broken: int, process_count: int):
-        self.broken = BrokenRecords(source, max_broken)
-        self.failure: DataError | None = None
-        self._reader, self._process_count = reader, process_count
-        self._substitute: Batch | None = None
-
-    def _read(self) -> Batch:
-        """The next batch, or a substitute for it once there is a failure."""
-        if self.failure is None:
-            try:
-                batch = self.broken.collect(self._reader.read())
-            except DataError as error:
-                self.failure = error
-            else:
-                self.failure = self.broken.failure
-                if self.failure is None or self._process_count > 1:
-                    return batch
-        if self._process_count == 1:
-            self._reader.close()
-            raise self.failure
-        self._reader.skip()
-        if self._substitute is None:
-            self._substitute = self._find_substitute(self.failure)
-        return self._substitute
-
-    def _find_substitute(self, failure: DataError) -> Batch:
-        """A batch of one example that can be read, repeated. Not an earlier batch: that would have to be kept for it."""
-        for position in range(min(self._reader.num_examples, _MAX_SUBSTITUTES)):
-            try:
-                example = self._reader.load(position)
-            except DataError:
-                continue
-            example.pop("broken")
-            return {name: np.stack([value] * self._reader.batch_size) for name, value in example.items()}
-        raise failure
-
-    def close(self) -> None:
-        """Ends the workers, if there are any."""
-        self._reader.close()
-
-
-class TrainBatches(_Batches, Iterator[Batch]):
+class TrainBatches(Batches, Iterator[Batch]):
     """Training batches ``{"image": uint8 [b, h, w, c], "label": int32 [b]}`` of this process, to the end of the run.
 
     An example that cannot be read is named on standard error, counted, and replaced by the one after it in the data set.
@@ -162,14 +110,8 @@ class TrainBatches(_Batches, Iterator[Batch]):
         Raises:
             DataError: the state is that of another data set, in which the same position stands for other examples.
         """
-        saved, found = ({name: value.get(name) for name in self._identity} for value in (state, self._identity))
-        if saved["num_examples"] is not None and saved != found:
-            raise DataError(
-                f"The checkpoint belongs to a run on {saved['num_examples']} examples of a data set with the digest "
-                f"{saved['digest']}; this set has {found['num_examples']} and the digest {found['digest']}. It was "
-                "prepared anew or is another set, so the order of examples would change. Resume with the data directory of "
-                "before, or start a new run in another --workdir."
-            )
+        if state.get("num_examples") is not None:
+            check_identity(state, self._identity)
         self.skip_to(state["next_index"])
 
     def skip_to(self, step: int) -> None:
@@ -177,7 +119,7 @@ class TrainBatches(_Batches, Iterator[Batch]):
         self._reader.seek(step)
 
 
-class EvalBatches(_Batches):
+class EvalBatches(Batches):
     """This process's shard of the evaluation split: image, label and ``mask`` (bool ``[b]``, false for padding).
 
     Every pass over it gives the same batches, and every process gets the same number of them. Workers stay alive between

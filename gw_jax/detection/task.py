@@ -8,7 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gw_jax.detection.detector import Detections, Detector, create_detector
+from gw_jax.config_checks import check_split
+from gw_jax.detection.description import entries
+from gw_jax.detection.detector import Detector, create_detector
+from gw_jax.detection.draw_result import draw_result
+from gw_jax.detection.finite import detect_finite
 from gw_jax.detection.inputs import aligned
 from gw_jax.detection.losses import detector_losses
 from gw_jax.detection.pixels import PIXELS, normalize
@@ -33,14 +37,17 @@ class DetectionData(Protocol):
     first two, and whatever :meth:`evaluator` needs.
 
     Attributes:
-        num_train: training images.
+        steps_per_epoch: training batches of an epoch.
         name: of the data, for plots.
         eval_name: name of the evaluation data where it is not the data's own split, or None.
+        scenes: the prepared set, whose categories an exported detector knows, and of which ``detections.png`` shows images;
+            None for other data.
     """
 
-    num_train: int
+    steps_per_epoch: int
     name: str
     eval_name: str | None
+    scenes: Any
 
     def train_batches(self, num_epochs: int, process_index: int, process_count: int) -> TrainBatches:
         """This process's shard of the training batches."""
@@ -50,8 +57,16 @@ class DetectionData(Protocol):
         """This process's shard of the evaluation batches."""
         ...
 
-    def evaluator(self) -> Evaluator:
-        """A new evaluator; it is given ``{"detections": Detections, "batch": the evaluation batch without images}``."""
+    def evaluator(self, workdir: pathlib.Path | None = None, step: int = 0) -> Evaluator:
+        """A new evaluator, such as a :class:`gw_jax.detection.coco_evaluator.CocoEvaluator`.
+
+        It gets ``{"detections": Detections, "batch": the evaluation batch without images, "finite": bool [n]}``, which stay
+        sharded over the devices; see :class:`gw_jax.train.task.EvaluatesShards`.
+
+        Args:
+            workdir: where it may write files, or None.
+            step: training steps of the weights.
+        """
         ...
 
 
@@ -71,7 +86,7 @@ class DetectionTask:
         >>> from gw_jax.detection.config import DetectionConfig, DetectorConfig
         >>> from gw_jax.detection.task import DetectionTask
         >>> small = DetectorConfig(backbone="resnet18", norm="gn", width=32, fpn_features=32, head_features=32)
-        >>> data = SimpleNamespace(num_train=100, name="scenes", eval_name=None)  # and the methods of DetectionData
+        >>> data = SimpleNamespace(steps_per_epoch=25, name="scenes", eval_name=None)  # and the methods of DetectionData
         >>> task = DetectionTask(DetectionConfig(batch_size=4, model=small), data)
         >>> task.description, task.steps_per_epoch
         ('Faster R-CNN, resnet18, gn, on scenes', 25)
@@ -84,7 +99,7 @@ class DetectionTask:
         self.config = config
         self.data = data
         self.batch_size = config.batch_size
-        self.steps_per_epoch = data.num_train // config.batch_size
+        self.steps_per_epoch = data.steps_per_epoch
         self.eval_name = data.eval_name
         self.model_arguments = config.model_arguments()
         network = "Mask R-CNN" if config.model.mask_head else "Faster R-CNN"
@@ -102,18 +117,12 @@ class DetectionTask:
         Raises:
             ConfigError: what does not fit; the message says what to change.
         """
-        if not training:
-            return
-        part = self.config.batch_size // self.config.accumulate_steps
-        if part % num_devices:
+        if training:
+            check_split("config.batch_size", self.batch_size, num_devices, self.config.accumulate_steps)
+        check_split("config.eval_batch_size", self.config.eval_batch_size, num_devices)
+        if training and not self.steps_per_epoch:
             raise ConfigError(
-                f"config.batch_size={self.config.batch_size} in config.accumulate_steps={self.config.accumulate_steps} "
-                f"parts does not fit {num_devices} devices; each part must be a multiple of {num_devices}."
-            )
-        if self.config.batch_size > self.data.num_train:
-            raise ConfigError(
-                f"config.batch_size={self.config.batch_size} is more than the {self.data.num_train} training images; "
-                "choose a smaller batch."
+                f"config.batch_size={self.batch_size} is more than the data have for a batch; choose a smaller one."
             )
 
     def make_model(self, rngs: nnx.Rngs) -> Detector:
@@ -136,18 +145,26 @@ class DetectionTask:
     def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
         """The sum of the losses of :func:`gw_jax.detection.detector_losses`, and each of them."""
         images, valid, sizes = self._inputs(batch)
-        losses = detector_losses(cast(Detector, model), images, valid, sizes, batch, key, sampling=self.config.sampling)
+        config = self.config
+        losses = detector_losses(
+            cast(Detector, model), images, valid, sizes, batch, key, sampling=config.sampling, remat=config.remat
+        )
         total = sum(losses.values(), start=jnp.zeros((), losses["loss_classifier"].dtype))
         return total, {name: (value, jnp.ones((), value.dtype)) for name, value in losses.items()}
 
     def predict(self, model: nnx.Module, batch: Batch) -> dict[str, Any]:
-        """The detections in network-input pixels, and the batch without its images."""
-        detections: Detections = cast(Detector, model).detect(*self._inputs(batch))
-        return {"detections": detections, "batch": {name: value for name, value in batch.items() if name != "image"}}
+        """The detections in network-input pixels, whether the features are finite, and the batch without its images."""
+        detections, finite = detect_finite(cast(Detector, model), *self._inputs(batch))
+        others = {name: value for name, value in batch.items() if name != "image"}
+        return {"detections": detections, "batch": others, "finite": finite}
 
     def evaluator(self) -> Evaluator:
-        """That of the data."""
+        """That of the data, without files."""
         return self.data.evaluator()
+
+    def shard_evaluator(self, step: int, workdir: pathlib.Path) -> Evaluator:
+        """That of the data."""
+        return self.data.evaluator(workdir, step)
 
     def read_weights(self, directory: pathlib.Path) -> Weights:
         """Reads a detector, or a classifier for the backbone.
@@ -166,7 +183,14 @@ class DetectionTask:
         """
         graphdef, _, _ = model_to_dicts(self.make_model(AbstractRngs()))
         detector: Detector = nnx.merge(graphdef, params, batch_stats)
-        save_detector(directory, detector, source={**source, "pixels": PIXELS[self.config.pixels].to_json()})
+        content = {**source, "pixels": PIXELS[self.config.pixels].to_json()}
+        if self.data.scenes is not None:
+            content |= entries(self.data.scenes.categories, self.config.data.min_side, self.config.data.max_side)
+        save_detector(directory, detector, source=content)
+
+    def draw(self, workdir: pathlib.Path) -> pathlib.Path | None:
+        """``detections.png``: ground truth beside detections, for a few images of the evaluation."""
+        return None if self.data.scenes is None else draw_result(self.data.scenes, workdir)
 
     @property
     def _dtype(self) -> str:

@@ -5,7 +5,7 @@ the whole once, and nothing writes to it after that. What configures a task stan
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from gw_jax.config_checks import check_values, choice, number
 from gw_jax.errors import ConfigError
@@ -51,7 +51,7 @@ class LogConfig:
         every_steps: steps between two training lines of ``metrics.jsonl``; the end of an epoch writes one, too.
         tensorboard: whether TensorBoard files are written.
         progress_bar: whether a terminal shows a progress bar.
-        plot: whether ``curves.png`` is drawn at the end.
+        plot: whether ``curves.png``, and what else the task draws, is drawn at the end.
         profile_step: the step before which ``jax.profiler`` starts to record, into ``WORKDIR/profile``; None for no
             profile. Choose one past the first, which compiles.
         profile_steps: steps that it records.
@@ -132,6 +132,20 @@ class TrainConfig:
             f"A {type(self).__name__} has no task. Use the configuration of one, such as "
             "gw_jax.classification.ClassificationConfig, or a subclass with a make_task of its own."
         )
+
+    def resolve(self) -> tuple[Self, str]:
+        """The configuration that runs, where fields ask for others to be computed, and one line on what was; else "".
+
+        The result is what ``config.json`` holds. It resolves to itself.
+
+        Raises:
+            ConfigError: what is asked for cannot be computed.
+        """
+        return self, ""
+
+    def advice_on_divergence(self) -> str:
+        """One sentence on what to change where a loss is not finite, beside the learning rate; "" for none."""
+        return ""
 
     def check(self) -> None:
         """Checks fields against each other. A subclass calls this one, too.

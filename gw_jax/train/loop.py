@@ -3,30 +3,30 @@
 import math
 import pathlib
 import signal
-import sys
 import time
 from typing import Any
 
 import jax
 
-from gw_jax.errors import CheckpointError, TrainingError, UserError
+from gw_jax.errors import CheckpointError
 from gw_jax.train.checkpoint import Checkpoints, Progress, saved_steps
 from gw_jax.train.chips import CHIPS
 from gw_jax.train.config_fields import flatten
 from gw_jax.train.distributed import is_main, reporting_failures, run_on_main
+from gw_jax.train.divergence import divergence_error
 from gw_jax.train.evaluation import evaluate
 from gw_jax.train.experiment import Experiment
 from gw_jax.train.hooks import Hooks
 from gw_jax.train.metrics import MetricsWriter
 from gw_jax.train.modes import RunResult
-from gw_jax.train.plot import CURVES_FILE, plot_curves
+from gw_jax.train.plot import plot_result
 from gw_jax.train.profiler import Profiler
 from gw_jax.train.stop import MAX_STEPS_AHEAD, STOP_FIELD, StopConsensus, StopRequest
 from gw_jax.train.task import Batch
 from gw_jax.train.terminal import Terminal
 from gw_jax.train.throughput import Throughput
 from gw_jax.train.totals import Totals
-from gw_jax.train.workdir import check_room_to_save, warn_unwritable
+from gw_jax.train.workdir import check_room_to_save
 
 
 class Trainer:
@@ -148,7 +148,7 @@ class Trainer:
         batch = next(self._batches)
         waited = time.perf_counter() - began
         batch = self.experiment.shard_batch(self._consensus.attach(batch, failed=self._batches.failure is not None))
-        train_step = self._compiled_step(batch)
+        train_step, seconds_at_peak = self._compiled_step(batch)
         self._profiler.before(self.step)
         self._throughput.start()
         # Every transfer between host and devices is explicit here.
@@ -161,11 +161,11 @@ class Trainer:
             self._consensus.observe(jax.block_until_ready(self._in_flight[-1 - MAX_STEPS_AHEAD]))
         self._consensus.raise_failure(self._batches.failure)
         self._profiler.after(self.step, metrics)
-        self._throughput.count(self.experiment.task.batch_size, waited)
+        self._throughput.count(self.experiment.task.batch_size, waited, seconds_at_peak)
         self._hooks.after_step(self)
 
-    def _compiled_step(self, batch: Batch) -> jax.stages.Compiled:
-        """The step for the shapes of ``batch``, compiled when they are seen first."""
+    def _compiled_step(self, batch: Batch) -> tuple[jax.stages.Compiled, float | None]:
+        """The step for the shapes of ``batch``, compiled when they are seen first, and its seconds at the devices' peak."""
         leaves, structure = jax.tree.flatten(batch)
         shapes = (structure, *((leaf.shape, leaf.dtype) for leaf in leaves))
         if shapes not in self._compiled:
@@ -175,17 +175,10 @@ class Trainer:
             # Lowered first: that gives the number of operations for "train/mfu" without compiling twice.
             lowered = self.experiment.train_step.lower(self.state, batch)
             # FLOPs of the global batch, before it is partitioned over the devices.
-            flops = (lowered.cost_analysis() or {}).get("flops")
-            self._compiled[shapes] = lowered.compile(), flops
-        return self._compiled[shapes][0]
-
-    def _peak_steps_per_second(self) -> float | None:
-        """Steps per second at the devices' peak, where that and the FLOPs of a step are known."""
-        chip = CHIPS.get(self.experiment.mesh.devices.flat[0].device_kind)
-        flops = [flops for _, flops in self._compiled.values()]
-        if chip is None or len(flops) != 1 or not flops[0]:
-            return None
-        return self.experiment.mesh.size * chip.flops / flops[0]
+            flops, mesh = (lowered.cost_analysis() or {}).get("flops"), self.experiment.mesh
+            chip = CHIPS.get(mesh.devices.flat[0].device_kind)
+            self._compiled[shapes] = lowered.compile(), flops / (mesh.size * chip.flops) if flops and chip else None
+        return self._compiled[shapes]
 
     def _collect(self) -> None:
         """Waits for all dispatched steps and moves their metrics to the host.
@@ -206,17 +199,10 @@ class Trainer:
     def _raise_not_finite(self, step: int, values: dict[str, tuple[float, float]]) -> None:
         self.checkpoints.wait()
         last = self.checkpoints.last_step()
-        good = (
-            "Nothing was saved before." if last is None else f"The last good checkpoint is {self.checkpoints.path(last)}."
-        )
-        shown = {name: total / count if count else total for name, (total, count) in values.items()}
-        others = [name for name, value in shown.items() if not math.isfinite(value) and name not in ("loss", "grad_norm")]
-        more = f" ({', '.join(others)} too)" if others else ""
-        raise TrainingError(
-            f"At step {step} the loss is {shown['loss']} and the norm of its gradient {shown['grad_norm']}{more}; both "
-            f"must be finite. Training stopped, and this state was not saved. {good} Lower config.optimizer.learning_rate "
-            f"({float(self.experiment.schedule(step - 1)):.3g} at that step) or lengthen config.schedule.warmup_epochs, in "
-            "another --workdir."
+        means = {name: total / count if count else total for name, (total, count) in values.items()}
+        rate = float(self.experiment.schedule(step - 1))
+        raise divergence_error(
+            step, means, rate, self.experiment.config, None if last is None else self.checkpoints.path(last)
         )
 
     def _log(self) -> None:
@@ -225,7 +211,7 @@ class Trainer:
         means = self._totals.read(of_epoch=self.experiment.length.ends_epoch(self.step))
         values = {f"train/{name}": value for name, value in means.items()}
         values["train/learning_rate"] = float(self.experiment.schedule(self.step - 1))
-        measured = self._throughput.read(self._peak_steps_per_second())
+        measured = self._throughput.read()
         values |= {f"train/{name}": value for name, value in measured.items()}
         self._write(values)
 
@@ -236,11 +222,11 @@ class Trainer:
 
     def _evaluate_and_save(self) -> None:
         """Evaluates, writes the line and saves; does neither if a stop request came first."""
-        # Steps in flight would hold memory that the evaluation needs.
-        jax.block_until_ready(self._in_flight)
+        # Steps in flight would hold memory that the evaluation needs; one that is not finite needs no evaluation.
+        self._collect()
         self._throughput.pause()
         self._hooks.before_evaluation(self)
-        metrics = evaluate(self.experiment, self.state, self._eval_batches, self._consensus)
+        metrics = evaluate(self.experiment, self.state, self._eval_batches, self._consensus, self.workdir)
         if metrics is None:
             return
         self._evaluated, self._evaluation = True, {"step": self.step, "metrics": metrics}
@@ -282,18 +268,9 @@ class Trainer:
     def _finish(self) -> RunResult:
         metrics = self._evaluation["metrics"] if self._evaluation else {}
         if is_main():
-            numbers = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            # An evaluation may have hundreds of others, which are in metrics.jsonl.
+            numbers = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.startswith("eval/"))
             print(f"Done after step {self.step}: {numbers}", flush=True)
-            self._plot()
+            if self.experiment.config.log.plot:
+                plot_result(self.workdir, self.experiment.task)
         return RunResult(metrics or None)
-
-    def _plot(self) -> None:
-        """Draws the curves; where that is impossible the run has still succeeded."""
-        task = self.experiment.task
-        if not self.experiment.config.log.plot or not task.curves:
-            return
-        try:
-            with warn_unwritable(self.workdir / CURVES_FILE):
-                print(f"Curves: {plot_curves(self.workdir, task.curves, task.description)}")
-        except UserError as error:
-            print(f"warning: {error}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 DATA_AXIS = "data"
@@ -27,6 +28,22 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of a batch: its first axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def local_rows(tree: Any) -> Any:
+    """The rows of arrays that are on this process's devices, in their order, as NumPy arrays.
+
+    Args:
+        tree: arrays whose first axis is sharded over the devices; arrays of NumPy are returned as they are.
+    """
+
+    def rows(array: Any) -> np.ndarray:
+        if not isinstance(array, jax.Array):
+            return np.asarray(array)
+        parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+        return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+    return jax.tree.map(rows, tree)
 
 
 def state_shardings(mesh: Mesh, tree: Any) -> Any:

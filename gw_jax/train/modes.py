@@ -95,7 +95,7 @@ def _evaluate_and_report(
 ) -> RunResult:
     batches = experiment.task.eval_batches(jax.process_index(), jax.process_count())
     try:
-        metrics = evaluate(experiment, state, batches, StopConsensus(stop))
+        metrics = evaluate(experiment, state, batches, StopConsensus(stop), workdir)
     finally:
         batches.close()
     if metrics is None:

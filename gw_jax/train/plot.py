@@ -1,16 +1,39 @@
-"""The plot of a run's curves."""
+"""The plot of a run's curves, and the picture that its task draws."""
 
+import contextlib
 import math
 import pathlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gw_jax.errors import raise_missing_package
+from gw_jax.errors import UserError, raise_missing_package
 from gw_jax.files import replacing
 from gw_jax.train.metrics import read_metrics
-from gw_jax.train.task import Curve
+from gw_jax.train.task import Curve, DrawsResult, Task
+from gw_jax.train.workdir import warn_unwritable
 
 CURVES_FILE = "curves.png"
+
+
+def plot_result(workdir: pathlib.Path, task: Task) -> None:
+    """Draws the curves and the task's own picture; where that is impossible, a warning says so: the run has succeeded."""
+    if task.curves:
+        with _warn_undrawn(workdir / CURVES_FILE):
+            print(f"Curves: {plot_curves(workdir, task.curves, task.description)}")
+    if isinstance(task, DrawsResult):
+        with _warn_undrawn(workdir / "the picture of the result"):
+            if (picture := task.draw(workdir)) is not None:
+                print(f"Picture: {picture}")
+
+
+@contextlib.contextmanager
+def _warn_undrawn(path: pathlib.Path) -> Iterator[None]:
+    try:
+        with warn_unwritable(path):
+            yield
+    except UserError as error:
+        print(f"warning: {error}", file=sys.stderr)
 
 
 def plot_curves(workdir: pathlib.Path, curves: Sequence[Curve], description: str) -> pathlib.Path:

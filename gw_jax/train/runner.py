@@ -64,6 +64,10 @@ def run(
         1000
     """
     validate(config)
+    config, resolved = config.resolve()
+    validate(config)
+    if resolved and config.mode == "train" and is_main():
+        print(resolved, flush=True)
     workdir = check_local_path(workdir, "--workdir")
     for name in ("init_from", "resume_from"):
         if (path := getattr(config, name)) is not None:

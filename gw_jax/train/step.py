@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 
 from gw_jax.ops.kernels.placement import batch_sharded_over
 from gw_jax.train.config import TrainConfig
-from gw_jax.train.mesh import DATA_AXIS, replicated, state_shardings
+from gw_jax.train.mesh import DATA_AXIS, batch_sharding, replicated, state_shardings
 from gw_jax.train.optimizer import matching
 from gw_jax.train.state import TrainState, model_to_dicts, update_ema
 from gw_jax.train.stop import STOP_FIELD
-from gw_jax.train.task import Batch, Mean, Task
+from gw_jax.train.task import Batch, EvaluatesShards, Mean, Task
 
 # Parts of an accumulated batch have the keys 5, 6, ... of the step, so that runs keep their random numbers across versions.
 _FIRST_PART_KEY = 5
@@ -40,7 +40,7 @@ class EvalStep(Protocol):
     """A jitted evaluation step."""
 
     def __call__(self, params: Any, batch_stats: Any, batch: Batch) -> dict[str, Any]:
-        """``{"outputs": task.predict(...)}``, replicated."""
+        """``{"outputs": task.predict(...), "stop": None}``, replicated, or sharded for :class:`EvaluatesShards`."""
         ...
 
     def lower(self, params: Any, batch_stats: Any, batch: Batch) -> jax.stages.Lowered:
@@ -129,9 +129,10 @@ def make_train_step(
 
 
 def make_eval_step(task: Task, graphdef: nnx.GraphDef, mesh: Mesh) -> EvalStep:
-    """Compiles ``(params, batch_stats, batch) -> {"outputs": task.predict(model, batch)}``, replicated on all devices.
+    """Compiles ``(params, batch_stats, batch) -> {"outputs": task.predict(model, batch), "stop": ...}``.
 
-    Beside the outputs, ``stop`` is the largest of the batch's, if it has that field.
+    The outputs are replicated on all devices; those of a task that :class:`EvaluatesShards` stay sharded like the batch.
+    ``stop`` is the largest of the batch's, or None if it has no such field.
     """
 
     @batch_sharded_over(mesh, DATA_AXIS)
@@ -140,7 +141,8 @@ def make_eval_step(task: Task, graphdef: nnx.GraphDef, mesh: Mesh) -> EvalStep:
         stop = batch.pop(STOP_FIELD, None)
         model = nnx.merge(graphdef, params, batch_stats)
         model.eval()
-        outputs = {"outputs": task.predict(model, batch)}
-        return outputs if stop is None else {**outputs, STOP_FIELD: stop.max()}
+        return {"outputs": task.predict(model, batch), STOP_FIELD: None if stop is None else stop.max()}
 
-    return jax.jit(eval_step, out_shardings=replicated(mesh))
+    everywhere = replicated(mesh)
+    outputs = batch_sharding(mesh) if isinstance(task, EvaluatesShards) else everywhere
+    return jax.jit(eval_step, out_shardings={"outputs": outputs, STOP_FIELD: everywhere})

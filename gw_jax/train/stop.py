@@ -89,7 +89,7 @@ class StopConsensus:
 
     def observe(self, metrics: dict[str, Any]) -> None:
         """Reads the answer from the outputs of a step. Every process must observe the same steps."""
-        if STOP_FIELD in metrics:
+        if metrics.get(STOP_FIELD) is not None:
             answer = int(jax.device_get(metrics[STOP_FIELD]))
             self._decided = self._decided or answer > 0
             self._failed = self._failed or answer == _FAILURE

@@ -7,7 +7,7 @@ every task, and the hard parts (exact resume, a stop that all hosts agree on, da
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -72,11 +72,50 @@ class Evaluator(Protocol):
     """Adds up what :meth:`Task.predict` returned for each batch of one pass, on the device or on the host."""
 
     def add(self, outputs: Any) -> None:
-        """Adds the outputs for one batch: replicated arrays, perhaps still being computed."""
+        """Adds the outputs for one batch: arrays that may still be being computed.
+
+        They are replicated, or those of :class:`EvaluatesShards`.
+        """
         ...
 
     def result(self) -> dict[str, float]:
         """The metrics of the pass, by their names in ``metrics.jsonl`` ("eval/..."). Raises DataError if nothing counts."""
+        ...
+
+
+@runtime_checkable
+class EvaluatesShards(Protocol):
+    """A task whose outputs stay on the devices that computed them: each process evaluates its own examples.
+
+    For outputs that are too large to be copied to all devices, or for an evaluation that writes files. Every output of
+    :meth:`Task.predict` then has the batch as its first axis, and the evaluator reads this process's part of it by
+    :func:`gw_jax.train.mesh.local_rows`. Its ``result`` is called in all processes, which must agree on the metrics, for
+    instance by :func:`gw_jax.train.distributed.run_on_main`.
+    """
+
+    def shard_evaluator(self, step: int, workdir: pathlib.Path) -> Evaluator:
+        """A new evaluator for one pass, used in place of :meth:`Task.evaluator`.
+
+        Args:
+            step: training steps of the weights that are evaluated.
+            workdir: the work directory, which all processes share; it may not exist yet in an evaluation.
+        """
+        ...
+
+
+@runtime_checkable
+class DrawsResult(Protocol):
+    """A task that has more to draw than curves."""
+
+    def draw(self, workdir: pathlib.Path) -> pathlib.Path | None:
+        """Draws the result of a complete run into a file of its work directory; called in process 0 only.
+
+        Returns:
+            The path of the picture, or None where there is nothing to draw.
+
+        Raises:
+            UserError: it cannot be drawn. It becomes a warning, and so does OSError.
+        """
         ...
 
 
@@ -116,6 +155,8 @@ class Weights:
 
 class Task(Protocol):
     """Everything that a run needs from its task, which :meth:`gw_jax.train.TrainConfig.make_task` makes.
+
+    A task may have the method of :class:`EvaluatesShards` or :class:`DrawsResult`, too.
 
     Attributes:
         best_metric: the metric of the evaluation by which checkpoints are the best; larger is better.

@@ -36,6 +36,7 @@ class Throughput:
         self._running_since: float | None = None
         self._seconds, self._waited = 0.0, 0.0
         self._examples, self._steps = 0, 0
+        self._at_peak: float | None = 0.0
 
     def start(self) -> None:
         """Starts the clock, or continues after :meth:`pause`. No step may be in flight unless the clock runs already."""
@@ -48,8 +49,13 @@ class Throughput:
             self._seconds += self._clock() - self._running_since
             self._running_since = None
 
-    def count(self, examples: int, waited: float) -> None:
-        """Counts a step over ``examples``, whose batch the loop waited for during ``waited`` seconds.
+    def count(self, examples: int, waited: float, seconds_at_peak: float | None = None) -> None:
+        """Counts a step.
+
+        Args:
+            examples: its examples.
+            waited: seconds for which the loop waited for its batch.
+            seconds_at_peak: how long it would take at the devices' peak, or None where that is not known.
 
         Raises:
             RuntimeError: the clock is stopped, so the step would count without its time.
@@ -57,16 +63,15 @@ class Throughput:
         if self._running_since is None:
             raise RuntimeError("Throughput.count() was called before start().")
         self._examples, self._steps, self._waited = self._examples + examples, self._steps + 1, self._waited + waited
+        if self._at_peak is not None:
+            self._at_peak = None if seconds_at_peak is None else self._at_peak + seconds_at_peak
 
-    def read(self, peak_steps_per_second: float | None = None) -> dict[str, float]:
+    def read(self) -> dict[str, float]:
         """The throughput since the last call; empty if no step was counted. No step may be in flight.
-
-        Args:
-            peak_steps_per_second: how many steps per second the devices' peak allows, where that is known.
 
         Returns:
             ``{unit}_per_sec``; ``step_ms``, milliseconds per step; ``data_wait``, share of the time spent waiting for
-            batches; with ``peak_steps_per_second`` also ``mfu``, model FLOPs utilisation.
+            batches; ``mfu``, model FLOPs utilisation, where the time at the devices' peak is known of all steps.
         """
         running = self._running_since is not None
         self.pause()
@@ -77,9 +82,9 @@ class Throughput:
                 "step_ms": 1e3 * self._seconds / self._steps,
                 "data_wait": min(self._waited / self._seconds, 1.0),
             }
-            if peak_steps_per_second is not None:
-                values["mfu"] = self._steps / self._seconds / peak_steps_per_second
-        self._seconds, self._waited, self._examples, self._steps = 0.0, 0.0, 0, 0
+            if self._at_peak is not None:
+                values["mfu"] = self._at_peak / self._seconds
+        self._seconds, self._waited, self._examples, self._steps, self._at_peak = 0.0, 0.0, 0, 0, 0.0
         if running:
             self.start()
         return values

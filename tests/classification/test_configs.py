@@ -29,7 +29,7 @@ from gw_jax.train.state import model_to_dicts
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 ROOT = pathlib.Path(__file__).parents[2]
-STEMS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+STEMS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if not path.stem.startswith(("coco_", "detection_")))
 LARS_BATCHES = (4096, 8192, 16384, 32768)
 
 # Of the reference's networks: parameters, arrays of parameters, norms of the kind that the recipe is about, BatchNorms, and

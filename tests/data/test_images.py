@@ -13,6 +13,7 @@ from gw_jax.data.images import (
     random_crop_box,
     train_image,
 )
+from gw_jax.data.shards import ProcessShard
 from tests.helpers.images import image_file
 
 SIZES = {
@@ -168,7 +169,7 @@ def test_crops_by_position_are_distributed_like_those_of_one_generator(monkeypat
     load = examples.TrainExamples(
         source=[{"image": None, "label": 0}],
         order=np.zeros(20_000, int),
-        shard=examples.ProcessShard(batch_size=8, first=0, size=8),
+        shard=ProcessShard(batch_size=8, first=0, size=8),
         num_classes=None,
         transform=Transform(size=224, crop=True),
         channels=3,

@@ -56,10 +56,11 @@ class InMemoryData:
 
     eval_name = None
     name = "arrays"
+    scenes = None
 
     def __init__(self, batches):
         self.batches = batches
-        self.num_train = sum(len(batch["image"]) for batch in batches)
+        self.steps_per_epoch = len(batches)
 
     def train_batches(self, num_epochs, process_index, process_count):
         return InMemoryBatches(self.batches, process_index, process_count)
@@ -67,5 +68,5 @@ class InMemoryData:
     def eval_batches(self, process_index, process_count):
         return InMemoryBatches(self.batches, process_index, process_count)
 
-    def evaluator(self):
+    def evaluator(self, workdir=None, step=0):
         return CountingEvaluator()

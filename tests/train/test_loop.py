@@ -292,7 +292,7 @@ def test_invalid_combinations_are_named_before_anything_is_written(config, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_data_that_fail_in_an_evaluation_are_named_by_their_own_host(config, monkeypatch):
+def test_data_that_fail_in_an_evaluation_are_named_by_their_own_host(config, monkeypatch, tmp_path):
     """Of several hosts; the others only learn that one failed."""
     experiment = build_experiment(config)
     with monkeypatch.context() as patch:
@@ -301,4 +301,4 @@ def test_data_that_fail_in_an_evaluation_are_named_by_their_own_host(config, mon
     batches = toy.ToyEvalBatches(0, 1)
     batches.on_batch = lambda number: setattr(batches, "failure", DataError("Unreadable.") if number else None)
     with pytest.raises(DataError, match="Unreadable"):
-        evaluate(experiment, experiment.state, batches, consensus)
+        evaluate(experiment, experiment.state, batches, consensus, tmp_path)

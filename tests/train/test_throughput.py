@@ -23,11 +23,11 @@ def throughput(clock):
     return Throughput("images", clock)
 
 
-def take_step(throughput, clock, seconds, waited=0.0, examples=8):
+def take_step(throughput, clock, seconds, waited=0.0, examples=8, at_peak=None):
     """One step as the loop takes it, finished before the next call."""
     throughput.start()
     clock.now += waited
-    throughput.count(examples, waited)
+    throughput.count(examples, waited, at_peak)
     clock.now += seconds - waited
 
 
@@ -59,8 +59,15 @@ def test_waiting_for_data_is_a_share_of_the_time(throughput, clock):
 
 
 def test_model_flops_utilisation(throughput, clock):
+    # Steps of two programs, such as for images of two shapes.
+    take_step(throughput, clock, 0.5, at_peak=0.125)
+    take_step(throughput, clock, 1.5, at_peak=0.625)
+    assert throughput.read()["mfu"] == 0.375
+    take_step(throughput, clock, 0.5, at_peak=0.125)
     take_step(throughput, clock, 0.5)
-    assert throughput.read(peak_steps_per_second=8.0)["mfu"] == 0.25
+    assert "mfu" not in throughput.read()
+    take_step(throughput, clock, 0.5, at_peak=0.125)
+    assert throughput.read()["mfu"] == 0.25
 
 
 def test_no_steps_give_no_throughput(throughput, clock):

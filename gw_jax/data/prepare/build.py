@@ -87,8 +87,11 @@ def preparation_lock(builder: Any, *, wait: bool) -> Iterator[None]:
         yield
 
 
-def check_free_space(data_dir: str, needed: float) -> None:
-    """Raises DataError if the disk of ``data_dir`` (a local path) has less than ``needed`` bytes left."""
+def check_free_space(data_dir: str, needed: float, *, copies: bool = True) -> None:
+    """Raises DataError if the disk of ``data_dir`` (a local path) has less than ``needed`` bytes left.
+
+    ``copies`` says whether half of them are those of temporary files.
+    """
     from etils import epath
 
     directory = epath.Path(data_dir)
@@ -98,7 +101,8 @@ def check_free_space(data_dir: str, needed: float) -> None:
         directory = directory.parent
     free = shutil.disk_usage(directory).free
     if free < needed:
+        temporary = " (half of it only while it runs)" if copies else ""
         raise DataError(
-            f"Preparing needs about {needed / 1e9:.0f} GB in {data_dir} (half of it only while it runs), and "
+            f"Preparing needs about {needed / 1e9:.0f} GB in {data_dir}{temporary}, and "
             f"{free / 1e9:.0f} GB are free. Give a --data_dir on a larger disk."
         )

@@ -2,7 +2,6 @@
 
 import argparse
 import pathlib
-import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -11,9 +10,9 @@ from gw_jax.data.datasets import OWN_BUILDERS, check_data_dir, load_builder, one
 from gw_jax.data.prepare.archives import COPIES_WHILE_PREPARING
 from gw_jax.data.prepare.build import check_free_space, preparation_lock, prepare
 from gw_jax.data.prepare.folder import ImageFolder, check_classes, check_images, list_images, merge_shapes
-from gw_jax.errors import DataError, shown
+from gw_jax.data.prepare.names import check_new_name
+from gw_jax.errors import DataError
 
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
 VERSION = "1.0.0"
 
 
@@ -34,7 +33,7 @@ def prepare_folder(name: str, data_dir: str | None, train: str, evaluation: str)
         DataError: a name that TFDS has, folders that cannot be used, or another set of that name.
     """
     check_data_dir(data_dir)
-    _check_name(name)
+    check_new_name(name, OWN_BUILDERS)
     folders = {
         "train": list_images(pathlib.Path(train).expanduser(), "--train"),
         "validation": list_images(pathlib.Path(evaluation).expanduser(), "--eval"),
@@ -52,19 +51,6 @@ def prepare_folder(name: str, data_dir: str | None, train: str, evaluation: str)
                 )
                 prepare(_builder(name, data_dir, folders, source, shape))
         return load_builder(name, data_dir)
-
-
-def _check_name(name: str) -> None:
-    import tensorflow_datasets as tfds
-
-    if not _NAME.fullmatch(name):
-        raise DataError(f"NAME={shown(name)} must be of small letters, digits and _, and begin with a letter: my_flowers.")
-    if name not in OWN_BUILDERS:
-        try:
-            tfds.builder_cls(name)
-        except tfds.core.DatasetNotFoundError:
-            return
-    raise DataError(f"NAME={shown(name)} is a known set, which would hide yours; give another name, such as my_{name}.")
 
 
 def _is_prepared(builder: Any, data_dir: str | None, source: str) -> bool:

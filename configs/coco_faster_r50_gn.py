@@ -1,0 +1,28 @@
+"""Faster R-CNN, ResNet-50 with GroupNorm, pyramid, two linear layers in the box head, on COCO.
+
+    python -m gw_jax.detection.prepare coco \
+        --train annotations/instances_train2017.json train2017 --eval annotations/instances_val2017.json val2017
+    python train.py --config=configs/coco_faster_r50_gn.py --config.init_from=backbones/r50_gn
+
+Hardware: any number of devices that divides 8, such as one host with 8, of 2 images each. With one image per device (16
+devices), set config.sampling.pool_images=1.
+Weights: none are published. backbones/r50_gn is an exported run of imagenet_resnext50_gn.py with
+config.model.name=resnet50.
+Expected: eval/box_ap 0.3632, the authors' result. One run, without a variance; not yet run here.
+The values are those of e2e_faster_rcnn_R_50_0selfStep_1FPN_2fc_1x_GN.yaml.
+"""
+
+from gw_jax.detection.config import DetectionConfig, DetectorConfig
+from gw_jax.detection.recipes import faster_rcnn_recipe
+from gw_jax.models.config import NormConfig
+
+
+def get_config() -> DetectionConfig:
+    """GroupNorm of 32 groups everywhere in the backbone, no norm elsewhere."""
+    model = DetectorConfig(
+        backbone="resnet50",
+        norm="gn",
+        norm_options=NormConfig(num_groups=32),
+        box_head="2fc",
+    )
+    return faster_rcnn_recipe(model)

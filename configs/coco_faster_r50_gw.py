@@ -1,0 +1,29 @@
+"""Faster R-CNN, ResNet-50 with Group Whitening, pyramid, two linear layers in the box head, on COCO.
+
+    python -m gw_jax.detection.prepare coco \
+        --train annotations/instances_train2017.json train2017 --eval annotations/instances_val2017.json val2017
+    python -m gw_jax.convert resnet50_gw.pth backbones/r50_gw
+    python train.py --config=configs/coco_faster_r50_gw.py --config.init_from=backbones/r50_gw
+
+Hardware: any number of devices that divides 8, such as one host with 8, of 2 images each. With one image per device (16
+devices), set config.sampling.pool_images=1.
+Weights: the authors' ImageNet ResNet-50 with Group Whitening, or an exported run of imagenet_resnet50_gw.py.
+Expected: eval/box_ap 0.3813, the authors' result. One run, without a variance; not yet run here.
+The values are those of e2e_faster_rcnn_R_50_0selfStep_1FPN_2fc_1x_GW.yaml.
+Its key MODEL.RESNETS.DF, which keeps it from loading, is left out.
+"""
+
+from gw_jax.detection.config import DetectionConfig, DetectorConfig
+from gw_jax.detection.recipes import faster_rcnn_recipe
+from gw_jax.models.config import NormConfig
+
+
+def get_config() -> DetectionConfig:
+    """Whitening after the stem and after every 3x3 convolution of the backbone, frozen BatchNorm elsewhere in it."""
+    model = DetectorConfig(
+        backbone="resnet50",
+        norm="gw",
+        norm_options=NormConfig(num_groups=64, num_iterations=5),
+        box_head="2fc",
+    )
+    return faster_rcnn_recipe(model)

@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+
+pycocotools_mask = pytest.importorskip("pycocotools.mask", reason="pycocotools is not installed; extra detection")
+
+from gw_jax.detection.paste import paste_mask, paste_region  # noqa: E402
+from gw_jax.detection.rle import encode_region  # noqa: E402
+
+
+def encoded(mask):
+    runs = pycocotools_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": runs["size"], "counts": runs["counts"].decode()}
+
+
+def regions():
+    rng = np.random.default_rng(0)
+    yield np.ones((7, 9), bool), 0, 0  # the whole image: one run over all columns
+    yield np.zeros((7, 9), bool), 0, 0
+    yield np.ones((7, 3), bool), 0, 4
+    yield np.ones((2, 2), bool), 5, 7  # the last pixel
+    yield np.ones((1, 1), bool), 0, 0
+    yield np.zeros((0, 3), bool), 3, 3
+    for _ in range(50):
+        height, width = rng.integers(1, 8), rng.integers(1, 10)
+        yield rng.uniform(size=(height, width)) < 0.6, rng.integers(0, 8 - height), rng.integers(0, 10 - width)
+
+
+def test_regions_are_encoded_as_by_pycocotools():
+    for region, top, left in regions():
+        whole = np.zeros((7, 9), bool)
+        rows, columns = slice(top, top + region.shape[0]), slice(left, left + region.shape[1])
+        whole[rows, columns] = region
+        assert encode_region(region, rows, columns, (7, 9)) == encoded(whole)
+
+
+def test_pasted_masks_are_encoded_as_by_pycocotools():
+    rng = np.random.default_rng(1)
+    for box in ([3, 4, 30, 20], [-20, -10, 10, 90], [-9, -9, -5, -5], [50, 2, 300, 3], [10, 10, 5, 5]):
+        probability = rng.uniform(size=(28, 28))
+        expected = encoded(paste_mask(probability, box, (40, 60)))
+        assert encode_region(*paste_region(probability, box, (40, 60)), (40, 60)) == expected
