@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Self, get_args
 
 from gw_jax.config_checks import choice, number
 from gw_jax.detection.data.config import SceneConfig
-from gw_jax.detection.detector_options import DetectorNorm
+from gw_jax.detection.detector_options import NUM_STAGES, DetectorNorm
 from gw_jax.detection.heads import BoxHeadName, ConvReLU
 from gw_jax.detection.inputs import CANVASES, check_canvas
 from gw_jax.detection.layers import HeadNorm
@@ -42,6 +42,8 @@ class DetectorConfig:
         width: channels of the backbone's stem.
         fpn_features: channels of the pyramid.
         head_features: outputs of the box head's linear layers.
+        frozen_stages: stages of the backbone that get no gradient, with the stem. The optimiser's ``frozen`` must name
+            their parameters, too, or they decay.
 
     Example:
         >>> from gw_jax.detection.config import DetectorConfig
@@ -62,6 +64,7 @@ class DetectorConfig:
     width: int = number(64, 1)
     fpn_features: int = number(256, 1)
     head_features: int = number(1024, 1)
+    frozen_stages: int = number(1, 0, NUM_STAGES)
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
