@@ -27,7 +27,8 @@ FLOORS = [
 # Modules of gw_jax.detection that need the trainer or read data sets.
 DETECTION_TRAINING = {
     *("config", "task", "recipes", "weights", "evaluator", "data", "prepare", "scene_data"),
-    *("coco_evaluator", "detection_files", "draw_result", "predict", "run_models"),
+    *("coco_evaluator", "detection_files", "draw_result", "predict", "predictor", "run_models"),
+    *("description", "coco_categories"),
 }
 LEVELS = {name: level for level, names in enumerate(FLOORS) for name in names}
 

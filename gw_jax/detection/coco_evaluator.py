@@ -9,9 +9,8 @@ import jax
 import numpy as np
 
 from gw_jax.detection.coco_metrics import coco_metrics, read_annotations
-from gw_jax.detection.coco_results import coco_results, not_finite
+from gw_jax.detection.coco_results import Result, coco_results, not_finite
 from gw_jax.detection.detection_files import DetectionFiles
-from gw_jax.detection.detections import Detections
 from gw_jax.errors import ConfigError, DataError
 from gw_jax.train.distributed import run_on_main, wait_for_everyone
 from gw_jax.train.mesh import local_rows
@@ -132,9 +131,8 @@ class CocoEvaluator:
                 image_id = int(self._scenes.evaluation.image_ids[place])
                 if "finite" in rows and not rows["finite"][row]:
                     raise not_finite(image_id)
-                own = Detections(*(None if field is None else field[row] for field in detections))
                 sizes = batch["size"][row].tolist(), batch["original_size"][row].tolist()
-                results = coco_results(own, *sizes, image_id, self._category_ids)
+                results = coco_results(detections.of_image(row), *sizes, image_id, self._category_ids)
             self._images[place] = readable, json.dumps(results)
 
     def _evaluate(self) -> dict[str, float]:
@@ -157,17 +155,21 @@ class CocoEvaluator:
         if not count:
             raise DataError(f"None of the {len(image_ids)} images of the evaluation could be read.")
         texts = [images[place][1] for place in range(len(image_ids))]
-        metrics = coco_metrics(
-            read_annotations(self._scenes.annotations), list(_results(texts)), image_ids, masks=self._masks
-        )
+        metrics = coco_metrics(read_annotations(self._scenes.annotations), _Results(texts), image_ids, masks=self._masks)
         if self._files is not None:
             self._files.write(texts, metrics["eval/box_ap"])
         return {**metrics, "eval/count": count}
 
 
-def _results(texts: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for text in texts:
-        yield from json.loads(text)
+class _Results:
+    """Results that are made of their JSON whenever they are iterated: all of them at a time would take gigabytes."""
+
+    def __init__(self, texts: Sequence[str]):
+        self._texts = texts
+
+    def __iter__(self) -> Iterator[Result]:
+        for text in self._texts:
+            yield from json.loads(text)
 
 
 def _came_twice(scenes: EvaluatedScenes, place: int) -> DataError:

@@ -42,7 +42,7 @@ def read_annotations(path: str | os.PathLike[str]) -> Any:
     return annotations
 
 
-def coco_metrics(annotations: Any, results: Sequence[Result], image_ids: Iterable[int], *, masks: bool) -> dict[str, float]:
+def coco_metrics(annotations: Any, results: Iterable[Result], image_ids: Iterable[int], *, masks: bool) -> dict[str, float]:
     """Average precision of ``results`` on the images ``image_ids``, which count even without results.
 
     Boxes: ``eval/box_ap`` (mean over IoU 0.50 to 0.95), ``box_ap50``, ``box_ap75``, ``box_ap_small``, ``box_ap_medium``,
@@ -52,7 +52,7 @@ def coco_metrics(annotations: Any, results: Sequence[Result], image_ids: Iterabl
 
     Args:
         annotations: of :func:`read_annotations`.
-        results: of :func:`gw_jax.detection.coco_results.coco_results`.
+        results: of :func:`gw_jax.detection.coco_results.coco_results`; iterated several times, not kept.
         image_ids: of the images that were evaluated.
         masks: whether masks are evaluated, too. Left out where an annotated object has no mask.
 
@@ -105,7 +105,7 @@ def evaluate_file(results: str | os.PathLike[str], annotations: str | os.PathLik
     return coco_metrics(truth, stored, truth.getImgIds(), masks=bool(stored) and all("segmentation" in r for r in stored))
 
 
-def _check(annotations: Any, results: Sequence[Result], image_ids: Sequence[int]) -> None:
+def _check(annotations: Any, results: Iterable[Result], image_ids: Sequence[int]) -> None:
     if missing := [image_id for image_id in image_ids if image_id not in annotations.imgs]:
         raise DataError(
             f"The annotations do not have the image {shown(missing[0])} ({len(missing)} of {len(image_ids)} are missing): "
@@ -117,7 +117,7 @@ def _check(annotations: Any, results: Sequence[Result], image_ids: Sequence[int]
         if wrong:
             raise DataError(
                 f"The detections belong to another set: {name} {shown(wrong[0])} is not among the annotations' "
-                f"({len(wrong)} of {len(results)} detections)."
+                f"({len(wrong)} detections)."
             )
 
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Self, get_args
 
 from gw_jax.config_checks import choice, number
 from gw_jax.detection.data.config import SceneConfig
-from gw_jax.detection.detector_options import DetectorNorm
+from gw_jax.detection.detector_options import NUM_STAGES, DetectorNorm
 from gw_jax.detection.heads import BoxHeadName, ConvReLU
 from gw_jax.detection.inputs import CANVASES, check_canvas
 from gw_jax.detection.layers import HeadNorm
@@ -42,6 +42,8 @@ class DetectorConfig:
         width: channels of the backbone's stem.
         fpn_features: channels of the pyramid.
         head_features: outputs of the box head's linear layers.
+        frozen_stages: stages of the backbone that get no gradient, with the stem. The optimiser's ``frozen`` must name
+            their parameters, too, or they decay.
 
     Example:
         >>> from gw_jax.detection.config import DetectorConfig
@@ -62,6 +64,7 @@ class DetectorConfig:
     width: int = number(64, 1)
     fpn_features: int = number(256, 1)
     head_features: int = number(1024, 1)
+    frozen_stages: int = number(1, 0, NUM_STAGES)
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -84,6 +87,8 @@ class DetectionConfig(TrainConfig):
         max_objects: objects of an image to which the data pad ground truth; see :func:`pad_targets`.
         max_edges: edges of an object's polygons to which the data pad ground truth, for a mask head.
         sampling: how many anchors, proposals and regions of interest the losses are taken over.
+        remat: whether the gradient recomputes the blocks of the backbone, and the pyramid, instead of keeping what is
+            inside them: less memory, more work, the same result.
         data: the prepared set, and how its images are resized and read.
         model: the network.
 
@@ -121,6 +126,7 @@ class DetectionConfig(TrainConfig):
     max_objects: int = number(100, 1)
     max_edges: int = number(512, 3)
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    remat: bool = False
     data: SceneConfig = dataclasses.field(default_factory=SceneConfig)
     model: DetectorConfig = dataclasses.field(default_factory=DetectorConfig)
 

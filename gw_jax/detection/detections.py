@@ -26,3 +26,13 @@ class Detections(NamedTuple):
     labels: jax.Array
     present: jax.Array
     masks: jax.Array | None
+
+    def of_image(self, row: int) -> "Detections":
+        """Those of one image, without the leading axis."""
+        return Detections(
+            self.boxes[row],
+            self.scores[row],
+            self.labels[row],
+            self.present[row],
+            None if self.masks is None else self.masks[row],
+        )

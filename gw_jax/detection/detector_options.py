@@ -33,6 +33,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "mask_head_norm": get_args(HeadNorm),
     "conv_relu": get_args(ConvReLU),
 }
+NUM_STAGES = 4
 _LEAST = {"num_classes": 2, "width": 1, "fpn_features": 1, "head_features": 1}
 
 
@@ -47,6 +48,8 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise ValueError(unknown_name(name, options[name], known))
     for name, least in _LEAST.items():
         require_integer(name, options[name], least)
+    if require_integer("frozen_stages", options["frozen_stages"], 0) > NUM_STAGES:
+        raise ValueError(f"frozen_stages={options['frozen_stages']}; a backbone has {NUM_STAGES} stages.")
     require_epsilon(options["frozen_bn_epsilon"], of=" (frozen_bn_epsilon)")
     if options["stem"] != "imagenet":
         raise ValueError(

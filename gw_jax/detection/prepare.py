@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from gw_jax.data.datasets import check_data_dir
+from gw_jax.data.datasets import OWN_BUILDERS, check_data_dir
 from gw_jax.data.prepare.names import check_new_name
 from gw_jax.detection.data.canvases import fitting_canvases
 from gw_jax.detection.data.prepare_coco import prepare_coco, read_facts
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.set_verbosity(logging.ERROR)
     try:
         check_data_dir(given.data_dir)
-        check_new_name(given.name, OWN_SETS)
+        check_new_name(given.name, {*OWN_SETS, *OWN_BUILDERS})
         data_dir = None if given.data_dir is None else os.path.expanduser(given.data_dir)
         train = [(_path(json), _path(images)) for json, images in given.train]
         evaluation = (_path(given.eval[0]), _path(given.eval[1]))

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gw_jax.config_checks import check_split
+from gw_jax.detection.description import entries
 from gw_jax.detection.detector import Detector, create_detector
+from gw_jax.detection.draw_result import draw_result
 from gw_jax.detection.finite import detect_finite
 from gw_jax.detection.inputs import aligned
 from gw_jax.detection.losses import detector_losses
@@ -38,11 +40,14 @@ class DetectionData(Protocol):
         steps_per_epoch: training batches of an epoch.
         name: of the data, for plots.
         eval_name: name of the evaluation data where it is not the data's own split, or None.
+        scenes: the prepared set, whose categories an exported detector knows, and of which ``detections.png`` shows images;
+            None for other data.
     """
 
     steps_per_epoch: int
     name: str
     eval_name: str | None
+    scenes: Any
 
     def train_batches(self, num_epochs: int, process_index: int, process_count: int) -> TrainBatches:
         """This process's shard of the training batches."""
@@ -140,7 +145,10 @@ class DetectionTask:
     def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
         """The sum of the losses of :func:`gw_jax.detection.detector_losses`, and each of them."""
         images, valid, sizes = self._inputs(batch)
-        losses = detector_losses(cast(Detector, model), images, valid, sizes, batch, key, sampling=self.config.sampling)
+        config = self.config
+        losses = detector_losses(
+            cast(Detector, model), images, valid, sizes, batch, key, sampling=config.sampling, remat=config.remat
+        )
         total = sum(losses.values(), start=jnp.zeros((), losses["loss_classifier"].dtype))
         return total, {name: (value, jnp.ones((), value.dtype)) for name, value in losses.items()}
 
@@ -175,7 +183,14 @@ class DetectionTask:
         """
         graphdef, _, _ = model_to_dicts(self.make_model(AbstractRngs()))
         detector: Detector = nnx.merge(graphdef, params, batch_stats)
-        save_detector(directory, detector, source={**source, "pixels": PIXELS[self.config.pixels].to_json()})
+        content = {**source, "pixels": PIXELS[self.config.pixels].to_json()}
+        if self.data.scenes is not None:
+            content |= entries(self.data.scenes.categories, self.config.data.min_side, self.config.data.max_side)
+        save_detector(directory, detector, source=content)
+
+    def draw(self, workdir: pathlib.Path) -> pathlib.Path | None:
+        """``detections.png``: ground truth beside detections, for a few images of the evaluation."""
+        return None if self.data.scenes is None else draw_result(self.data.scenes, workdir)
 
     @property
     def _dtype(self) -> str:

@@ -56,6 +56,7 @@ class InMemoryData:
 
     eval_name = None
     name = "arrays"
+    scenes = None
 
     def __init__(self, batches):
         self.batches = batches

@@ -149,9 +149,17 @@ def test_without_masks_the_canvas_shows():
     assert difference > 0.05
 
 
-@pytest.mark.parametrize("norm", ["frozen_bn", pytest.param("gw", marks=SLOW)])
-def test_stem_and_first_stage_are_frozen_and_gradients_are_finite(norm):
-    detector = small(norm=norm)
+@pytest.mark.parametrize(
+    ("options", "frozen_parts"),
+    [
+        ({"norm": "frozen_bn"}, {"stem_conv", "stem_norm", "stage1"}),
+        pytest.param({"norm": "gw"}, {"stem_conv", "stem_norm", "stage1"}, marks=SLOW),
+        pytest.param({"norm": "gw", "frozen_stages": 0}, set(), marks=SLOW),
+        pytest.param({"norm": "frozen_bn", "frozen_stages": 2}, {"stem_conv", "stem_norm", "stage1", "stage2"}, marks=SLOW),
+    ],
+)
+def test_first_stages_are_frozen_and_gradients_are_finite(options, frozen_parts):
+    detector = small(**options)
     graphdef, parameters, rest = nnx.split(detector, nnx.Param, ...)
     canvas, valid, _ = batch([random_image(64, 96), random_image(32, 32)], 96, 96)
 
@@ -168,7 +176,7 @@ def test_stem_and_first_stage_are_frozen_and_gradients_are_finite(norm):
     for path, leaf in nnx.to_flat_state(gradient(parameters)):
         values = np.asarray(leaf[...])
         assert np.isfinite(values).all(), path
-        frozen = path[0] == "backbone" and path[1] in ("stem_conv", "stem_norm", "stage1")
+        frozen = path[0] == "backbone" and path[1] in frozen_parts
         used = path[0] in ("backbone", "fpn", "rpn_head")
         assert values.any() == (used and not frozen), path
 
@@ -203,6 +211,8 @@ def test_the_transposed_convolution_spreads_every_input():
         ({"box_head_norm": "gw"}, "box_head_norm='gw' with box_head='2fc', which has no convolutions"),
         ({"mask_head_norm": "gw"}, "mask_head_norm='gw' without a mask head"),
         ({"conv_relu": "first"}, "conv_relu='first' is not known; choose one of last, each"),
+        ({"frozen_stages": -1}, "frozen_stages=-1; it must be 0 or more"),
+        ({"frozen_stages": 5}, "frozen_stages=5; a backbone has 4 stages"),
         ({"num_classes": 1}, "num_classes=1; it must be 2 or more"),
         ({"stem": "small"}, "stem='small'; only the stem 'imagenet'"),
         ({"frozen_bn_epsilon": -1.0}, "epsilon=-1.0 .frozen_bn_epsilon.; epsilon must be finite"),

@@ -8,6 +8,7 @@ scikit-learn, both CC BY 2.0: "china.jpg" by danielbuechele (https://www.flickr.
 import functools
 import json
 import pathlib
+import tempfile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,6 +68,20 @@ def write_digit_scenes(directory: str | pathlib.Path) -> dict[str, tuple[pathlib
     directory = pathlib.Path(directory)
     (directory / "annotations").mkdir(parents=True, exist_ok=True)
     return {split: _write_split(directory, split, count) for split, count in SPLITS.items()}
+
+
+def prepare_digit_scenes(data_dir: str | None) -> None:
+    """Prepares the set ``digit_scenes`` in ``data_dir`` from such files, as the command prepares any set.
+
+    Raises:
+        DataError: there is no space, or another set of that name.
+    """
+    # It takes TensorFlow Datasets; the scenes do not.
+    from gw_jax.detection.data.prepare_coco import prepare_coco
+
+    with tempfile.TemporaryDirectory() as directory:
+        files = write_digit_scenes(directory)
+        prepare_coco("digit_scenes", data_dir, [files["train"]], files["validation"], wait=True)
 
 
 def make_scene(split: str, index: int) -> Scene:
@@ -145,9 +160,8 @@ def _stamp(digit: np.ndarray, longest: int) -> np.ndarray:
     return np.clip(3 * (coverage - _INK) + _INK, 0, 255).astype(np.uint8)
 
 
-def _brightness(rgb: np.ndarray) -> int:
-    red, green, blue = rgb.tolist()
-    return int((299 * red + 587 * green + 114 * blue) // 1000)
+def _brightness(red: int, green: int, blue: int) -> int:
+    return (299 * red + 587 * green + 114 * blue) // 1000
 
 
 class _Painter:
@@ -209,14 +223,13 @@ class _Painter:
     def _paint(self, stamp: np.ndarray, where: tuple[slice, slice]) -> None:
         """Blends a colour into the image, one of another brightness than what it covers."""
         below = self.image[where].astype(np.int32)
-        covered = below[stamp >= _INK]
-        brightness = _brightness(covered.sum(0) // len(covered))
+        brightness = _brightness(*below[stamp >= _INK].mean(0).astype(int).tolist())
         for _ in range(50):
-            colour = np.array([self.draw.between(0, 255) for _ in range(3)], np.int32)
-            if colour.max() - colour.min() >= LEAST_COLOUR and abs(_brightness(colour) - brightness) >= LEAST_CONTRAST:
+            colour = [self.draw.between(0, 255) for _ in range(3)]
+            if max(colour) - min(colour) >= LEAST_COLOUR and abs(_brightness(*colour) - brightness) >= LEAST_CONTRAST:
                 break
         alpha = stamp[..., None].astype(np.int32)
-        self.image[where] = (alpha * colour + (255 - alpha) * below + 127) // 255
+        self.image[where] = (alpha * np.array(colour) + (255 - alpha) * below + 127) // 255
 
 
 def _write_split(directory: pathlib.Path, split: str, count: int) -> tuple[pathlib.Path, pathlib.Path]:
@@ -230,7 +243,7 @@ def _write_split(directory: pathlib.Path, split: str, count: int) -> tuple[pathl
         scene = make_scene(split, index)
         height, width = scene.image.shape[:2]
         name = f"{split}_{index:04}.png"
-        Image.fromarray(scene.image).save(folder / name)
+        Image.fromarray(scene.image).save(folder / name, compress_level=1)
         images.append({"id": index + 1, "file_name": name, "width": width, "height": height, "license": 1})
         found = [(label, mask, 0) for label, mask in zip(scene.labels, scene.masks, strict=True)]
         found += [(*scene.crowd, 1)] if scene.crowd else []

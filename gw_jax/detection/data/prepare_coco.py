@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,10 @@ def prepare_coco(
         DataError: files that cannot be used, a set of that name made from others, no space, or another process at work.
     """
     check_data_dir(data_dir)
+    if "://" in os.fspath(set_directory(name, data_dir)):
+        raise DataError(
+            f"{data_dir} is a bucket. Prepare the set in a local --data_dir and copy its directory {name} there."
+        )
     splits = {
         "train": read_coco(train, "--train", training=True, keep_empty=keep_empty),
         "validation": read_coco([evaluation], "--eval", training=False),
