@@ -203,7 +203,7 @@ class _Painter:
         region = np.zeros(self.image.shape[:2], bool)
         for _ in range(CROWD_DIGITS):
             stamp = _stamp(digits[members[self.draw.between(0, len(members) - 1)]], SMALLEST)
-            where = self._somewhere(stamp, tuple(side // 2 for side in region.shape))
+            where = self._somewhere(stamp, (region.shape[0] // 2, region.shape[1] // 2))
             self._paint(stamp, where)
             region[where] |= stamp >= _INK
         self.crowd = label, region
