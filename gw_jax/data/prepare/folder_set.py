@@ -1,19 +1,21 @@
 """``python -m gw_jax.data.prepare folder NAME --train=DIR --eval=DIR``: a TFDS set of a folder of images."""
 
 import argparse
+import functools
 import pathlib
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 from gw_jax.data.datasets import OWN_BUILDERS, check_data_dir, load_builder, one_line_errors
 from gw_jax.data.prepare.archives import COPIES_WHILE_PREPARING
+from gw_jax.data.prepare.array_record import write_split
 from gw_jax.data.prepare.build import check_free_space, preparation_lock, prepare
 from gw_jax.data.prepare.folder import ImageFolder, check_classes, check_images, list_images, merge_shapes
 from gw_jax.data.prepare.names import check_new_name
 from gw_jax.errors import DataError
 
-VERSION = "1.0.0"
+# 1.0.0 had another order of examples.
+VERSION = "1.1.0"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,17 +95,22 @@ def _builder(
             description=source,
             features=tfds.features.FeaturesDict(features),
             supervised_keys=("image", "label"),
-            disable_shuffling=False,
+            disable_shuffling=True,
         )
 
-    def splits(self: Any, dl_manager: Any) -> dict[str, Any]:
-        return {split: _examples(folder) for split, folder in folders.items()}
+    def write(self: Any, dl_manager: Any, download_config: Any) -> None:
+        splits = [
+            write_split(self, split, _entries(folder), folder.num_bytes, functools.partial(_example, folder))
+            for split, folder in folders.items()
+        ]
+        self.info.set_splits(tfds.core.SplitDict(splits))
 
     members = {
         "name": name,
         "VERSION": tfds.core.Version(VERSION),
         "_info": info,
-        "_split_generators": splits,
+        "_download_and_prepare": write,
+        "_split_generators": None,
         "_generate_examples": None,
     }
     with tfds.core.registered.skip_registration():
@@ -112,7 +119,11 @@ def _builder(
     return kind(data_dir=data_dir, file_format="array_record")
 
 
-def _examples(folder: ImageFolder) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, paths in folder.files.items():
-        for path in paths:
-            yield path, {"image": (folder.root / path).read_bytes(), "label": name, "file_name": path}
+def _entries(folder: ImageFolder) -> list[tuple[str, str]]:
+    """The class and the path of every image."""
+    return [(name, path) for name, paths in folder.files.items() for path in paths]
+
+
+def _example(folder: ImageFolder, entry: tuple[str, str]) -> dict[str, Any]:
+    name, path = entry
+    return {"image": (folder.root / path).read_bytes(), "label": name, "file_name": path}

@@ -1,27 +1,20 @@
-"""A TFDS set in ArrayRecord files of annotated images, written in the order of their ids, without TensorFlow.
-
-TFDS's own writer would need TensorFlow for a set above 1 GB, and an ordered one whole in memory.
-"""
+"""A TFDS set in ArrayRecord files of annotated images, written in the order of their ids, without TensorFlow."""
 
 import dataclasses
 import hashlib
-import itertools
 import json
-import math
 import os
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from gw_jax.data.prepare.array_record import write_split
 from gw_jax.detection.data.coco import AnnotatedImage
 from gw_jax.detection.data.coco_file import Category
 from gw_jax.detection.data.scenes import ANNOTATIONS, FORMAT, INDEX, METADATA, VERSION
 from gw_jax.errors import DataError
-
-SHARD_BYTES = 1 << 28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +55,10 @@ def make_builder(name: str, data_dir: str | None, content: Content) -> Any:
         )
 
     def write(self: Any, dl_manager: Any, download_config: Any) -> None:
-        splits = [_write_split(self, split, entries) for split, entries in content.splits.items()]
+        splits = [
+            write_split(self, split, entries, sum(map(_num_bytes, entries)), _example)
+            for split, entries in content.splits.items()
+        ]
         self.info.set_splits(tfds.core.SplitDict(splits))
         _write_files(pathlib.Path(os.fspath(self.data_path)), content)
 
@@ -80,32 +76,8 @@ def make_builder(name: str, data_dir: str | None, content: Content) -> Any:
     return kind(data_dir=data_dir, file_format="array_record")
 
 
-def _write_split(builder: Any, split: str, entries: Sequence[AnnotatedImage]) -> Any:
-    """Writes the shards of one split; returns its TFDS description."""
-    import tensorflow_datasets as tfds
-    from array_record.python import array_record_module
-
-    size = sum(entry.path.stat().st_size + len(entry.objects) for entry in entries)
-    num_shards = min(max(math.ceil(size / SHARD_BYTES), 1), len(entries))
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=builder.data_path, dataset_name=builder.name, split=split, filetype_suffix="array_record"
-    )
-    bounds = [len(entries) * number // num_shards for number in range(num_shards + 1)]
-    total = 0
-    for number, (start, end) in enumerate(itertools.pairwise(bounds)):
-        print(f"Writing {split}, shard {number + 1} of {num_shards}", file=sys.stderr)
-        path = template.sharded_filepath(shard_index=number, num_shards=num_shards)
-        # One record per group, as TFDS writes it: each can be read without its neighbours.
-        writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1")
-        try:
-            for entry in entries[start:end]:
-                record = builder.info.features.serialize_example(_example(entry))
-                total += len(record)
-                writer.write(record)
-        finally:
-            writer.close()
-    lengths = [end - start for start, end in itertools.pairwise(bounds)]
-    return tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=total, filename_template=template)
+def _num_bytes(entry: AnnotatedImage) -> int:
+    return entry.path.stat().st_size + len(entry.objects)
 
 
 def _example(entry: AnnotatedImage) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def examples(source):
 def test_a_set_holds_the_files_as_they_are(folders, capsys):
     main(command(folders))
     printed = capsys.readouterr().out
-    assert "pets/1.0.0 is ready in" in printed
+    assert "pets/1.1.0 is ready in" in printed
     assert "train 4, validation 1 examples.\nTrain with: python train.py --config.data.name=pets" in printed
     assert "image_size" not in printed
     data = open_dataset("pets", str(folders / "data"))
@@ -65,7 +65,7 @@ def test_a_set_holds_the_files_as_they_are(folders, capsys):
 def test_a_second_command_keeps_the_set_and_refuses_other_files(folders, capsys):
     main(command(folders))
     main(command(folders))
-    assert "pets/1.0.0 is prepared already" in capsys.readouterr().err
+    assert "pets/1.1.0 is prepared already" in capsys.readouterr().err
     write_image(folders / "train/a cat/4.png")
     assert "holds a set that was prepared from other files. Give another NAME" in refused(*command(folders))
     main(command(folders, "more_pets"))

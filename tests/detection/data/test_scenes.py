@@ -108,7 +108,7 @@ def test_sets_that_cannot_be_opened(own):
 
 
 def test_records_are_spread_over_shards_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr("gw_jax.detection.data.coco_set.SHARD_BYTES", 2000)
+    monkeypatch.setattr("gw_jax.data.prepare.array_record.SHARD_BYTES", 2000)
     prepare_coco("own", str(tmp_path), [write_own(tmp_path)], write_own(tmp_path, split="eval"))
     assert len(list(tmp_path.glob("own/1.0.0/own-train.array_record-*-of-00002"))) == 2
     assert [scene.image_id for scene in open_scenes("own", str(tmp_path)).train] == [10, 20]
