@@ -18,6 +18,14 @@ from gw_jax.errors import DataError, one_line, raise_missing_package, shown
 _SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
 
+def require_pycocotools() -> None:
+    """Raises ConfigError if pycocotools is not installed: a run must not find that out at its first evaluation."""
+    try:
+        import pycocotools  # noqa: F401
+    except ImportError as error:
+        raise_missing_package(error, "Evaluating detections", "detection")
+
+
 def read_annotations(path: str | os.PathLike[str]) -> Any:
     """The annotations of an evaluation as a ``pycocotools.coco.COCO``.
 
@@ -25,10 +33,9 @@ def read_annotations(path: str | os.PathLike[str]) -> Any:
         ConfigError: pycocotools is not installed.
         DataError: the file cannot be read, or is none of annotations in COCO's format.
     """
-    try:
-        from pycocotools.coco import COCO
-    except ImportError as error:
-        raise_missing_package(error, "Evaluating detections", "detection")
+    require_pycocotools()
+    from pycocotools.coco import COCO
+
     try:
         with _silence():
             annotations = COCO(os.fspath(path))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gw_jax.config_checks import check_split
+from gw_jax.detection.coco_metrics import require_pycocotools
 from gw_jax.detection.description import entries
 from gw_jax.detection.detector import Detector, create_detector
 from gw_jax.detection.draw_result import draw_result
@@ -120,6 +121,8 @@ class DetectionTask:
         if training:
             check_split("config.batch_size", self.batch_size, num_devices, self.config.accumulate_steps)
         check_split("config.eval_batch_size", self.config.eval_batch_size, num_devices)
+        if self.data.scenes is not None:
+            require_pycocotools()
         if training and not self.steps_per_epoch:
             raise ConfigError(
                 f"config.batch_size={self.batch_size} is more than the data have for a batch; choose a smaller one."

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from pycocotools.cocoeval import COCOeval
 
 from gw_jax.detection.coco_evaluator import CocoEvaluator
 from gw_jax.detection.coco_metrics import coco_metrics, evaluate_file, read_annotations
-from gw_jax.errors import DataError
+from gw_jax.errors import ConfigError, DataError
 from tests.detection.coco_files import ANNOTATIONS, CATEGORIES, SIZES, random_outputs, write_set
+from tests.detection.test_task import make_config
 
 NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
@@ -123,6 +125,15 @@ def test_files_that_are_not_what_they_should_be_are_refused(stored):
     for path in (file, file.with_name("nothing.json")):
         with pytest.raises(DataError, match="cannot be read as annotations in COCO's format"):
             read_annotations(path)
+
+
+def test_a_run_without_pycocotools_is_refused_before_it_starts(monkeypatch):
+    task = make_config().make_task()
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    task.check(1, training=True)
+    monkeypatch.setattr(task.data, "scenes", "a set", raising=False)
+    with pytest.raises(ConfigError, match=r"Evaluating detections needs the package 'pycocotools'.*gw_jax\[detection\]"):
+        task.check(1, training=True)
 
 
 def test_a_set_without_objects_has_no_average_precision(tmp_path):
