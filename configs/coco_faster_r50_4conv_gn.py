@@ -1,6 +1,6 @@
 """Faster R-CNN, ResNet-50, pyramid and four convolutions in the box head with GroupNorm, on COCO.
 
-    python -m gw_jax.detection.prepare coco \
+    python -m gw_jax.detection.prepare coco2017 \
         --train annotations/instances_train2017.json train2017 --eval annotations/instances_val2017.json val2017
     python train.py --config=configs/coco_faster_r50_4conv_gn.py --config.init_from=backbones/r50_gn
 

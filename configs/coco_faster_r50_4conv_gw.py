@@ -1,6 +1,6 @@
 """Faster R-CNN, ResNet-50 and four convolutions in the box head with Group Whitening, pyramid with GroupNorm, on COCO.
 
-    python -m gw_jax.detection.prepare coco \
+    python -m gw_jax.detection.prepare coco2017 \
         --train annotations/instances_train2017.json train2017 --eval annotations/instances_val2017.json val2017
     python -m gw_jax.convert resnet50_gw.pth backbones/r50_gw
     python train.py --config=configs/coco_faster_r50_4conv_gw.py --config.init_from=backbones/r50_gw
