@@ -1,14 +1,13 @@
 """Runs of a detector: scaled to another batch, begun from a detector of other classes, and stopped by a loss."""
 
 import dataclasses
-import json
 import re
 
 import jax
 import numpy as np
 import pytest
 
-from gw_jax.detection import save_detector
+from gw_jax.detection import load_detector, save_detector
 from gw_jax.detection.config import DetectorConfig
 from gw_jax.errors import ConfigError, TrainingError
 from gw_jax.models.config import NormConfig
@@ -18,6 +17,7 @@ from gw_jax.train.config import validate
 from gw_jax.train.experiment import build_experiment
 from gw_jax.train.metrics import read_metrics
 from gw_jax.train.warm_start import initial_state
+from gw_jax.train.workdir import config_from_stored, stored_config
 from gw_jax.tree import by_path, variables
 from tests.detection.detectors import small
 from tests.detection.test_task import SMALL, make_config, run, save_classifier
@@ -30,33 +30,31 @@ PREDICTORS = {
 
 def scaled(**fields):
     """A recipe for batches of 4, run with 2."""
-    recipe = {"reference_batch_size": 4, "scale_to_batch": True, "num_steps": 2, "eval_every_steps": 1}
+    recipe = {"reference_batch_size": 4, "scale_to_batch": True, "num_steps": 1, "eval_every_steps": 1}
+    recipe["model"] = DetectorConfig(**SMALL, norm_options=NormConfig(num_groups=8))
     return make_config(**{**recipe, **fields})
-
-
-def stored(workdir):
-    return json.loads((workdir / "config.json").read_text())["config"]
 
 
 @pytest.mark.slow
 def test_a_scaled_run_is_stored_as_it_ran_and_resumes(tmp_path, quick, capsys):
     run(scaled(), tmp_path / "run")
     assert (
-        "Scaled from batches of 4 to 2: optimizer.learning_rate 0.01 to 0.005, num_steps 2 to 4" in capsys.readouterr().out
+        "Scaled from batches of 4 to 2: optimizer.learning_rate 0.01 to 0.005, num_steps 1 to 2" in capsys.readouterr().out
     )
-    written = stored(tmp_path / "run")
-    assert (written["optimizer.learning_rate"], written["num_steps"], written["eval_every_steps"]) == (0.005, 4, 2)
+    written = stored_config(tmp_path / "run")
+    assert (written["optimizer.learning_rate"], written["num_steps"], written["eval_every_steps"]) == (0.005, 2, 2)
     assert (written["reference_batch_size"], written["batch_size"], written["scale_to_batch"]) == (2, 2, True)
     lines = results(tmp_path / "run")
-    assert lines[-1]["step"] == 4
+    assert lines[-1]["step"] == 2
     # The same command again: nothing is left to do, and nothing is scaled twice.
     run(scaled(), tmp_path / "run")
     assert results(tmp_path / "run") == lines
-    assert stored(tmp_path / "run") == written
+    assert stored_config(tmp_path / "run") == written
     # Evaluation reads the run's fields, whatever of them the command line repeats.
     given = frozenset({"mode", "batch_size", "scale_to_batch", "optimizer.learning_rate"})
-    result = run(scaled(mode="evaluate"), tmp_path / "run", given=given)
-    assert result.metrics["eval/box_ap"] == lines[-1]["eval/box_ap"]
+    asked, _ = scaled(mode="evaluate").resolve()
+    config = config_from_stored(tmp_path / "run", stored_config(tmp_path / "run"), asked, given)
+    assert config.resolve()[0] == config == asked
 
 
 def test_scaling_resolves_once_and_names_what_is_missing():
@@ -95,9 +93,11 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path, quick):
     lines = read_metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == list(range(1, int(step)))
     assert all(np.isfinite(value) for line in lines for value in line.values())
-    # The directory is that of a run which can be resumed: it fails at the same step again.
-    with pytest.raises(TrainingError, match=rf"At step {step} the loss"):
-        run(config, tmp_path / "run")
+    # The directory is that of a good run: its last checkpoint is read, and holds numbers.
+    last = dataclasses.replace(config, mode="export", checkpoint=CheckpointConfig(every_steps=1, evaluate="last"))
+    run(last, tmp_path / "run")
+    arrays = variables(load_detector(tmp_path / "run" / f"exported-{int(step) - 1}"))
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in arrays.values())
 
 
 def small_model():
