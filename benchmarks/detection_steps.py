@@ -16,19 +16,18 @@ from gw_jax.train.config import validate
 class Shapes:
     """Stands for the data of a detector: batches of shapes, no images."""
 
-    num_train = 1 << 30
+    steps_per_epoch = 1000
     name = "shapes"
     eval_name = None
 
 
-def make_detection_steps(config: DetectionConfig, devices: list[Any], *, canvas: str, eval_images: int) -> Steps:
+def make_detection_steps(config: DetectionConfig, devices: list[Any], *, canvas: str) -> Steps:
     """The steps of ``config`` for ``devices``; no array is made.
 
     Args:
-        config: the run, with its batch size.
+        config: the run, with its batch sizes.
         devices: over which batches are sharded.
         canvas: one of ``config.canvases``.
-        eval_images: images per evaluation step, over all devices.
 
     Raises:
         ConfigError: the config is not valid, does not fit the devices, or has no such canvas.
@@ -39,7 +38,9 @@ def make_detection_steps(config: DetectionConfig, devices: list[Any], *, canvas:
     task = DetectionTask(config, Shapes())  # type: ignore[arg-type]
     sides = config.canvas_sizes()[config.canvases.index(canvas)]
     train = example_batch(config, sides, config.batch_size)
-    evaluation = {name: array for name, array in example_batch(config, sides, eval_images).items() if name in EVAL_FIELDS}
+    evaluation = {
+        name: array for name, array in example_batch(config, sides, config.eval_batch_size).items() if name in EVAL_FIELDS
+    }
     return task_steps(task, config, devices, {"train": shapes_of(train), "eval": shapes_of(evaluation)})
 
 

@@ -164,6 +164,8 @@ def stack_examples(examples: Sequence[Batch]) -> Batch:
         DataError: the images differ in shape.
     """
     _check_shapes({example["image"].shape for example in examples})
+    if len(examples) == 1:
+        return {name: value[None] for name, value in examples[0].items()}
     return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 

@@ -87,6 +87,8 @@ class DetectionConfig(TrainConfig):
         max_objects: objects of an image to which the data pad ground truth; see :func:`pad_targets`.
         max_edges: edges of an object's polygons to which the data pad ground truth, for a mask head.
         sampling: how many anchors, proposals and regions of interest the losses are taken over.
+        remat: whether the gradient recomputes the blocks of the backbone, and the pyramid, instead of keeping what is
+            inside them: less memory, more work, the same result.
         data: the prepared set, and how its images are resized and read.
         model: the network.
 
@@ -124,6 +126,7 @@ class DetectionConfig(TrainConfig):
     max_objects: int = number(100, 1)
     max_edges: int = number(512, 3)
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    remat: bool = False
     data: SceneConfig = dataclasses.field(default_factory=SceneConfig)
     model: DetectorConfig = dataclasses.field(default_factory=DetectorConfig)
 

@@ -79,19 +79,20 @@ class Detector(nnx.Module):
         """The arguments of :func:`create_detector` that made the detector."""
         return self.record.arguments
 
-    def pyramid(self, images: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
+    def pyramid(self, images: jax.Array, valid: jax.Array, *, remat: bool = False) -> dict[str, jax.Array]:
         """The features of images ``[n, H, W, 3]``: C2 to C5 of the backbone and P2 to P6.
 
         They are ``[n, H / s, W / s, c]`` at the strides ``s`` 4, 8, 16 and 32, P6 at 64, rounded up, and exactly 0 outside
-        the valid area. No gradient flows into the stem and the ``frozen_stages`` of :func:`create_detector`.
+        the valid area. No gradient flows into the stem and the ``frozen_stages`` of :func:`create_detector`. With ``remat``
+        the gradient recomputes the blocks of the other stages and the pyramid instead of keeping what is inside them.
 
         Raises:
             ValueError: sides of the canvas that are no multiples of 32, or a ``valid`` that does not fit.
         """
         check_images(images, valid)
-        stages = self.backbone.stages(images, valid, frozen_stages=self.arguments["frozen_stages"])
+        stages = self.backbone.stages(images, valid, frozen_stages=self.arguments["frozen_stages"], remat=remat)
         masks = pyramid_masks(valid, *images.shape[1:3])
-        levels = self.fpn(stages, masks)
+        levels = (jax.checkpoint(self.fpn.__call__) if remat else self.fpn)(stages, masks)
         return {**{f"C{level}": features for level, features in enumerate(stages, 2)}, **levels}
 
     def rpn(self, pyramid: dict[str, jax.Array], valid: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:

@@ -38,6 +38,7 @@ def detector_losses(
     key: jax.Array,
     *,
     sampling: Sampling | None = None,
+    remat: bool = False,
 ) -> dict[str, jax.Array]:
     """The losses of a batch; their sum is what the reference minimises.
 
@@ -63,6 +64,7 @@ def detector_losses(
         targets: ground truth, made by :func:`pad_targets`.
         key: the randomness of the samples.
         sampling: sizes of the samples; None for the reference's.
+        remat: whether the gradient recomputes backbone and pyramid in parts, for less memory.
 
     Returns:
         Scalars, at least float32; ``loss_mask`` only with a mask head.
@@ -97,7 +99,7 @@ def detector_losses(
     classes = detector.arguments["num_classes"]
     arrays = check_targets(targets, images.shape[0], masks=detector.mask_head is not None, num_classes=classes)
     anchor_key, region_key = jax.random.split(key)
-    pyramid = detector.pyramid(images, valid)
+    pyramid = detector.pyramid(images, valid, remat=remat)
     logits, deltas = detector.rpn(pyramid, valid)
     losses = rpn_losses(logits, deltas, sizes, arrays, anchor_key, sampling)
     proposals, _, present = propose(

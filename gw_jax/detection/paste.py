@@ -1,6 +1,6 @@
 """Masks of detections in the image, on the host."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -8,6 +8,7 @@ from gw_jax.ops.checks import require_integer
 
 # Of zeros around the mask, so that its border can be interpolated.
 PADDING = 1
+_PIXELS_AT_A_TIME = 1 << 20
 
 
 def paste_mask(probability: Any, box: Any, size: tuple[int, int], threshold: float = 0.5) -> np.ndarray:
@@ -55,12 +56,28 @@ def paste_region(
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"paste_mask got threshold={threshold}; a probability is needed, 0 to 1.")
-    pixels, rows, columns, *_ = _resized(probability, box, size)
-    return pixels > np.float32(threshold), rows, columns
+    mask, rows, columns = _taps(probability, box, size)
+    count, width = len(rows.first), max(len(columns.first), 1)
+    region = np.empty((count, len(columns.first)), bool)
+    # Some rows at a time: the probabilities of a photograph take hundreds of megabytes.
+    step = max(_PIXELS_AT_A_TIME // width, 1)
+    for start in range(0, count, step):
+        part = slice(start, start + step)
+        region[part] = _interpolated(mask, rows, part, columns) > np.float32(threshold)
+    return region, rows.inside, columns.inside
 
 
-def _resized(probability: Any, box: Any, size: tuple[int, int]) -> tuple[np.ndarray, slice, slice, int, int]:
-    """The resized mask inside of the image, where it lies there, and the size of the image."""
+class _Axis(NamedTuple):
+    """Of each pixel of an axis inside of the image the two pixels of the mask next to it, and the weight of the second."""
+
+    inside: slice
+    first: np.ndarray
+    second: np.ndarray
+    weight: np.ndarray
+
+
+def _taps(probability: Any, box: Any, size: tuple[int, int]) -> tuple[np.ndarray, _Axis, _Axis]:
+    """The padded mask, and how rows and columns are interpolated from it."""
     mask, corners = np.asarray(probability, np.float32), np.asarray(box, np.float32)
     if mask.ndim != 2 or mask.shape[0] != mask.shape[1] or mask.size == 0:
         raise ValueError(f"paste_mask got a mask of shape {mask.shape}; a square one is needed, such as (28, 28).")
@@ -74,19 +91,24 @@ def _resized(probability: Any, box: Any, size: tuple[int, int]) -> tuple[np.ndar
     middle, half = (corners[2:] + corners[:2]) * np.float32(0.5), (corners[2:] - corners[:2]) * np.float32(0.5) * growth
     # Beyond, int32 would overflow; the part inside of the image is the same to rounding.
     low, high = (np.trunc(np.clip(corner, -1e9, 1e9)).astype(np.int64) for corner in (middle - half, middle + half))
-    columns, left, right, across = _interpolation(low[0], high[0], width, len(mask))
-    rows, upper, lower, down = _interpolation(low[1], high[1], height, len(mask))
-    above = mask[upper][:, left] * (1 - across) + mask[upper][:, right] * across
-    below = mask[lower][:, left] * (1 - across) + mask[lower][:, right] * across
-    return above * (1 - down)[:, None] + below * down[:, None], rows, columns, height, width
+    return mask, _axis(low[1], high[1], height, len(mask)), _axis(low[0], high[0], width, len(mask))
 
 
-def _interpolation(low: int, high: int, side: int, count: int) -> tuple[slice, np.ndarray, np.ndarray, np.ndarray]:
-    """On one axis: the pixels inside of the image, the two pixels of the mask next to each, and the second one's weight."""
+def _interpolated(mask: np.ndarray, rows: _Axis, part: slice, columns: _Axis) -> np.ndarray:
+    """The resized mask in ``part`` of the rows."""
+    (_, left, right, across), down = columns, rows.weight[part, None]
+    above, below = mask[rows.first[part]], mask[rows.second[part]]
+    above = above[:, left] * (1 - across) + above[:, right] * across
+    below = below[:, left] * (1 - across) + below[:, right] * across
+    pixels: np.ndarray = above * (1 - down) + below * down
+    return pixels
+
+
+def _axis(low: int, high: int, side: int, count: int) -> _Axis:
     length = max(high - low + 1, 1)
     inside = slice(max(low, 0), max(min(high + 1, side), max(low, 0)))
     place = np.arange(inside.start, inside.stop) - low
     f32 = np.float32
     position = np.maximum((place.astype(f32) + f32(0.5)) * (f32(count) / f32(length)) - f32(0.5), f32(0))
     lower = np.minimum(position.astype(np.int64), count - 1)
-    return inside, lower, np.minimum(lower + 1, count - 1), position - lower.astype(f32)
+    return _Axis(inside, lower, np.minimum(lower + 1, count - 1), position - lower.astype(f32))

@@ -110,8 +110,8 @@ def _pixels(text: str) -> int:
 def _predict(args: argparse.Namespace) -> int:
     paths = find_images(args.images)
     out = args.out or (None if args.json else pathlib.Path(DEFAULT_OUT))
-    _check_writable(out, args.json)
     predictor = load_model(args.model, args.min_side, args.max_side)
+    _check_writable(out, args.json)
     names, results, failed = _names(paths), [], 0
     for image_id, path in _image_ids(paths):
         try:

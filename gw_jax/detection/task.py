@@ -145,7 +145,10 @@ class DetectionTask:
     def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
         """The sum of the losses of :func:`gw_jax.detection.detector_losses`, and each of them."""
         images, valid, sizes = self._inputs(batch)
-        losses = detector_losses(cast(Detector, model), images, valid, sizes, batch, key, sampling=self.config.sampling)
+        config = self.config
+        losses = detector_losses(
+            cast(Detector, model), images, valid, sizes, batch, key, sampling=config.sampling, remat=config.remat
+        )
         total = sum(losses.values(), start=jnp.zeros((), losses["loss_classifier"].dtype))
         return total, {name: (value, jnp.ones((), value.dtype)) for name, value in losses.items()}
 

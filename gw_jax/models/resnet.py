@@ -225,7 +225,7 @@ class ResNet(nnx.Module):
         return x if self.last_norm is None or not self.apply_last_norm else self.last_norm(x)
 
     def stages(
-        self, images: jax.Array, valid: jax.Array | None = None, *, frozen_stages: int = 0
+        self, images: jax.Array, valid: jax.Array | None = None, *, frozen_stages: int = 0, remat: bool = False
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """Maps normalised images ``[n, h, w, in_channels]`` to the outputs C2 to C5 of the four stages, after their ReLU.
 
@@ -241,6 +241,8 @@ class ResNet(nnx.Module):
             valid: integers ``[n, 2]``, height and width of each image in its canvas; None where images fill it. What
                 stands outside is not used. The sizes of multiples of the last stride are exact.
             frozen_stages: through so many of the first stages, and the stem, no gradient flows.
+            remat: whether the gradient recomputes the inside of each block of the other stages instead of keeping it: less
+                memory for about a third more work. Not with norms that update running statistics.
 
         Raises:
             ValueError: ``valid`` is of another shape, or holds no integers.
@@ -269,8 +271,12 @@ class ResNet(nnx.Module):
         maps: list[jax.Array] = []
         for stride, stage in zip(self.strides, (self.stage1, self.stage2, self.stage3, self.stage4), strict=True):
             mask_after = mask_of(stride)
+            recompute = remat and len(maps) >= frozen_stages
             for index, block in enumerate(stage):
-                x = block(x) if valid is None else block(x, mask if index == 0 else mask_after, mask_after)
+                masks = () if valid is None else (mask if index == 0 else mask_after, mask_after)
+                # The arrays of the block are closed over: nnx.remat would write them back, also where nothing may.
+                run = jax.checkpoint(block.__call__) if recompute else block
+                x = run(x, *masks)
             mask = mask_after
             if len(maps) < frozen_stages:
                 x = jax.lax.stop_gradient(x)

@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import group_whitening, roi_align, timing, train_step
+from benchmarks import detection_step, group_whitening, roi_align, timing, train_step
+from gw_jax.detection import create_detector
+from gw_jax.nn.initializers import AbstractRngs
 
 CASE_KEYS = {"shape", "dtype", "step", "ours_ms", "torch_eager_ms", "bn_ms", "copy_ms"}
 
@@ -51,6 +53,30 @@ def test_the_training_step_is_measured(capsys, quick_compilation):
     assert case["peak_memory"] > 11e6 * 4
     assert case["ratio_bn"] is None
     assert case["ratio_torch"] is None
+
+
+@pytest.mark.slow
+def test_the_training_step_of_a_detector_is_measured(capsys, quick_compilation):
+    with quick_compilation():
+        detection_step.main(["--small", "--norms=bn", "--json", "--no_eval"])
+    result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    (case,) = result["cases"]
+    assert (case["norm"], case["step"], case["ratio_bn"]) == ("bn", "train", 1)
+    assert case["images_per_sec"] == pytest.approx(result["images"] / case["ms"] * 1e3)
+    assert result["images"] == result["devices"] == jax.device_count()
+    # A ResNet-18 of half its width, and its momentum.
+    assert case["peak_memory"] > 2 * 2.8e6 * 4
+
+
+@pytest.mark.parametrize("network", detection_step.NETWORKS)
+@pytest.mark.parametrize("norm", ["gw", "gn", "bn", "gw:plain"])
+def test_small_detectors_have_the_norms_of_the_recipes(network, norm):
+    small = detection_step.make_config(network, norm, 2, "64x96", "float32", small=True)
+    recipe = detection_step.make_config(network, norm, 2, "800x1344", "float32", small=False)
+    kept = ("norm", "fpn_norm", "box_head", "box_head_norm", "mask_head", "mask_head_norm")
+    assert [getattr(small.model, name) for name in kept] == [getattr(recipe.model, name) for name in kept]
+    assert small.model.norm_options.implementation == ("plain" if ":" in norm else None)
+    create_detector(**small.model_arguments(), rngs=AbstractRngs())
 
 
 def test_the_peer_network_in_pytorch_is_a_resnet_50():

@@ -24,9 +24,10 @@ def test_golden_probabilities_are_equal():
     """The resized probabilities times 255, truncated."""
     data, size = golden()
     for probability, box, expected in zip(data["prob28"], data["boxes"], data["soft_uint8"], strict=True):
-        pixels, rows, columns, *_ = paste._resized(probability, box, size)
+        mask, rows, columns = paste._taps(probability, box, size)
+        pixels = paste._interpolated(mask, rows, slice(None), columns)
         image = np.zeros(size, np.uint8)
-        image[rows, columns] = (pixels * np.float32(255)).astype(np.uint8)
+        image[rows.inside, columns.inside] = (pixels * np.float32(255)).astype(np.uint8)
         np.testing.assert_array_equal(image, expected)
 
 
@@ -60,6 +61,13 @@ def test_only_the_image_is_computed():
     """A box of a million pixels a side would need terabytes."""
     mask = paste_mask(np.full((28, 28), 0.9), [-5e5, -5e5, 5e5, 5e5], (10, 10))
     assert mask.all()
+
+
+def test_a_large_mask_is_pasted_in_parts(monkeypatch):
+    probability = np.random.default_rng(0).uniform(size=(28, 28))
+    whole = paste_mask(probability, [3.5, -4, 61, 52.5], (60, 70))
+    monkeypatch.setattr(paste, "_PIXELS_AT_A_TIME", 200)
+    np.testing.assert_array_equal(paste_mask(probability, [3.5, -4, 61, 52.5], (60, 70)), whole)
 
 
 def test_threshold_is_exceeded():

@@ -230,6 +230,7 @@ def test_a_directory_without_a_detector_is_refused(tmp_path, capsys):
         err = capsys.readouterr().err
         assert err.startswith("error: "), err
         assert message in err
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

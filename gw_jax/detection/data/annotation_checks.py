@@ -18,6 +18,7 @@ NO_PART = "objects of which no polygon was left"
 EMPTY_MASK = "objects with an empty mask"
 # Larger coordinates make pycocotools, whose integers have 32 bits, allocate gigabytes or fail.
 _MAX_COORDINATE = 1_000_000
+_LEAST_NUMBERS = 6
 
 
 Box = tuple[float, float, float, float]
@@ -67,27 +68,28 @@ def read_annotation(annotation: dict[str, Any], height: int, width: int, dropped
     crowd = _crowd(annotation.get("iscrowd", 0))
     given = annotation.get("segmentation")
     polygons: list[np.ndarray] = []
-    area = bbox[2] * bbox[3]
-    mask: Any = None
+    pixels, kept = None, None  # type: tuple[int | None, Any]
     if isinstance(given, dict):
         try:
-            decoded = decode_mask(given, height, width)
+            mask = decode_mask(given, height, width)
         except ValueError as error:
             raise AnnotationError("have a mask that cannot be used", str(error)) from error
-        area, mask = float(decoded.sum()), {"size": [height, width], "counts": given["counts"]}
-        if not area:
+        pixels, kept = int(mask.sum()), {"size": [height, width], "counts": given["counts"]}
+        if not pixels:
             dropped[EMPTY_MASK] += 1
             return Found(None, [], None)
-        polygons = [] if crowd else [np.array(part, np.float64) for part in outlines(decoded)]
+        polygons = [] if crowd else [np.array(part, np.float64) for part in outlines(mask)]
     elif given:
         polygons = _polygons(given, dropped)
         if not polygons:
             dropped[NO_PART] += 1
             return Found(None, [], None)
-        area, mask = sum(map(_polygon_area, polygons)), [part.tolist() for part in polygons]
-    evaluated = {"bbox": bbox, "area": _area(annotation.get("area"), area), "iscrowd": int(crowd)}
-    if mask is not None:
-        evaluated["segmentation"] = mask
+        kept = [part for part in given if len(part) >= _LEAST_NUMBERS]
+    evaluated: dict[str, Any] = {"bbox": bbox, "area": _area(annotation.get("area")), "iscrowd": int(crowd)}
+    if evaluated["area"] is None:
+        evaluated["area"] = pixels or sum(map(_polygon_area, polygons)) or bbox[2] * bbox[3]
+    if kept is not None:
+        evaluated["segmentation"] = kept
     box = None if crowd else _clipped(bbox, height, width, dropped)
     return Found(box, polygons if box else [], evaluated)
 
@@ -113,11 +115,9 @@ def _crowd(value: Any) -> bool:
     return bool(value)
 
 
-def _area(value: Any, computed: float) -> float:
-    """The area that decides whether an object is small, medium or large; computed where the file has none."""
-    if value is None:
-        return computed
-    if not is_number(value) or value < 0:
+def _area(value: Any) -> float | None:
+    """The area that decides whether an object is small, medium or large; None where the file has none."""
+    if value is not None and (not is_number(value) or value < 0):
         raise AnnotationError("have an 'area' that is no finite number from 0 on", shown(value))
     return value
 
@@ -140,17 +140,20 @@ def _polygons(given: Any, dropped: Counter[str]) -> list[np.ndarray]:
         )
     parts = []
     for part in given:
-        if not all(map(is_number, part)) or (part and max(map(abs, part)) > _MAX_COORDINATE):
-            wrong = next(value for value in part if not is_number(value) or abs(value) > _MAX_COORDINATE)
+        try:
+            numbers = np.array(part)
+        except ValueError:  # Lists of different lengths.
+            numbers = np.array("")
+        if numbers.dtype.kind not in "iuf" or numbers.ndim != 1 or not (abs(numbers) <= _MAX_COORDINATE).all():
             raise AnnotationError(
-                f"have polygons with values that are no finite numbers up to {_MAX_COORDINATE:,}", shown(wrong)
+                f"have polygons with values that are no finite numbers up to {_MAX_COORDINATE:,}", shown(part)
             )
-        if len(part) % 2:
-            raise AnnotationError("have polygons with an odd number of coordinates", f"{len(part)} numbers")
-        if len(part) < 6:
+        if len(numbers) % 2:
+            raise AnnotationError("have polygons with an odd number of coordinates", f"{len(numbers)} numbers")
+        if len(numbers) < _LEAST_NUMBERS:
             dropped[SHORT_PART] += 1
         else:
-            parts.append(np.array(part, np.float64))
+            parts.append(numbers.astype(np.float64))
     return parts
 
 

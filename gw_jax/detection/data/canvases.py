@@ -172,9 +172,10 @@ class CanvasOrder:
 
     def same_canvas(self, index: int) -> Iterator[int]:
         """``index`` and the images after it of the same canvas, around the end of the set."""
+        yield index
         members = np.flatnonzero(self._assigned == self._assigned[index])
         start = int(np.searchsorted(members, index))
-        return (int(members[(start + offset) % len(members)]) for offset in range(len(members)))
+        yield from (int(members[(start + offset) % len(members)]) for offset in range(1, len(members)))
 
     def identity(self) -> dict[str, Any]:
         """What the order depends on, as JSON values."""

@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 
 from gw_jax.detection.data.annotation_checks import AnnotationError, Box, Found, read_annotation
-from gw_jax.detection.data.coco_file import Category, CocoFile, ImageEntry, Problems, display, fields_of, is_id
+from gw_jax.detection.data.coco_file import (
+    Category,
+    CocoFile,
+    ImageEntry,
+    Problems,
+    display,
+    fields_of,
+    is_id,
+    no_collection,
+)
 from gw_jax.detection.data.packed import Objects, pack
 from gw_jax.errors import DataError, shown
 
@@ -154,10 +163,11 @@ def check_categories(
 
 def _read_file(file: CocoFile, *, training: bool, keep_empty: bool) -> Split:
     reader = _Reader(file, keep_evaluated=not training)
-    for number, annotation in enumerate(file.annotations):
-        # Frees the memory of what was read: that of a large file is several gigabytes.
-        file.annotations[number] = None
-        reader.add(number, annotation)
+    with no_collection():
+        for number, annotation in enumerate(file.annotations):
+            # Frees the memory of what was read: that of a large file is several gigabytes.
+            file.annotations[number] = None
+            reader.add(number, annotation)
     reader.problems.raise_first()
     images, dropped_images, objects_of = [], Counter[str](), Counter[int]()
     for key in sorted(file.images):

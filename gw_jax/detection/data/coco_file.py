@@ -160,7 +160,7 @@ def _read(path: pathlib.Path, flag: str) -> tuple[str, dict[str, Any]]:
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        with _no_collection(), path.open(encoding="utf-8-sig") as file:
+        with no_collection(), path.open(encoding="utf-8-sig") as file:
             content = json.load(file)
     except OSError as error:
         raise DataError(f"{flag} {display(path)} cannot be read: {error.strerror}.") from error
@@ -178,7 +178,7 @@ def _read(path: pathlib.Path, flag: str) -> tuple[str, dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Without searches for cycles, which JSON does not have and which take longer than reading it."""
     enabled = gc.isenabled()
     gc.disable()

@@ -59,14 +59,13 @@ class SceneExamples:
             try:
                 with fatal_errors(self.source, candidate):
                     scene = self.source[candidate]
-                    pixels = scene_pixels(scene, self.sizes[candidate])
+                    pixels = scene_pixels(scene, self.sizes[candidate], mirrored=mirrored)
             except DataError:
                 raise
             except Exception as error:  # Readers and decoders raise whatever they hit in damaged bytes.
                 broken = broken if broken["index"] >= 0 else broken_record(index, error)
                 continue
             targets = self._targets(scene, candidate, mirrored)
-            pixels = pixels[:, ::-1] if mirrored else pixels
             return {**placed(pixels, canvas), **targets, "broken": broken}
         raise nothing_readable(index, broken)
 
@@ -156,8 +155,8 @@ class EvalSceneExamples:
         }
 
 
-def scene_pixels(scene: Any, size: np.ndarray) -> np.ndarray:
-    """The pixels of a scene in RGB, resized to ``size`` (height, width).
+def scene_pixels(scene: Any, size: np.ndarray, *, mirrored: bool = False) -> np.ndarray:
+    """The pixels of a scene in RGB, resized to ``size`` (height, width), and perhaps mirrored.
 
     Raises:
         Exception: whatever Pillow raises for damaged bytes; ValueError for an image of another size than annotated.
@@ -168,7 +167,7 @@ def scene_pixels(scene: Any, size: np.ndarray) -> np.ndarray:
             f"{picture.size[0]}x{picture.size[1]} pixels (width x height), annotated are {scene.width}x{scene.height}"
         )
     height, width = size.tolist()
-    return resized_pixels(picture, (height, width))
+    return resized_pixels(picture, (height, width), mirrored=mirrored)
 
 
 def placed(pixels: np.ndarray, canvas: Canvas) -> Batch:

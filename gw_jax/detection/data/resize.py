@@ -55,16 +55,20 @@ def target_sizes(sizes: np.ndarray, min_side: int = 800, max_side: int = 1333) -
     return np.array(resized, np.int32).reshape(-1, 2)[inverse.reshape(-1)]
 
 
-def resized_pixels(picture: Any, size: tuple[int, int]) -> np.ndarray:
+def resized_pixels(picture: Any, size: tuple[int, int], *, mirrored: bool = False) -> np.ndarray:
     """The pixels of a Pillow image in RGB, resized to ``size`` (height, width): uint8 ``[height, width, 3]``.
 
-    Pillow's bilinear filter, whose support grows with the factor by which an image shrinks.
+    Pillow's bilinear filter, whose support grows with the factor by which an image shrinks. With ``mirrored``, the result
+    is mirrored from left to right.
     """
     from PIL import Image
 
     height, width = size
     if picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    if mirrored:
+        # NumPy copies reversed rows pixel by pixel, in ten times as long.
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(picture, np.uint8).reshape(height, width, 3)
 
 

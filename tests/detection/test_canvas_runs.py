@@ -1,0 +1,74 @@
+"""Runs on a prepared set over two canvases: killed and resumed, with workers, and on two hosts."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from gw_jax.train import run
+from gw_jax.versions import enable_x64
+from tests.helpers.host import end, start
+from tests.helpers.runs import KilledError, kill_at, results
+from tests.helpers.scenes import make_config, prepare
+
+
+@pytest.fixture
+def data_dir(tmp_path, monkeypatch):
+    return prepare(tmp_path, monkeypatch)
+
+
+def tiny(data_dir, **fields):
+    config = make_config()
+    config.data.data_dir = data_dir
+    for name, value in fields.items():
+        setattr(config, name, value)
+    return config
+
+
+def detections(workdir, step=4):
+    return json.loads((workdir / f"detections-{step}.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_run_over_two_canvases_is_killed_and_resumes(data_dir, tmp_path, quick):
+    """Without workers first, and then with one."""
+    devices = jax.devices()[:1]
+    config = tiny(data_dir)
+    config.checkpoint.every_steps = 2
+    order = config.make_task().data._order
+    # A batch of each canvas comes before the kill, and one after it.
+    assert [order.batch(position)[0] for position in range(4)] == [(96, 64), (64, 96), (64, 96), (96, 64)]
+    run(config, tmp_path / "whole", devices=devices)
+    with pytest.raises(KilledError):
+        run(config, tmp_path / "killed", hooks=kill_at(2), devices=devices)
+    config.data.num_workers = 1
+    run(config, tmp_path / "killed", devices=devices)
+    whole = results(tmp_path / "whole")
+    assert [line["step"] for line in whole] == [1, 2, 3, 4, 4]
+    assert whole[-1]["eval/count"] == 5
+    assert results(tmp_path / "killed") == whole
+    assert detections(tmp_path / "killed") == detections(tmp_path / "whole") != []
+
+
+ENVIRONMENT = {"JAX_ENABLE_X64": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
+@pytest.mark.slow
+def test_two_hosts_train_and_evaluate_as_one(data_dir, tmp_path):
+    with enable_x64():
+        run(tiny(data_dir, dtype="float64"), tmp_path / "one", devices=jax.devices()[:4])
+    changes = {"dtype": "float64", "data.data_dir": data_dir}
+    codes, said = end(start("scenes", tmp_path / "two", [changes] * 2, **ENVIRONMENT))
+    assert codes == [0, 0], said
+    one, two = results(tmp_path / "one"), results(tmp_path / "two")
+    assert len(one) == len(two) == 5
+    for line, expected in zip(two, one, strict=True):
+        assert line.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(line[name], value, rtol=1e-6, err_msg=name)
+    found, expected = detections(tmp_path / "two"), detections(tmp_path / "one")
+    assert len(found) == len(expected) > 5
+    for a, b in zip(found, expected, strict=True):
+        assert (a["image_id"], a["category_id"]) == (b["image_id"], b["category_id"])
+        np.testing.assert_allclose([*a["bbox"], a["score"]], [*b["bbox"], b["score"]], rtol=1e-5)
