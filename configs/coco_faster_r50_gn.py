@@ -1,11 +1,11 @@
 """Faster R-CNN, ResNet-50 with GroupNorm, pyramid, two linear layers in the box head, on COCO.
 
-    python -m gw_jax.detection.prepare coco \
+    python -m gw_jax.detection.prepare coco2017 \
         --train annotations/instances_train2017.json train2017 --eval annotations/instances_val2017.json val2017
     python train.py --config=configs/coco_faster_r50_gn.py --config.init_from=backbones/r50_gn
 
-Hardware: any number of devices that divides 8, such as one host with 8, of 2 images each. With one image per device (16
-devices), set config.sampling.pool_images=1.
+Hardware: any number of devices that divides 8, such as one host with 8, of 2 images each. On 16 devices, of one
+image each: --config.sampling.pool_images=1 --config.eval_batch_size=16.
 Weights: none are published. backbones/r50_gn is an exported run of imagenet_resnext50_gn.py with
 config.model.name=resnet50.
 Expected: eval/box_ap 0.3632, the authors' result. One run, without a variance; not yet run here.

@@ -1,6 +1,6 @@
 """Mask R-CNN, ResNeXt-101 32x8d with frozen BatchNorm, pyramid, four convolutions in the box head, on COCO.
 
-    python -m gw_jax.detection.prepare coco \
+    python -m gw_jax.detection.prepare coco2017 \
         --train annotations/instances_train2017.json train2017 --eval annotations/instances_val2017.json val2017
     python -m gw_jax.detection.convert X-101-32x8d.pkl backbones/x101_bn
     python train.py --config=configs/coco_mask_x101_bn.py --config.init_from=backbones/x101_bn

@@ -80,7 +80,7 @@ def _draw_box(picture: Any, box: Sequence[float], text: str, color: tuple[int, i
 
     draw = ImageDraw.Draw(picture)
     line = max(round(min(picture.size) / 250), 1)
-    letters = font(max(round(min(picture.size) / 32), 10))
+    letters = font(max(round(min(picture.size) / 26), 10))
     x1, y1 = (math.floor(side) for side in box[:2])
     # Inclusive ends: the box of one pixel covers it.
     x2, y2 = (max(math.ceil(side) + scale - 1, low) for side, low in zip(box[2:], (x1, y1), strict=True))

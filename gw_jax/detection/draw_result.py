@@ -10,10 +10,11 @@ import numpy as np
 
 from gw_jax.data.images import open_image
 from gw_jax.detection.coco_results import Result
+from gw_jax.detection.data.rle import decode_mask
 from gw_jax.detection.data.scenes import Scene
 from gw_jax.detection.detection_files import stored_detections
 from gw_jax.detection.draw import DrawnObject, Region, draw_objects, font
-from gw_jax.errors import DataError, one_line, raise_missing_package
+from gw_jax.errors import DataError, one_line
 from gw_jax.files import replacing
 
 PICTURE = "detections.png"
@@ -83,12 +84,8 @@ def _truth(scene: Scene, categories: Sequence[Any]) -> list[DrawnObject]:
 
 def _found(results: Sequence[Result], names: dict[int, tuple[int, str]]) -> list[DrawnObject]:
     def of(runs: dict[str, Any]) -> Region:
-        try:
-            from pycocotools.mask import decode
-        except ImportError as error:
-            raise_missing_package(error, "Drawing masks", "detection")
         height, width = runs["size"]
-        return decode(runs).astype(bool), slice(0, height), slice(0, width)
+        return decode_mask(runs, height, width), slice(0, height), slice(0, width)
 
     objects = []
     for result in results:

@@ -119,7 +119,7 @@ def _on_coco(num_steps: int) -> dict[str, Any]:
     return {
         "num_classes": 81,
         "eval_batch_size": 8,
-        "data": SceneConfig(name="coco", min_side=800, max_side=1333, flip=True, num_workers=8),
+        "data": SceneConfig(name="coco2017", min_side=800, max_side=1333, flip=True, num_workers=8),
         "num_steps": num_steps,
         "eval_every_steps": num_steps // 9,
         "checkpoint": CheckpointConfig(every_steps=2_500, evaluate="last"),

@@ -56,8 +56,7 @@ def test_two_hosts_train_stop_and_resume_like_one(config, tmp_path):
     expected = run_here(config, tmp_path / "one", 1)
     assert [line["eval/count"] for line in expected if "eval/count" in line] == [50, 50]
     assert len([line for line in expected if "train/loss" in line]) == 20
-    for num_devices in (2, 4):
-        assert_same_run(run_here(config, tmp_path / f"on{num_devices}", num_devices), expected)
+    assert_same_run(run_here(config, tmp_path / "on4", 4), expected)
 
     # Only the second host receives the signal; both save the same step.
     workdir = tmp_path / "two_hosts"
@@ -78,22 +77,20 @@ def test_two_hosts_train_stop_and_resume_like_one(config, tmp_path):
 def test_a_run_of_four_devices_resumes_on_one_and_on_two_hosts(config, tmp_path):
     for path, value in CHANGES.items():
         set_field(config, path, value)
-    config.num_epochs = 1
-    config.checkpoint.every_steps = 5
+    # As many epochs as above: the same programs.
+    config.checkpoint.every_steps = 15
     expected = run_here(config, tmp_path / "four", 4)
     for name in ("one", "two"):
         (tmp_path / name / "checkpoints").mkdir(parents=True)
         (tmp_path / name / "config.json").write_text((tmp_path / "four" / "config.json").read_text())
         subprocess.run(
-            ["cp", "-r", str(tmp_path / "four" / "checkpoints" / "5"), str(tmp_path / name / "checkpoints" / "5")],
+            ["cp", "-r", str(tmp_path / "four" / "checkpoints" / "15"), str(tmp_path / name / "checkpoints" / "15")],
             check=True,
         )
-    after = [line for line in expected if line["step"] > 5]
+    after = [line for line in expected if line["step"] > 15]
     assert len(after) == 6
     assert_same_run(run_here(config, tmp_path / "one", 1), after)
-    codes, said = end(
-        start("shapes", tmp_path / "two", [{**CHANGES, "num_epochs": 1, "checkpoint.every_steps": 5}] * 2, **ENVIRONMENT)
-    )
+    codes, said = end(start("shapes", tmp_path / "two", [{**CHANGES, "checkpoint.every_steps": 15}] * 2, **ENVIRONMENT))
     assert codes == [0, 0], said
-    assert "Resuming from step 5 of 10" in said[0]
+    assert "Resuming from step 15 of 20" in said[0]
     assert_same_run(results(tmp_path / "two"), after)

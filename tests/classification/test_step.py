@@ -25,8 +25,9 @@ def losses(config, num_devices):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("group_size", [None, 2])
-@pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-9), ("float32", 1e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "bound", "group_size"), [("float64", 1e-9, None), ("float64", 1e-9, 2), ("float32", 1e-3, 2)]
+)
 def test_eight_devices_train_as_one(config, dtype, bound, group_size):
     """``group_size`` 2 is smaller than the 4 examples of a device."""
     config.dtype, config.data.batch_size, config.data.flip = dtype, 32, True

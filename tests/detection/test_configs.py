@@ -139,7 +139,7 @@ def test_solver_and_sampling(stem):
     assert (sampling.pre_nms_top_n, sampling.post_nms_top_n) == (2000, 2000)
     assert (config.num_classes, config.eval_batch_size) == (81, 8)
     # The name that the command in the headers gives to the set.
-    assert (config.data.name, config.data.min_side, config.data.max_side, config.data.flip) == ("coco", 800, 1333, True)
+    assert (config.data.name, config.data.min_side, config.data.max_side, config.data.flip) == ("coco2017", 800, 1333, True)
     assert config.canvases == ("800x1344", "1344x800")
     assert (config.dtype, config.ema_decay, config.seed) == ("auto", 0, 0)
 

@@ -16,9 +16,12 @@ from pycocotools.cocoeval import COCOeval
 
 from gw_jax.data.images import open_image
 from gw_jax.data.prepare.build import preparation_lock
+from gw_jax.data.prepare.names import check_new_name
+from gw_jax.detection.config import DetectorConfig
 from gw_jax.detection.data import coco_set
 from gw_jax.detection.data.scenes import open_scenes
 from gw_jax.detection.prepare import main
+from gw_jax.detection.recipes import faster_rcnn_recipe
 from tests.helpers.coco import CATEGORIES, write_miniature, write_own
 
 
@@ -298,8 +301,11 @@ def test_an_image_that_changes_meanwhile_is_noticed(tmp_path, monkeypatch):
 # Stops in the middle of writing, and says whether packages were imported that preparing does not need.
 SLOW = """
 import sys, time
+from gw_jax.data.prepare.names import check_new_name
+from gw_jax.detection.config import DetectorConfig
 from gw_jax.detection.data import coco_set
 from gw_jax.detection.prepare import main
+from gw_jax.detection.recipes import faster_rcnn_recipe
 
 example = coco_set._example
 
@@ -326,3 +332,28 @@ def test_a_killed_command_leaves_no_set_and_the_next_one_cleans_up(tmp_path, cap
     output = capsys.readouterr()
     assert f"Removing {leftover}, which a stopped command left unfinished." in output.err
     assert sorted(path.name for path in (tmp_path / "data/own").iterdir()) == [".1.0.0.lock", "1.0.0"]
+
+
+def test_the_recipes_name_a_set_that_can_be_prepared():
+    """``coco`` is the name of a TFDS set without masks and image sizes."""
+    check_new_name(faster_rcnn_recipe(DetectorConfig()).data.name, ())
+
+
+def test_images_of_unusual_sizes(tmp_path):
+    """An image 1 pixel wide has room for no box; one of 48 megapixels is not decoded."""
+    command = own(tmp_path)
+    sizes = {"narrow.png": (1, 4000), "flat.png": (4000, 1), "large.jpg": (8000, 6000)}
+    for split in ("train", "eval"):
+        path = tmp_path / f"{split}.json"
+        content = json.loads(path.read_text())
+        for key, (name, size) in enumerate(sizes.items(), start=100):
+            Image.new("L", size).save(tmp_path / split / name)
+            content["images"].append({"id": key, "file_name": name, "width": size[0], "height": size[1]})
+            box = [0, 0, min(size[0], 50), min(size[1], 50)]
+            content["annotations"].append({"id": key, "image_id": key, "category_id": 7, "bbox": box})
+        path.write_text(json.dumps(content))
+    main(command)
+    scenes = open_scenes("own", str(tmp_path / "data"))
+    assert scenes.train.image_ids.tolist() == [10, 20, 102]
+    assert scenes.evaluation.sizes.tolist()[2:] == [[4000, 1], [1, 4000], [6000, 8000]]
+    assert scenes.evaluation.num_objects.tolist() == [1, 1, 0, 0, 1]

@@ -5,6 +5,7 @@
 <!-- after the commands -->                a Python block that needs what the shell blocks above it made
 <!-- slow -->                              a Python block that only the slow tests run
 <!-- file: fit.py -->                      a Python block that the reader saves under this name; it also runs
+<!-- as in: README.md -->                  a block that stands in the README, too, and runs there
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ SHELLS = ("bash", "sh")
 TEXTS = ("text", "json", "bibtex", "diff")
 
 _FENCE = re.compile(r"(?P<indent> *)```(?P<language>.*)")
-_MARK = re.compile(r" *<!-- (?P<kind>not run|run with|after the commands|slow|file)(?:: (?P<text>.+))? -->")
+_MARK = re.compile(r" *<!-- (?P<kind>not run|run with|after the commands|slow|file|as in)(?:: (?P<text>.+))? -->")
 
 
 @dataclasses.dataclass(frozen=True)

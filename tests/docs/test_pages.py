@@ -23,7 +23,7 @@ BLOCKS = [block for page in PAGES for block in read_blocks(page)]
 
 
 def is_run(block):
-    return "not run" not in block.marks
+    return not {"not run", "as in"} & set(block.marks)
 
 
 def run_python(block, scope):
@@ -106,8 +106,11 @@ def test_whole_pages_run_in_their_order(page, checkout):
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_blocks_have_a_language_and_a_reason(block: Block):
     assert block.language in ("python", *SHELLS, *TEXTS)
-    if not is_run(block):
+    if "not run" in block.marks:
         assert REASONS.search(block.marks["not run"]), "the reason must say what is missing to run the block"
+    if "as in" in block.marks:
+        same = [other for other in read_blocks(ROOT / block.marks["as in"]) if other.text == block.text]
+        assert any(is_run(other) for other in same), "the other page must run the same block"
     if block.language == "python":
         compile(block.text, str(block), "exec")
 

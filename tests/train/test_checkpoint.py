@@ -89,6 +89,8 @@ def test_damage_before_the_late_checksums(finished, config, name, capfd):
     for late in ("_CHECKPOINT_METADATA", "commit_success.txt"):
         content["sha256"].pop(late, None)
     (directory / "checksums.json").write_text(json.dumps(content))
+    if not (directory / name).exists():
+        pytest.skip(f"Orbax of this version writes no {name}")
     flip_bit(directory / name)
     assert run(config, workdir).metrics == result.metrics
 

@@ -1,5 +1,6 @@
 """Whole runs of the toy task: to the end, stopped and resumed, diverging, of any length."""
 
+import dataclasses
 import json
 import math
 import os
@@ -203,6 +204,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
         run(config, tmp_path / "run", hooks=At("before_step", 13, poison))
     assert results(tmp_path / "run")[-1]["step"] == 12
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["10"]
+
+
+def test_a_loss_that_is_not_finite_is_found_before_an_evaluation(config, tmp_path):
+    """Also where no line is written in between: an evaluation of such weights says less, and takes its time."""
+
+    def poison(trainer):
+        trainer.state = dataclasses.replace(
+            trainer.state, params=jax.tree.map(lambda a: a * math.nan, trainer.state.params)
+        )
+
+    config.log.every_steps, config.eval_every_steps = 1000, 3
+    with pytest.raises(TrainingError, match="At step 2 the loss is nan"):
+        run(config, tmp_path / "run", hooks=At("before_step", 1, poison))
 
 
 def test_a_diverging_run_stops(config, tmp_path):

@@ -68,7 +68,7 @@ def read_annotation(annotation: dict[str, Any], height: int, width: int, dropped
     crowd = _crowd(annotation.get("iscrowd", 0))
     given = annotation.get("segmentation")
     polygons: list[np.ndarray] = []
-    pixels, kept = None, None
+    pixels, kept = None, None  # type: tuple[int | None, Any]
     if isinstance(given, dict):
         try:
             mask = decode_mask(given, height, width)

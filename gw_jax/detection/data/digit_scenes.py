@@ -200,10 +200,11 @@ class _Painter:
         digits, labels = _digits(self.split)
         label = self.draw.between(0, 9)
         members = np.flatnonzero(labels == label).tolist()
-        region = np.zeros(self.image.shape[:2], bool)
+        height, width = self.image.shape[:2]
+        region = np.zeros((height, width), bool)
         for _ in range(CROWD_DIGITS):
             stamp = _stamp(digits[members[self.draw.between(0, len(members) - 1)]], SMALLEST)
-            where = self._somewhere(stamp, tuple(side // 2 for side in region.shape))
+            where = self._somewhere(stamp, (height // 2, width // 2))
             self._paint(stamp, where)
             region[where] |= stamp >= _INK
         self.crowd = label, region
