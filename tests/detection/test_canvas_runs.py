@@ -6,6 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+pytest.importorskip("pycocotools", reason="pycocotools is not installed; extra detection")
+
 from gw_jax.train import run
 from gw_jax.versions import enable_x64
 from tests.helpers.host import end, start
@@ -55,7 +57,7 @@ ENVIRONMENT = {"JAX_ENABLE_X64": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 @pytest.mark.slow
-def test_two_hosts_train_and_evaluate_as_one(data_dir, tmp_path):
+def test_two_hosts_train_and_evaluate_as_one(data_dir, tmp_path, quick):
     with enable_x64():
         run(tiny(data_dir, dtype="float64"), tmp_path / "one", devices=jax.devices()[:4])
     changes = {"dtype": "float64", "data.data_dir": data_dir}
