@@ -87,8 +87,15 @@ def test_python_blocks_run(page, checkout):
             run_python(block, scope)
 
 
+# Minutes of commands; a notebook of the same content runs in its place.
+LONG_PAGES = ("import_pytorch.md",)
+WHOLE_PAGES = [
+    pytest.param(page, marks=[pytest.mark.long] * (page.name in LONG_PAGES)) for page in filter(runs_commands, PAGES)
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", list(filter(runs_commands, PAGES)), ids=identify)
+@pytest.mark.parametrize("page", WHOLE_PAGES, ids=identify)
 def test_whole_pages_run_in_their_order(page, checkout):
     scope = {"__name__": "__main__"}
     PREPARE.get(page.name, lambda directory: None)(checkout)
