@@ -8,7 +8,6 @@ from experiments import figures
 from experiments.results import load
 from experiments.tables import EXPERIMENTS, TABLES, make_table
 
-
 # Most of the time of all; the others run the same code.
 LONG = ("batch_sizes", "placements")
 
