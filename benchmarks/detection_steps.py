@@ -19,6 +19,7 @@ class Shapes:
     steps_per_epoch = 1000
     name = "shapes"
     eval_name = None
+    scenes = None
 
 
 def make_detection_steps(config: DetectionConfig, devices: list[Any], *, canvas: str) -> Steps:

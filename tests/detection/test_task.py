@@ -84,6 +84,7 @@ def arrays_of(directory):
 
 
 @pytest.mark.slow
+@pytest.mark.long  # Runs on prepared sets are killed and exported in test_canvas_runs.py and test_evaluated_runs.py.
 def test_a_run_is_killed_resumes_and_exports(tmp_path, quick):
     config = make_config()
     run(config, tmp_path / "whole")
@@ -120,6 +121,7 @@ def losses_of(config, steps=2, devices=1):
 
 
 @pytest.mark.slow
+@pytest.mark.long  # Four devices and two hosts train alike in test_canvas_runs.py.
 def test_four_devices_train_as_one(quick):
     """Means are over all images, so that devices with fewer positives count for less."""
     config = make_config(batch_size=4)
