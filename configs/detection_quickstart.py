@@ -3,7 +3,7 @@
     python train.py --config=configs/detection_quickstart.py
 
 Nothing is downloaded: digits and photographs ship in packages, and the set, a composite, is prepared on first use.
-Hardware: 2 CPU cores. Expected: eval/box_ap >= 0.50 and eval/mask_ap >= 0.25 over the 200 test scenes.
+Hardware: 2 CPU cores, some minutes. docs/detection.md has what it reached.
 """
 
 from gw_jax.detection.config import DetectionConfig, DetectorConfig
