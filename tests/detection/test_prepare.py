@@ -1,6 +1,7 @@
 """The command that prepares sets from annotations in COCO's format."""
 
 import collections
+import functools
 import json
 import re
 import shutil
@@ -22,18 +23,10 @@ from gw_jax.detection.data import coco_set
 from gw_jax.detection.data.scenes import open_scenes
 from gw_jax.detection.prepare import main
 from gw_jax.detection.recipes import faster_rcnn_recipe
+from tests.helpers import prepare
 from tests.helpers.coco import CATEGORIES, write_miniature, write_own
 
-
-def refused(*arguments):
-    """Runs the command in this process and gives its error, which is one line."""
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    message = caught.value.code
-    assert isinstance(message, str)
-    assert message.startswith("error: ")
-    assert "\n" not in message
-    return message.removeprefix("error: ")
+refused = functools.partial(prepare.refused, command=main)
 
 
 def own(tmp_path, change=None, change_eval=None, name="own"):
@@ -266,7 +259,7 @@ def test_a_disk_without_room_is_named_beforehand(tmp_path, monkeypatch):
 
 def test_one_process_prepares_at_a_time(tmp_path):
     command = own(tmp_path)
-    builder = coco_set.make_builder("own", str(tmp_path / "data"), coco_set.Content([], {}, {}, {}, ""))
+    builder = coco_set.coco_builder("own", str(tmp_path / "data"), coco_set.Content([], {}, {}, {}, ""))
     with preparation_lock(builder, wait=False):
         assert "Another command is preparing" in refused(*command)
     main(command)

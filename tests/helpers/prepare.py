@@ -1,14 +1,14 @@
-"""The command that prepares data sets, and how it refuses."""
+"""The commands that prepare data sets, and how they refuse."""
 
 import pytest
 
 from gw_jax.data.prepare.__main__ import main
 
 
-def refused(*arguments):
-    """Runs the command in this process and gives its error without "error: "; it is one line, with exit code 1."""
+def refused(*arguments, command=main):
+    """Runs a command in this process and gives its error without "error: "; it is one line, with exit code 1."""
     with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
+        command([str(argument) for argument in arguments])
     # Python prints a text on standard error and exits with 1.
     message = caught.value.code
     assert isinstance(message, str)

@@ -1,4 +1,4 @@
-"""Splits of a TFDS set written as ArrayRecord in a given order, without TensorFlow.
+"""TFDS sets written as ArrayRecord in a given order, without TensorFlow.
 
 TFDS's own writer needs TensorFlow for a set above 1 GB, and an ordered one whole in memory.
 """
@@ -13,6 +13,42 @@ from typing import Any, TypeVar
 SHARD_BYTES = 1 << 28
 
 Entry = TypeVar("Entry")
+
+
+def make_builder(
+    name: str,
+    version: str,
+    data_dir: str | None,
+    describe: Callable[[Any], Any],
+    write: Callable[[Any], Sequence[Any]],
+) -> Any:
+    """The TFDS builder of a set that its user names, which TFDS does not list.
+
+    Args:
+        name: of the set.
+        version: of its format.
+        data_dir: where prepared sets are.
+        describe: makes the ``DatasetInfo`` for the builder.
+        write: writes everything into the builder's directory, which is a temporary one then, and returns what
+            :func:`write_split` returned for each split.
+    """
+    import tensorflow_datasets as tfds
+
+    def prepare(self: Any, dl_manager: Any, download_config: Any) -> None:
+        self.info.set_splits(tfds.core.SplitDict(write(self)))
+
+    members = {
+        "name": name,
+        "VERSION": tfds.core.Version(version),
+        "_info": describe,
+        "_download_and_prepare": prepare,
+        "_split_generators": None,
+        "_generate_examples": None,
+    }
+    with tfds.core.registered.skip_registration():
+        kind = type("OwnSet", (tfds.core.GeneratorBasedBuilder,), members)
+    tfds.display_progress_bar(False)
+    return kind(data_dir=data_dir, file_format="array_record")
 
 
 def write_split(

@@ -8,7 +8,7 @@ from typing import Any
 
 from gw_jax.data.datasets import OWN_BUILDERS, check_data_dir, load_builder, one_line_errors
 from gw_jax.data.prepare.archives import COPIES_WHILE_PREPARING
-from gw_jax.data.prepare.array_record import write_split
+from gw_jax.data.prepare.array_record import make_builder, write_split
 from gw_jax.data.prepare.build import check_free_space, preparation_lock, prepare
 from gw_jax.data.prepare.folder import ImageFolder, check_classes, check_images, list_images, merge_shapes
 from gw_jax.data.prepare.names import check_new_name
@@ -84,39 +84,27 @@ def _builder(
 
     classes = list(folders["train"].files)
 
-    def info(self: Any) -> Any:
+    def describe(builder: Any) -> Any:
         features = {
             "image": tfds.features.Image(shape=shape),
             "label": tfds.features.ClassLabel(names=classes),
             "file_name": tfds.features.Text(),
         }
         return tfds.core.DatasetInfo(
-            builder=self,
+            builder=builder,
             description=source,
             features=tfds.features.FeaturesDict(features),
             supervised_keys=("image", "label"),
             disable_shuffling=True,
         )
 
-    def write(self: Any, dl_manager: Any, download_config: Any) -> None:
-        splits = [
-            write_split(self, split, _entries(folder), folder.num_bytes, functools.partial(_example, folder))
+    def write(builder: Any) -> list[Any]:
+        return [
+            write_split(builder, split, _entries(folder), folder.num_bytes, functools.partial(_example, folder))
             for split, folder in folders.items()
         ]
-        self.info.set_splits(tfds.core.SplitDict(splits))
 
-    members = {
-        "name": name,
-        "VERSION": tfds.core.Version(VERSION),
-        "_info": info,
-        "_download_and_prepare": write,
-        "_split_generators": None,
-        "_generate_examples": None,
-    }
-    with tfds.core.registered.skip_registration():
-        kind = type("FolderSet", (tfds.core.GeneratorBasedBuilder,), members)
-    tfds.display_progress_bar(False)
-    return kind(data_dir=data_dir, file_format="array_record")
+    return make_builder(name, VERSION, data_dir, describe, write)
 
 
 def _entries(folder: ImageFolder) -> list[tuple[str, str]]:

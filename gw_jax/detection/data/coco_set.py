@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gw_jax.data.prepare.array_record import write_split
+from gw_jax.data.prepare.array_record import make_builder, write_split
 from gw_jax.detection.data.coco import AnnotatedImage
 from gw_jax.detection.data.coco_file import Category
 from gw_jax.detection.data.scenes import ANNOTATIONS, FORMAT, INDEX, METADATA, VERSION
@@ -36,11 +36,11 @@ class Content:
     source: str
 
 
-def make_builder(name: str, data_dir: str | None, content: Content) -> Any:
+def coco_builder(name: str, data_dir: str | None, content: Content) -> Any:
     """The TFDS builder that writes ``content`` as the set ``name``."""
     import tensorflow_datasets as tfds
 
-    def info(self: Any) -> Any:
+    def describe(builder: Any) -> Any:
         features = {
             "image": tfds.features.Image(),
             "image_id": tfds.features.Scalar(np.int64),
@@ -48,32 +48,20 @@ def make_builder(name: str, data_dir: str | None, content: Content) -> Any:
             "objects": tfds.features.Text(),
         }
         return tfds.core.DatasetInfo(
-            builder=self,
+            builder=builder,
             description=content.source,
             features=tfds.features.FeaturesDict(features),
             disable_shuffling=True,
         )
 
-    def write(self: Any, dl_manager: Any, download_config: Any) -> None:
-        splits = [
-            write_split(self, split, entries, sum(map(_num_bytes, entries)), _example)
+    def write(builder: Any) -> list[Any]:
+        _write_files(pathlib.Path(os.fspath(builder.data_path)), content)
+        return [
+            write_split(builder, split, entries, sum(map(_num_bytes, entries)), _example)
             for split, entries in content.splits.items()
         ]
-        self.info.set_splits(tfds.core.SplitDict(splits))
-        _write_files(pathlib.Path(os.fspath(self.data_path)), content)
 
-    members = {
-        "name": name,
-        "VERSION": tfds.core.Version(VERSION),
-        "_info": info,
-        "_download_and_prepare": write,
-        "_split_generators": None,
-        "_generate_examples": None,
-    }
-    with tfds.core.registered.skip_registration():
-        kind = type("CocoSet", (tfds.core.GeneratorBasedBuilder,), members)
-    tfds.display_progress_bar(False)
-    return kind(data_dir=data_dir, file_format="array_record")
+    return make_builder(name, VERSION, data_dir, describe, write)
 
 
 def _num_bytes(entry: AnnotatedImage) -> int:

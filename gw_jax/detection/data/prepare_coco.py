@@ -12,7 +12,7 @@ from typing import Any
 from gw_jax.data.datasets import check_data_dir, one_line_errors
 from gw_jax.data.prepare.build import check_free_space, preparation_lock, prepare
 from gw_jax.detection.data.coco import Split, check_categories, read_coco
-from gw_jax.detection.data.coco_set import Content, make_builder
+from gw_jax.detection.data.coco_set import Content, coco_builder
 from gw_jax.detection.data.image_files import ImageFile, check_files
 from gw_jax.detection.data.packed import pack, unpack
 from gw_jax.detection.data.scenes import FORMAT, METADATA, set_directory
@@ -69,7 +69,7 @@ def prepare_coco(
         source=f"Images with objects, {_fingerprint(splits, keep_empty)}.",
     )
     with one_line_errors(name, data_dir):
-        builder = make_builder(name, data_dir, content)
+        builder = coco_builder(name, data_dir, content)
         with preparation_lock(builder, wait=wait):
             if not _is_prepared(name, data_dir, content.source):
                 size = sum(file.num_bytes for found in files.values() for file in found)
