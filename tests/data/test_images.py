@@ -146,7 +146,9 @@ def draw(count, width, height):
 
 
 # In the second image about a quarter of the boxes are the centred ones that follow ten that do not fit.
-@pytest.mark.parametrize(("width", "height", "count"), [(500, 375, 1_000_000), (420, 100, 100_000)])
+@pytest.mark.parametrize(
+    ("width", "height", "count"), [pytest.param(500, 375, 1_000_000, marks=pytest.mark.slow), (420, 100, 100_000)]
+)
 def test_crops_have_the_distribution_of_random_resized_crop(width, height, count):
     assert_same_distribution(draw(count, width, height), width, height)
 

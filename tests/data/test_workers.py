@@ -52,6 +52,7 @@ def expected():
     return bytes_of(train())
 
 
+@pytest.mark.slow
 def test_workers_and_threads_give_the_same_batches_and_resume_each_other(workers, expected):
     assert len(expected) == STEPS
     two, threads, one = train(2), train(0), train(1)

@@ -17,7 +17,7 @@ from tests.docs.prepared import PREPARE
 
 # What a reason must name: something that a machine of CI lacks, or time.
 REASONS = re.compile(
-    r"\b(cloud|TensorFlow|TPU|GPU|GPUs|ImageNet|SLURM|cluster|network|hub|hours|minutes|address|example of)\b"
+    r"\b(cloud|TensorFlow|TPU|GPU|GPUs|ImageNet|COCO|SLURM|cluster|network|hub|hours|minutes|address|example of)\b"
 )
 BLOCKS = [block for page in PAGES for block in read_blocks(page)]
 
