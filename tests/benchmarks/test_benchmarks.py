@@ -56,6 +56,7 @@ def test_the_training_step_is_measured(capsys, quick_compilation):
 
 
 @pytest.mark.slow
+@pytest.mark.long  # The same step is trained in test_config_runs.py.
 def test_the_training_step_of_a_detector_is_measured(capsys, quick_compilation):
     with quick_compilation():
         detection_step.main(["--small", "--norms=bn", "--json", "--no_eval"])

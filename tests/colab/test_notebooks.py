@@ -92,8 +92,12 @@ def test_the_import_was_committed_with_pytorch():
     assert not any("SKIPPED" in text for text in texts(committed("02_import_pytorch")))
 
 
+# Minutes of training, which tests/experiments repeats shortened.
+LONG = ("04_small_batches",)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in NAMES])
 def test_notebook_runs(name, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", os.environ.get("JAX_PLATFORMS", "cpu"))
     notebook = build.execute(name)

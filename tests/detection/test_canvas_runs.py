@@ -33,6 +33,7 @@ def detections(workdir, step=4):
 
 
 @pytest.mark.slow
+@pytest.mark.long  # A run on one canvas is killed and resumes in test_evaluated_runs.py, a recipe in test_config_runs.py.
 def test_a_run_over_two_canvases_is_killed_and_resumes(data_dir, tmp_path, quick):
     """Without workers first, and then with one."""
     devices = jax.devices()[:1]

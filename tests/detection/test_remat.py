@@ -31,6 +31,7 @@ def test_gradients_are_the_same(quick):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_field_makes_the_losses_keep_less():
     graphdef, params, rest = nnx.split(detectors.small(fpn_norm="gw", num_classes=3, mask_head=True), nnx.Param, ...)
 

@@ -36,6 +36,7 @@ def scaled(**fields):
 
 
 @pytest.mark.slow
+@pytest.mark.long  # The scaling alone has tests without a run.
 def test_a_scaled_run_is_stored_as_it_ran_and_resumes(tmp_path, quick, capsys):
     run(scaled(), tmp_path / "run")
     assert (

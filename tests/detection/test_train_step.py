@@ -231,7 +231,6 @@ def test_pooled_proposals_of_config_3(quick):
     check_heads(Case("config3_pooled_top_n", 3, 2), ("box_head",), "", **FLOAT32)
 
 
-@pytest.mark.long  # In float64, below.
 def test_a_step_of_config_6(quick):
     data, run, _ = run_steps("config6_two_images", 6, 2)
     check_step(data, run, 1, **FLOAT32)
@@ -248,7 +247,8 @@ def test_a_step_of_config_9(quick):
     check_untouched(data, run)
 
 
-@pytest.mark.parametrize("number", [pytest.param(3, marks=pytest.mark.long), 6])
+@pytest.mark.long  # In float32, above.
+@pytest.mark.parametrize("number", [3, 6])
 def test_float64(number):
     with enable_x64():
         data, run, _ = run_steps(f"config{number}_two_images", number, 2, "float64")

@@ -49,7 +49,7 @@ def test_a_stop_in_training_of_one_host_stops_both(finished, config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("host", [0, 1])
+@pytest.mark.parametrize("host", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_killed_host_is_named_by_the_other(tmp_path, host):
     faults = ["none", "none"]
     faults[host] = "SIGKILL@after_step@12"
