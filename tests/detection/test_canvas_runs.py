@@ -58,6 +58,7 @@ ENVIRONMENT = {"JAX_ENABLE_X64": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 @pytest.mark.slow
+@pytest.mark.long  # Two hosts evaluate in test_evaluated_runs.py, and classifiers train on them.
 def test_two_hosts_train_and_evaluate_as_one(data_dir, tmp_path, quick):
     with enable_x64():
         run(tiny(data_dir, dtype="float64"), tmp_path / "one", devices=jax.devices()[:4])
