@@ -73,6 +73,7 @@ def test_scaling_resolves_once_and_names_what_is_missing():
 
 
 @pytest.mark.slow
+@pytest.mark.long  # The message alone is in tests/train/test_divergence.py.
 def test_a_loss_that_is_not_finite_is_named(tmp_path, quick):
     config = make_config(
         num_steps=20, reference_batch_size=4, checkpoint=CheckpointConfig(every_steps=1), eval_every_steps=20

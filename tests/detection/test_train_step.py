@@ -231,6 +231,7 @@ def test_pooled_proposals_of_config_3(quick):
     check_heads(Case("config3_pooled_top_n", 3, 2), ("box_head",), "", **FLOAT32)
 
 
+@pytest.mark.long  # Both norms and heads are in the steps of configs 3 and 9.
 def test_a_step_of_config_6(quick):
     data, run, _ = run_steps("config6_two_images", 6, 2)
     check_step(data, run, 1, **FLOAT32)
