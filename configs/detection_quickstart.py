@@ -3,7 +3,7 @@
     python train.py --config=configs/detection_quickstart.py
 
 Nothing is downloaded: digits and photographs ship in packages, and the set, a composite, is prepared on first use.
-Hardware: 2 CPU cores, some minutes. Expected: the average precision that docs/detection.md states.
+Hardware: 2 CPU cores, some minutes. Expected: not measured over the full run yet.
 """
 
 from gw_jax.detection.config import DetectionConfig, DetectorConfig
