@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from gw_jax.data.images import open_image
+from gw_jax.data.decoding import open_image
 from gw_jax.detection.data.batches import SceneBatches
 from gw_jax.detection.data.canvases import CanvasOrder
 from gw_jax.detection.data.resize import resized_pixels, target_size, target_sizes

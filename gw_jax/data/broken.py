@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gw_jax.data.images import ImageTypeError
+from gw_jax.data.decoding import ImageTypeError
 from gw_jax.errors import DataError, one_line
 
 Batch = dict[str, np.ndarray]

@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from gw_jax.data.broken import MAX_SUBSTITUTES, broken_record, fatal_errors, name_of, nothing_readable
+from gw_jax.data.broken import MAX_SUBSTITUTES, Batch, broken_record, fatal_errors, name_of, nothing_readable
 from gw_jax.data.images import Transform, eval_image, train_image
 from gw_jax.data.shards import ProcessShard
 from gw_jax.errors import DataError, one_line
-
-Batch = dict[str, np.ndarray]
 
 # The label of examples that have none, as in the test splits of many sets.
 UNLABELLED = -1

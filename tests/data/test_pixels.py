@@ -7,8 +7,8 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from gw_jax.data import images
+from gw_jax.data.decoding import ImageTypeError
 from gw_jax.data.images import (
-    ImageTypeError,
     Transform,
     centre_crop,
     eval_image,

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 SHARD_BYTES = 1 << 28
+# Disk space of a set, as a share of its files: the records, and what stands around them.
+DISK_SHARE = 1.05
 
 Entry = TypeVar("Entry")
 

@@ -9,7 +9,7 @@ import stat
 import warnings
 from collections.abc import Iterable, Mapping
 
-from gw_jax.data.images import FORMATS, open_image
+from gw_jax.data.decoding import FORMATS, open_image
 from gw_jax.errors import DataError, one_line, shown
 
 # Ends of file names of the formats that are read.

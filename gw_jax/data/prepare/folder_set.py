@@ -7,8 +7,7 @@ import sys
 from typing import Any
 
 from gw_jax.data.datasets import OWN_BUILDERS, check_data_dir, load_builder, one_line_errors
-from gw_jax.data.prepare.archives import COPIES_WHILE_PREPARING
-from gw_jax.data.prepare.array_record import make_builder, write_split
+from gw_jax.data.prepare.array_record import DISK_SHARE, make_builder, write_split
 from gw_jax.data.prepare.build import check_free_space, preparation_lock, prepare
 from gw_jax.data.prepare.folder import ImageFolder, check_classes, check_images, list_images, merge_shapes
 from gw_jax.data.prepare.names import check_new_name
@@ -48,9 +47,8 @@ def prepare_folder(name: str, data_dir: str | None, train: str, evaluation: str)
         with preparation_lock(builder, wait=False):
             if not _is_prepared(builder, data_dir, source):
                 shape = merge_shapes(map(check_images, folders.values()))
-                check_free_space(
-                    str(builder.data_path), COPIES_WHILE_PREPARING * sum(f.num_bytes for f in folders.values())
-                )
+                size = sum(folder.num_bytes for folder in folders.values())
+                check_free_space(str(builder.data_path), DISK_SHARE * size, copies=False)
                 prepare(_builder(name, data_dir, folders, source, shape))
         return load_builder(name, data_dir)
 

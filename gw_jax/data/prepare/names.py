@@ -5,7 +5,7 @@ from collections.abc import Container
 
 from gw_jax.errors import DataError, shown
 
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
+NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def check_new_name(name: str, own: Container[str]) -> None:
@@ -20,7 +20,7 @@ def check_new_name(name: str, own: Container[str]) -> None:
     """
     import tensorflow_datasets as tfds
 
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise DataError(f"NAME={shown(name)} must be of small letters, digits and _, and begin with a letter: my_flowers.")
     if name not in own:
         try:

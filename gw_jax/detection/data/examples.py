@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gw_jax.data.broken import MAX_SUBSTITUTES, Batch, broken_record, fatal_errors, name_of, nothing_readable
-from gw_jax.data.images import open_image
+from gw_jax.data.decoding import open_image
 from gw_jax.data.shards import ProcessShard
 from gw_jax.detection.data.canvases import FLIP, Canvas, CanvasOrder, EvalCanvasOrder, random_bits
 from gw_jax.detection.data.resize import Polygons, flip_objects, resized_pixels, scale_objects

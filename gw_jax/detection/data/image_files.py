@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gw_jax.data.images import open_encoded
+from gw_jax.data.decoding import open_encoded
 from gw_jax.detection.data.coco import AnnotatedImage
 from gw_jax.detection.data.coco_file import display
 from gw_jax.errors import DataError, one_line, shown

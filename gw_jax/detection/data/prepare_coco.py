@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gw_jax.data.datasets import check_data_dir, one_line_errors
+from gw_jax.data.prepare.array_record import DISK_SHARE
 from gw_jax.data.prepare.build import check_free_space, preparation_lock, prepare
 from gw_jax.detection.data.coco import Split, check_categories, read_coco
 from gw_jax.detection.data.coco_set import Content, coco_builder
@@ -17,9 +18,6 @@ from gw_jax.detection.data.image_files import ImageFile, check_files
 from gw_jax.detection.data.packed import pack, unpack
 from gw_jax.detection.data.scenes import FORMAT, METADATA, set_directory
 from gw_jax.errors import DataError
-
-# The records of the images and what stands around them.
-_DISK_SHARE = 1.05
 
 Source = tuple[pathlib.Path, pathlib.Path]
 
@@ -73,12 +71,12 @@ def prepare_coco(
         with preparation_lock(builder, wait=wait):
             if not _is_prepared(name, data_dir, content.source):
                 size = sum(file.num_bytes for found in files.values() for file in found)
-                check_free_space(str(builder.data_path), _DISK_SHARE * size, copies=False)
+                check_free_space(str(builder.data_path), DISK_SHARE * size, copies=False)
                 prepare(builder)
 
 
 def read_facts(name: str, data_dir: str | None) -> Mapping[str, Any]:
-    """What the description of a prepared set says about its splits, by their names, and about ``shared_images``."""
+    """What the description of a prepared set says about its splits, by their names."""
     return json.loads((set_directory(name, data_dir) / METADATA).read_text())["splits"]
 
 

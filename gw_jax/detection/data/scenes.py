@@ -4,7 +4,6 @@ import hashlib
 import importlib
 import json
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from gw_jax.data.datasets import check_data_dir, one_line_errors
 from gw_jax.data.digest import digest
+from gw_jax.data.prepare.names import NAME
 from gw_jax.detection.data.coco_file import Category
 from gw_jax.detection.data.packed import unpack
 from gw_jax.errors import DataError, one_line, raise_missing_package, shown
@@ -22,7 +22,6 @@ INDEX = "index_{split}.npz"
 ANNOTATIONS = "annotations_validation.json"
 VERSION = "1.0.0"
 FORMAT = 1
-NAME = re.compile(r"[a-z][a-z0-9_]*")
 # The sets that this package makes itself on first use: module and function, which gets the data directory.
 OWN_SETS = {"digit_scenes": ("gw_jax.detection.data.digit_scenes", "prepare_digit_scenes")}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gw_jax.data.images import open_image
+from gw_jax.data.decoding import open_image
 from gw_jax.detection import pad_targets
 from gw_jax.detection.data.batches import EvalSceneBatches, SceneBatches
 from gw_jax.detection.data.canvases import CanvasOrder, EvalCanvasOrder
