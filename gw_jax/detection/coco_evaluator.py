@@ -3,45 +3,17 @@
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
-import numpy as np
 
 from gw_jax.detection.coco_metrics import coco_metrics, read_annotations
 from gw_jax.detection.coco_results import Result, coco_results, not_finite
+from gw_jax.detection.data.scenes import Scenes
 from gw_jax.detection.detection_files import DetectionFiles
 from gw_jax.errors import ConfigError, DataError
 from gw_jax.train.distributed import run_on_main, wait_for_everyone
 from gw_jax.train.mesh import local_rows
-
-
-class EvaluatedImages(Protocol):
-    """The images of an evaluation."""
-
-    @property
-    def image_ids(self) -> np.ndarray:
-        """Their ids in the annotations."""
-        ...
-
-
-class EvaluatedScenes(Protocol):
-    """The part of :class:`gw_jax.detection.data.scenes.Scenes` that an evaluation needs."""
-
-    @property
-    def categories(self) -> Sequence[Any]:
-        """Label ``i + 1`` is ``categories[i]``, which has an ``id``."""
-        ...
-
-    @property
-    def evaluation(self) -> EvaluatedImages:
-        """The images."""
-        ...
-
-    @property
-    def annotations(self) -> str:
-        """The path of their annotations."""
-        ...
 
 
 class CocoEvaluator:
@@ -72,7 +44,7 @@ class CocoEvaluator:
         0.0
     """
 
-    def __init__(self, scenes: EvaluatedScenes, workdir: pathlib.Path | None = None, step: int = 0):
+    def __init__(self, scenes: Scenes, workdir: pathlib.Path | None = None, step: int = 0):
         if workdir is None and jax.process_count() > 1:
             raise ConfigError("An evaluation by several processes needs a work directory that they share; give workdir.")
         self._scenes = scenes
@@ -172,5 +144,5 @@ class _Results:
             yield from json.loads(text)
 
 
-def _came_twice(scenes: EvaluatedScenes, place: int) -> DataError:
+def _came_twice(scenes: Scenes, place: int) -> DataError:
     return DataError(f"Image {scenes.evaluation.image_ids[place]} of the evaluation came twice; each must come once.")

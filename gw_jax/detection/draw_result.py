@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from gw_jax.data.images import open_image
+from gw_jax.data.decoding import open_image
 from gw_jax.detection.coco_results import Result
-from gw_jax.detection.data.rle import decode_mask
-from gw_jax.detection.data.scenes import Scene
+from gw_jax.detection.data.scenes import Scene, Scenes
 from gw_jax.detection.detection_files import stored_detections
 from gw_jax.detection.draw import DrawnObject, Region, draw_objects, font
+from gw_jax.detection.rle import decode_mask
 from gw_jax.errors import DataError, one_line
 from gw_jax.files import replacing
 
@@ -23,13 +23,13 @@ _PANEL, _GAP = 300, 8  # pixels
 _THRESHOLD = 0.5
 
 
-def draw_result(scenes: Any, workdir: pathlib.Path) -> pathlib.Path | None:
+def draw_result(scenes: Scenes, workdir: pathlib.Path) -> pathlib.Path | None:
     """Draws the detections of the last evaluation beside ground truth into ``detections.png``; returns its path.
 
     Detections with scores from 0.5 on are drawn, in images at equal distances in the set, preferably such with objects.
 
     Args:
-        scenes: the set; see :class:`gw_jax.detection.data.scenes.Scenes`.
+        scenes: the set.
         workdir: the work directory. Without stored detections nothing is drawn.
 
     Raises:

@@ -12,6 +12,8 @@ from gw_jax.ops.nms import greedy
 from gw_jax.ops.per_device import on_each_device
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+# Detections have higher scores.
+SCORE_THRESHOLD = 0.05
 
 
 class BoxDetections(NamedTuple):
@@ -30,7 +32,7 @@ def postprocess(
     present: jax.Array,
     sizes: jax.Array,
     *,
-    score_threshold: float = 0.05,
+    score_threshold: float = SCORE_THRESHOLD,
     nms_threshold: float = 0.5,
     max_detections: int = 100,
 ) -> BoxDetections:

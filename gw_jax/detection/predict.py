@@ -11,6 +11,7 @@ import errno
 import glob
 import itertools
 import json
+import math
 import os
 import pathlib
 import sys
@@ -20,12 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from gw_jax.data.images import open_image
+from gw_jax.data.decoding import open_image
 from gw_jax.detection.coco_results import Result, coco_results, original_boxes
 from gw_jax.detection.description import Description, describe
 from gw_jax.detection.detections import Detections
 from gw_jax.detection.draw import DrawnObject, Region, draw_objects
 from gw_jax.detection.paste import paste_region
+from gw_jax.detection.postprocess import SCORE_THRESHOLD
 from gw_jax.detection.predictor import Predictor
 from gw_jax.detection.run_models import is_run, load_run
 from gw_jax.detection.saved import load_detector
@@ -38,6 +40,7 @@ from gw_jax.train.state import activation_dtype
 # Files of a folder that are taken for images.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 DEFAULT_OUT = "predictions"
+MAX_SIDE = 8192  # pixels of the network's input
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -83,7 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", metavar="MODEL", help="directory of a detector, or work directory of a run")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="file, folder or pattern")
-    parser.add_argument("--threshold", type=_share, default=0.5, help="lowest score of an object, 0.05 to 1 (0.5)")
+    parser.add_argument(
+        "--threshold", type=_score, default=0.5, help=f"lowest score of an object, {SCORE_THRESHOLD} to 1 (0.5)"
+    )
     parser.add_argument(
         "--out", type=pathlib.Path, metavar="DIR", help=f"directory of the pictures ({DEFAULT_OUT}, without --json)"
     )
@@ -93,18 +98,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+def _score(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not SCORE_THRESHOLD <= value <= 1:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no score between {SCORE_THRESHOLD}, below which a detector drops objects, and 1"
+        )
     return value
 
 
 def _pixels(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 8192:
-        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 8192")
-    return value
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= MAX_SIDE):
+        raise argparse.ArgumentTypeError(f"{text} is no number of pixels from 1 to {MAX_SIDE}")
+    return int(text)
 
 
 def _predict(args: argparse.Namespace) -> int:

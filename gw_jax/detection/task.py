@@ -10,6 +10,7 @@ from flax import nnx
 
 from gw_jax.config_checks import check_split
 from gw_jax.detection.coco_metrics import require_pycocotools
+from gw_jax.detection.data.scenes import Scenes
 from gw_jax.detection.description import entries
 from gw_jax.detection.detector import Detector, create_detector
 from gw_jax.detection.draw_result import draw_result
@@ -41,14 +42,19 @@ class DetectionData(Protocol):
         steps_per_epoch: training batches of an epoch.
         name: of the data, for plots.
         eval_name: name of the evaluation data where it is not the data's own split, or None.
-        scenes: the prepared set, whose categories an exported detector knows, and of which ``detections.png`` shows images;
-            None for other data.
     """
 
     steps_per_epoch: int
     name: str
     eval_name: str | None
-    scenes: Any
+
+    @property
+    def scenes(self) -> Scenes | None:
+        """The prepared set, whose categories an exported detector knows, and of which ``detections.png`` shows images.
+
+        None for other data.
+        """
+        ...
 
     def train_batches(self, num_epochs: int, process_index: int, process_count: int) -> TrainBatches:
         """This process's shard of the training batches."""

@@ -117,7 +117,7 @@ def test_images_of_every_kind_are_read(command, tmp_path):
 def test_images_of_extreme_sides_are_read(command):
     for name, (height, width) in {"a": (1, 300), "b": (300, 1), "c": (1, 1), "d": (33, 31)}.items():
         Image.fromarray(noise(height, width)).save(f"{name}.png")
-    assert command("a.png", "b.png", "c.png", "d.png", "--threshold=0") == 0
+    assert command("a.png", "b.png", "c.png", "d.png", "--threshold=0.05") == 0
     assert len(list(pathlib.Path("predictions").iterdir())) == 4
 
 
@@ -152,9 +152,16 @@ def test_what_cannot_be_done_is_refused_before_anything_is_computed(command, tmp
         err = capsys.readouterr().err
         assert err.startswith(f"error: {message}"), err
         assert len(err.splitlines()) == 1
-    with pytest.raises(SystemExit):
-        command("good.png", "--threshold=2")
-    assert "2 is not between 0 and 1" in capsys.readouterr().err
+    for flag, message in (
+        ("--threshold=2", "2 is no score between 0.05, below which a detector drops objects, and 1"),
+        ("--threshold=0.01", "0.01 is no score between 0.05"),
+        ("--threshold=half", "half is no score between 0.05"),
+        ("--min_side=0", "0 is no number of pixels from 1 to 8192"),
+        ("--max_side=1e3", "1e3 is no number of pixels from 1 to 8192"),
+    ):
+        with pytest.raises(SystemExit):
+            command("good.png", flag)
+        assert message in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "good.png"]
 
 

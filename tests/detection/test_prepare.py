@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from gw_jax.data.images import open_image
+from gw_jax.data.decoding import open_image
 from gw_jax.data.prepare.build import preparation_lock
 from gw_jax.data.prepare.names import check_new_name
 from gw_jax.detection.config import DetectorConfig

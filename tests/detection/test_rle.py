@@ -4,7 +4,7 @@ import pytest
 pycocotools_mask = pytest.importorskip("pycocotools.mask", reason="pycocotools is not installed; extra detection")
 
 from gw_jax.detection.paste import paste_mask, paste_region  # noqa: E402
-from gw_jax.detection.rle import encode_region  # noqa: E402
+from gw_jax.detection.rle import decode_mask, encode_region  # noqa: E402
 
 
 def encoded(mask):
@@ -39,3 +39,34 @@ def test_pasted_masks_are_encoded_as_by_pycocotools():
         probability = rng.uniform(size=(28, 28))
         expected = encoded(paste_mask(probability, box, (40, 60)))
         assert encode_region(*paste_region(probability, box, (40, 60)), (40, 60)) == expected
+
+
+def test_large_numbers_and_long_runs():
+    mask = np.zeros((3000, 4000), bool)
+    mask[2990:, 3990:] = True
+    np.testing.assert_array_equal(decode_mask(encoded(mask), 3000, 4000), mask)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ({"size": [4, 6], "counts": [24]}, r"an RLE of size \[4, 6\], where the image has \[4, 5\]"),
+        ({"size": [5, 4], "counts": [20]}, r"an RLE of size \[5, 4\]"),
+        ({"counts": [20]}, "an RLE of size None"),
+        ({"size": [4, 5], "counts": [19]}, "whose counts do not sum up to 4 x 5 pixels"),
+        ({"size": [4, 5], "counts": [21]}, "'counts' are neither"),
+        ({"size": [4, 5], "counts": [-1, 21]}, "'counts' are neither"),
+        ({"size": [4, 5], "counts": [5, 10**30]}, "'counts' are neither"),
+        ({"size": [4, 5], "counts": [20.0]}, "'counts' are neither"),
+        ({"size": [4, 5], "counts": None}, "'counts' are neither"),
+        ({"size": [4, 5], "counts": ""}, "do not sum up"),
+        ({"size": [4, 5], "counts": "e0"}, "do not sum up"),
+        ({"size": [4, 5], "counts": "\u00ff"}, "do not sum up"),
+        ({"size": [4, 5], "counts": "d"}, "no compressed numbers"),
+        ({"size": [4, 5], "counts": "oooooooooooooooooo0"}, "no compressed numbers"),
+        ({"size": [4, 5], "counts": " "}, "no compressed numbers"),
+    ],
+)
+def test_damaged_masks_are_refused(segmentation, message):
+    with pytest.raises(ValueError, match=message):
+        decode_mask(segmentation, 4, 5)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gw_jax.detection.data.outlines import outlines
-from gw_jax.detection.data.rle import decode_mask
+from gw_jax.detection.rle import decode_mask
 from gw_jax.errors import shown
 
 # Reasons for which an object, or a part of its polygon, is dropped, as the report names them.

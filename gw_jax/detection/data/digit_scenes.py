@@ -15,6 +15,7 @@ import numpy as np
 
 from gw_jax.data.digits import read_digits
 from gw_jax.detection.data.outlines import outlines
+from gw_jax.detection.rle import encode_region
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SPLITS = {"train": 1000, "validation": 200}
@@ -33,7 +34,7 @@ _CATEGORY_ID = 1  # That of "zero".
 _INK = 128
 
 
-class Scene(NamedTuple):
+class DigitScene(NamedTuple):
     """An image uint8 ``[h, w, 3]``, its digits' classes and visible masks bool ``[h, w]``, and a crowd's, or None."""
 
     image: np.ndarray
@@ -58,12 +59,6 @@ def write_digit_scenes(directory: str | pathlib.Path) -> dict[str, tuple[pathlib
 
     Returns:
         For "train" and "validation", the path of the JSON file and that of the folder of images.
-
-    Example:
-        >>> from gw_jax.detection.data.digit_scenes import write_digit_scenes
-        >>> files = write_digit_scenes("scenes")  # doctest: +SKIP
-        >>> files["train"][0].name  # doctest: +SKIP
-        'digit_scenes_train.json'
     """
     directory = pathlib.Path(directory)
     (directory / "annotations").mkdir(parents=True, exist_ok=True)
@@ -84,7 +79,7 @@ def prepare_digit_scenes(data_dir: str | None) -> None:
         prepare_coco("digit_scenes", data_dir, [files["train"]], files["validation"], wait=True)
 
 
-def make_scene(split: str, index: int) -> Scene:
+def make_scene(split: str, index: int) -> DigitScene:
     """Scene ``index`` of a split, "train" or "validation".
 
     Example:
@@ -99,7 +94,7 @@ def make_scene(split: str, index: int) -> Scene:
             painter.add_crowd()
         for _ in range(painter.draw.between(1, MOST_DIGITS)):
             painter.add_digit()
-    return Scene(painter.image, painter.labels, painter.masks, painter.crowd)
+    return DigitScene(painter.image, painter.labels, painter.masks, painter.crowd)
 
 
 class _Draw:
@@ -278,13 +273,5 @@ def _annotation(label: int, mask: np.ndarray, is_crowd: int) -> dict[str, Any]:
         "iscrowd": is_crowd,
         "bbox": [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
         "area": int(mask.sum()),
-        "segmentation": _run_lengths(mask) if is_crowd else outlines(mask),
+        "segmentation": encode_region(mask, slice(0, None), slice(0, None), mask.shape) if is_crowd else outlines(mask),
     }
-
-
-def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
-    """COCO's uncompressed RLE: column by column, alternating lengths of pixels outside and inside."""
-    flat = np.concatenate([[False], mask.T.ravel()])
-    changes = np.flatnonzero(flat[1:] != flat[:-1])
-    counts = np.diff(np.concatenate([[0], changes, [mask.size]]))
-    return {"size": list(mask.shape), "counts": counts.tolist()}
