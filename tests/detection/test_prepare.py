@@ -1,13 +1,9 @@
 """The command that prepares sets from annotations in COCO's format."""
 
 import collections
-import functools
 import json
 import re
 import shutil
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,31 +12,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from gw_jax.data.decoding import open_image
-from gw_jax.data.prepare.build import preparation_lock
 from gw_jax.data.prepare.names import check_new_name
 from gw_jax.detection.config import DetectorConfig
-from gw_jax.detection.data import coco_set
 from gw_jax.detection.data.scenes import open_scenes
 from gw_jax.detection.prepare import main
 from gw_jax.detection.recipes import faster_rcnn_recipe
-from tests.helpers import prepare
 from tests.helpers.coco import CATEGORIES, write_miniature, write_own
-
-refused = functools.partial(prepare.refused, command=main)
-
-
-def own(tmp_path, change=None, change_eval=None, name="own"):
-    """The command for a folder of one's own."""
-    files = {
-        "--train": tmp_path / "train",
-        "--eval": tmp_path / "eval",
-    }
-    arguments = [name, f"--data_dir={tmp_path / 'data'}"]
-    for (flag, folder), changed in zip(files.items(), (change, change_eval), strict=True):
-        if not folder.exists():
-            write_own(tmp_path, changed, split=folder.name)
-        arguments += [flag, str(folder.with_suffix(".json")), str(folder)]
-    return arguments
+from tests.helpers.coco_command import own, refused
 
 
 @pytest.fixture(scope="module")
@@ -255,76 +233,6 @@ def test_a_disk_without_room_is_named_beforehand(tmp_path, monkeypatch):
     message = refused(*own(tmp_path))
     assert re.search("Preparing needs about 0 GB in .*/own/1.0.0, and 0 GB are free", message)
     assert not (tmp_path / "data/own/1.0.0").exists()
-
-
-def test_one_process_prepares_at_a_time(tmp_path):
-    command = own(tmp_path)
-    builder = coco_set.coco_builder("own", str(tmp_path / "data"), coco_set.Content([], {}, {}, {}, ""))
-    with preparation_lock(builder, wait=False):
-        assert "Another command is preparing" in refused(*command)
-    main(command)
-
-
-def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
-    command, example = own(tmp_path), coco_set._example
-
-    def interrupted(image):
-        if image.path.parent.name == "eval":
-            raise KeyboardInterrupt
-        return example(image)
-
-    monkeypatch.setattr(coco_set, "_example", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        main(command)
-    assert [path.name for path in (tmp_path / "data/own").iterdir()] == [".1.0.0.lock"]
-
-
-def test_an_image_that_changes_meanwhile_is_noticed(tmp_path, monkeypatch):
-    command, example = own(tmp_path), coco_set._example
-
-    def edited(image):
-        Image.new("RGB", (40, 30)).save(tmp_path / "train/a.png")
-        return example(image)
-
-    monkeypatch.setattr(coco_set, "_example", edited)
-    assert "a.png was changed while the set was prepared" in refused(*command)
-    assert [path.name for path in (tmp_path / "data/own").iterdir()] == [".1.0.0.lock"]
-
-
-# Stops in the middle of writing, and says whether packages were imported that preparing does not need.
-SLOW = """
-import sys, time
-from gw_jax.data.prepare.names import check_new_name
-from gw_jax.detection.config import DetectorConfig
-from gw_jax.detection.data import coco_set
-from gw_jax.detection.prepare import main
-from gw_jax.detection.recipes import faster_rcnn_recipe
-
-example = coco_set._example
-
-def slowly(image):
-    if image.path.parent.name == "eval":
-        print(sorted({"tensorflow", "pycocotools", "grain"} & set(sys.modules)), flush=True)
-        time.sleep(600)
-    return example(image)
-
-coco_set._example = slowly
-main(sys.argv[1:])
-"""
-
-
-def test_a_killed_command_leaves_no_set_and_the_next_one_cleans_up(tmp_path, capsys):
-    command = own(tmp_path)
-    killed = subprocess.Popen([sys.executable, "-c", SLOW, *command], stdout=subprocess.PIPE, text=True)
-    assert "[]\n" in iter(killed.stdout.readline, "")
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    (leftover,) = (tmp_path / "data/own").glob("*incomplete*")
-    assert not (tmp_path / "data/own/1.0.0").exists()
-    main(command)
-    output = capsys.readouterr()
-    assert f"Removing {leftover}, which a stopped command left unfinished." in output.err
-    assert sorted(path.name for path in (tmp_path / "data/own").iterdir()) == [".1.0.0.lock", "1.0.0"]
 
 
 def test_the_recipes_name_a_set_that_can_be_prepared():
