@@ -13,11 +13,9 @@ Whitening.
 import argparse
 import concurrent.futures
 import functools
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 import time
 from typing import Any
 
@@ -26,6 +24,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 
+from benchmarks import machine
 from benchmarks.detection_steps import EVAL_FIELDS, example_batch, make_detection_steps
 from benchmarks.steps import describe
 from benchmarks.timing import interleaved_medians
@@ -139,10 +138,8 @@ def main(arguments: list[str] | None = None) -> None:
             )
     if args.json:
         result = {
-            "platform": jax.default_backend(),
-            "device": platform.machine() if on_cpu else jax.devices()[0].device_kind,
+            **machine.describe("flax", "optax"),
             "devices": count,
-            "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")},
             "network": args.network,
             "small": args.small,
             "images": images,

@@ -20,7 +20,6 @@ import importlib.util
 import json
 import math
 import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from benchmarks import machine
 from benchmarks.timing import interleaved_medians
 from gw_jax.nn import BatchNorm, GroupNorm, GroupWhitening
 
@@ -221,11 +221,7 @@ def main() -> None:
             times = "  ".join(f"{name[:-3]} {value:.3f}" for name, value in case.items() if name.endswith("_ms") and value)
             print(f"{'x'.join(map(str, shape)):16s} {case['step']:17s} {times}", flush=True)
     result = {
-        "platform": jax.default_backend(),
-        "device": platform.machine() if on_cpu else jax.devices()[0].device_kind,
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", *(["torch"] if torch else []))
-        },
+        **machine.describe("flax", *(["torch"] if torch else [])),
         "rounds": args.rounds,
         "cases": cases,
         "geomean_ratio_torch": geometric_mean([case["ratio_torch"] for case in cases if "ratio_torch" in case]),

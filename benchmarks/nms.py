@@ -10,15 +10,14 @@ point.
 """
 
 import argparse
-import importlib.metadata
 import json
-import platform
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from benchmarks import machine
 from benchmarks.timing import interleaved_medians
 from gw_jax.ops.nms import nms
 
@@ -102,11 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         times = f"{case['ours_ms']:8.3f} {case['numpy_ms']:8.3f} {case['ratio_numpy']:6.3f}"
         print(f"{case['boxes']:10s} {case['threshold']:9.1f} {case['kept']:5d} {times}")
     if args.json:
-        on_cpu = jax.default_backend() == "cpu"
         result = {
-            "platform": jax.default_backend(),
-            "device": platform.machine() if on_cpu else jax.devices()[0].device_kind,
-            "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy")},
+            **machine.describe("numpy"),
             "rounds": args.rounds,
             "cases": cases,
         }

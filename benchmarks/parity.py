@@ -16,7 +16,6 @@ on a GPU, which takes most of the time; the kernels are not affected. The exit c
 
 import argparse
 import datetime
-import importlib.metadata
 import itertools
 import json
 import os
@@ -32,9 +31,8 @@ from typing import Any
 # Before JAX starts: several processes share a GPU.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-import jax
 
-from benchmarks import parity_checks
+from benchmarks import machine, parity_checks
 from benchmarks.parity_checks import Case
 
 RESNET50 = [(112, 112, 64), (56, 56, 64), (28, 28, 128), (14, 14, 256), (7, 7, 512)]
@@ -192,9 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
     results: list[dict[str, Any]] = []
     report: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
-        "platform": jax.default_backend(),
-        "device": jax.devices()[0].device_kind,
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")},
+        **machine.describe("flax", "numpy"),
         "implementations": implementations,
         "autotuning": not args.no_autotuning,
         "bounds": parity_checks.BOUNDS,

@@ -13,10 +13,8 @@ for bfloat16, on the same device); ``ratio_torch``: this project's time over its
 
 import argparse
 import concurrent.futures
-import importlib.metadata
 import json
 import os
-import platform
 import time
 from typing import Any
 
@@ -26,6 +24,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax
 import numpy as np
 
+from benchmarks import machine
 from benchmarks.steps import describe, make_steps
 from benchmarks.timing import interleaved_medians
 from gw_jax.classification import ClassificationConfig, DataConfig, ModelConfig, NormConfig
@@ -130,10 +129,8 @@ def main(arguments: list[str] | None = None) -> None:
         )
     if args.json:
         result = {
-            "platform": jax.default_backend(),
-            "device": platform.machine() if on_cpu else jax.devices()[0].device_kind,
+            **machine.describe("flax", "optax"),
             "devices": count,
-            "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")},
             "model": args.model,
             "batch_size": batch,
             "image_size": size,
