@@ -37,6 +37,19 @@ def encode_region(region: np.ndarray, rows: slice, columns: slice, size: tuple[i
     return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
 
 
+def encode_uncompressed(mask: np.ndarray) -> dict[str, Any]:
+    """The run lengths of a mask as COCO's files have them for crowds.
+
+    Args:
+        mask: bool ``[height, width]``.
+
+    Returns:
+        ``{"size": [height, width], "counts": list of int}``, JSON values.
+    """
+    height, width = mask.shape
+    return {"size": [height, width], "counts": _run_lengths(mask, 0, 0, height, width)}
+
+
 def _run_lengths(region: np.ndarray, top: int, left: int, height: int, width: int) -> list[int]:
     """Lengths of the runs of False and True in turns, from the first column down; the first one may be 0."""
     by_column = np.ascontiguousarray(region.T)

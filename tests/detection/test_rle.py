@@ -4,7 +4,7 @@ import pytest
 pycocotools_mask = pytest.importorskip("pycocotools.mask", reason="pycocotools is not installed; extra detection")
 
 from gw_jax.detection.paste import paste_mask, paste_region  # noqa: E402
-from gw_jax.detection.rle import decode_mask, encode_region  # noqa: E402
+from gw_jax.detection.rle import decode_mask, encode_region, encode_uncompressed  # noqa: E402
 
 
 def encoded(mask):
@@ -31,6 +31,8 @@ def test_regions_are_encoded_as_by_pycocotools():
         rows, columns = slice(top, top + region.shape[0]), slice(left, left + region.shape[1])
         whole[rows, columns] = region
         assert encode_region(region, rows, columns, (7, 9)) == encoded(whole)
+        uncompressed = pycocotools_mask.frPyObjects(encode_uncompressed(whole), 7, 9)
+        assert uncompressed["counts"].decode() == encoded(whole)["counts"]
 
 
 def test_pasted_masks_are_encoded_as_by_pycocotools():

@@ -15,7 +15,7 @@ import numpy as np
 
 from gw_jax.data.digits import read_digits
 from gw_jax.detection.data.outlines import outlines
-from gw_jax.detection.rle import encode_region
+from gw_jax.detection.rle import encode_uncompressed
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SPLITS = {"train": 1000, "validation": 200}
@@ -273,5 +273,5 @@ def _annotation(label: int, mask: np.ndarray, is_crowd: int) -> dict[str, Any]:
         "iscrowd": is_crowd,
         "bbox": [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
         "area": int(mask.sum()),
-        "segmentation": encode_region(mask, slice(0, None), slice(0, None), mask.shape) if is_crowd else outlines(mask),
+        "segmentation": encode_uncompressed(mask) if is_crowd else outlines(mask),
     }
