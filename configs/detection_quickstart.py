@@ -28,9 +28,7 @@ def get_config() -> DetectionConfig:
         canvases=("160x160",),
         max_objects=5,
         max_edges=416,
-        data=SceneConfig(
-            name="digit_scenes", min_side=120, max_side=160, train_min_sides=(84, 96, 108, 120), flip=False
-        ),
+        data=SceneConfig(name="digit_scenes", min_side=120, max_side=160, train_min_sides=(84, 96, 108, 120), flip=False),
         sampling=Sampling(rpn_batch=64, box_batch=32, pre_nms_top_n=200, post_nms_top_n=100, proposals=100),
         model=DetectorConfig(
             backbone="resnet18",

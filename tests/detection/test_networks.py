@@ -310,7 +310,7 @@ def test_lists_are_refused_by_name():
         small().detect(images.tolist(), valid, valid)
 
 
-@pytest.mark.parametrize("norm", ["frozen_bn", "gw"])
+@pytest.mark.parametrize("norm", [pytest.param("frozen_bn", marks=SLOW), "gw"])
 def test_no_boxes_have_no_predictions(norm):
     head_norm = {"box_head_norm": "gw", "mask_head_norm": "gw", "box_head": "4conv1fc"} if norm == "gw" else {}
     detector = small(norm=norm, mask_head=True, **head_norm)
