@@ -16,8 +16,8 @@ from gw_jax.train.config import CheckpointConfig, OptimizerConfig, ScheduleConfi
 def get_config() -> DetectionConfig:
     """A quarter of a ResNet-18's width, whitening in its stem and its 3x3 convolutions, and samples for 5 objects.
 
-    Nothing is frozen, and AdamW replaces SGD, because the backbone has no weights of another training. Images are larger than
-    stored, and of several sizes in training: 1,000 scenes are few. A mirrored digit is none.
+    Nothing is frozen, and AdamW replaces SGD, because the backbone has no weights of another training. Images are enlarged,
+    to one of several sizes in training, because 1,000 scenes are few. A mirrored digit is none.
     """
     return DetectionConfig(
         num_classes=11,
