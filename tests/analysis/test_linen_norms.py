@@ -79,6 +79,7 @@ def test_numbers_are_those_of_the_layer(made):
         np.testing.assert_allclose(after.eigenvalues, spectrum(y, num_groups=4).eigenvalues, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_swapped_norms_are_analysed(made):
     model = gw_jax.linen.swap_norms(Net(), "BatchNorm", lambda c: gw_jax.linen.GroupWhitening(num_groups=8))
     variables = model.init(jax.random.key(0), IMAGES)

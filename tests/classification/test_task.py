@@ -107,6 +107,7 @@ def test_a_model_with_other_classes_gets_a_new_head(config, tmp_path):
     np.testing.assert_array_equal(state.params["head"]["kernel"], experiment.state.params["head"]["kernel"])
 
 
+@pytest.mark.slow
 def test_statistics_of_groups_are_averaged_in_evaluation(config):
     config.model.batch_norm_group_size = 4
     (state, _), *_ = steps(config, 1)

@@ -118,6 +118,7 @@ print(len(dataset.train), len(dataset.evaluation))
 """
 
 
+@pytest.mark.slow
 def test_several_processes_may_use_the_digits_first(tmp_path):
     command = [sys.executable, "-c", FIRST_USE, str(tmp_path)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]

@@ -34,7 +34,13 @@ def evaluate(source, **options):
 
 @pytest.mark.parametrize(
     ("read", "label", "num_workers"),
-    [(train, 10, 0), (train, -2, 0), (evaluate, 10, 0), (evaluate, -2, 0), (train, 10, 1)],
+    [
+        (train, 10, 0),
+        (train, -2, 0),
+        (evaluate, 10, 0),
+        (evaluate, -2, 0),
+        pytest.param(train, 10, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_a_label_outside_the_classes_is_named(read, label, num_workers):
     message = rf"example 17 of ten_classes/train has the label {label}; its set has integers from 0 to 9, and -1"
@@ -124,7 +130,7 @@ def test_an_unlabelled_set_fails_at_once_in_every_process():
             next(batches)
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_after_a_failure_one_of_several_processes_yields_masked_evaluation_batches(num_workers):
     batches = evaluate(with_label(12, index=9), process_index=0, process_count=2, num_workers=num_workers)
     for _ in range(2):

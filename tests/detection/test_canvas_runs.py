@@ -1,6 +1,9 @@
 """Runs on a prepared set over two canvases: killed and resumed, with workers, and on two hosts."""
 
 import json
+import multiprocessing
+import os
+import signal
 
 import jax
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 
 pytest.importorskip("pycocotools", reason="pycocotools is not installed; extra detection")
 
-from gw_jax.train import run
+from gw_jax.train import Hooks, run
 from gw_jax.versions import enable_x64
 from tests.helpers.host import end, start
 from tests.helpers.runs import KilledError, kill_at, results
@@ -52,6 +55,48 @@ def test_a_run_over_two_canvases_is_killed_and_resumes(data_dir, tmp_path, quick
     assert whole[-1]["eval/count"] == 5
     assert results(tmp_path / "killed") == whole
     assert detections(tmp_path / "killed") == detections(tmp_path / "whole") != []
+
+
+class KillAfter(Hooks):
+    """Ends the run at the given call of a method, or, for "worker", a reading process, and the run a step later."""
+
+    def __init__(self, moment, calls):
+        self.calls, self.worker = calls, moment == "worker"
+        setattr(self, "before_step" if self.worker else moment, self._count)
+
+    def _count(self, trainer, *_):
+        self.calls -= 1
+        if self.calls == 0 and self.worker:
+            for process in multiprocessing.active_children():
+                os.kill(process.pid, signal.SIGKILL)
+        if self.calls == (-1 if self.worker else 0):
+            trainer.checkpoints.wait()
+            raise KilledError
+
+
+MOMENTS = ("before_step", "after_step", "after_log", "before_save", "before_evaluation", "worker")
+
+
+@pytest.mark.slow
+@pytest.mark.long  # The kills one by one are those of tests/train/test_loop.py.
+def test_killed_at_twenty_moments(data_dir, tmp_path, quick):
+    """Steps, saves, evaluations and workers: metrics and detections are those of the undisturbed run."""
+    devices, kills = jax.devices()[:1], 0
+    fields = {"num_steps": 64, "eval_every_steps": 8}
+    config = tiny(data_dir, **fields)
+    config.checkpoint.every_steps = 3
+    run(config, tmp_path / "whole", devices=devices)
+    rng = np.random.default_rng(0)
+    while kills < 20:
+        moment = MOMENTS[rng.integers(len(MOMENTS))]
+        config.data.num_workers = 1 if moment == "worker" else int(rng.integers(2))
+        calls = int(rng.integers(1, 5 if moment in ("before_step", "after_step", "after_log", "worker") else 2))
+        with pytest.raises(KilledError):
+            run(config, tmp_path / "killed", hooks=KillAfter(moment, calls), devices=devices)
+        kills += 1
+    run(config, tmp_path / "killed", devices=devices)
+    assert results(tmp_path / "killed") == results(tmp_path / "whole")
+    assert detections(tmp_path / "killed", 64) == detections(tmp_path / "whole", 64) != []
 
 
 ENVIRONMENT = {"JAX_ENABLE_X64": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}

@@ -141,6 +141,7 @@ def test_every_method_is_swapped():
     swapped.apply(variables, expected, method="decode")
 
 
+@pytest.mark.slow
 def test_it_works_inside_other_modules():
     class Outer(nn.Module):
         def setup(self):

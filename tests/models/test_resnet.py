@@ -131,6 +131,7 @@ def test_resolutions(stem, size, stage1, monkeypatch):
     assert seen[-1].shape == (3, -(-stage1 // 8), -(-stage1 // 8), 64)
 
 
+@pytest.mark.slow
 def test_initialisation():
     model = gw_jax.create_model("resnet18", num_classes=1000, rngs=nnx.Rngs(0))
     kernel = np.asarray(model.stage3[1].conv2.kernel[...])
@@ -228,6 +229,7 @@ def test_dilation_keeps_the_resolution(monkeypatch):
     assert all(conv.strides == (1, 1) for conv in convs)
 
 
+@pytest.mark.slow
 def test_blocks_can_start_as_their_shortcuts():
     model = gw_jax.create_model("resnet18", width=8, num_classes=3, zero_init_residual=True, rngs=nnx.Rngs(0), norm="bn")
     assert not any(block.norm2.scale[...].any() for block in model.stage2)

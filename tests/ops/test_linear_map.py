@@ -27,7 +27,7 @@ def inputs(shape):
         pytest.param("newton", 1, marks=pytest.mark.slow),
         ("newton", 3),
         pytest.param("newton", 15, marks=pytest.mark.slow),
-        ("zca", 5),
+        pytest.param("zca", 5, marks=pytest.mark.slow),
     ],
 )
 def test_default_whitening_has_forward_and_second_derivatives(float64, method, num_iterations):

@@ -61,7 +61,7 @@ def make_config(**fields):
     return dataclasses.replace(config, num_epochs=1, **fields)
 
 
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 8])
 def test_outputs_that_stay_sharded_give_the_same_metrics(tmp_path, devices):
     chosen = jax.devices()[:devices]
     run(make_config(), tmp_path / "replicated", devices=chosen)
