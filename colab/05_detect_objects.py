@@ -236,7 +236,7 @@ def steps(count):
     return f"--config.num_steps={count}", f"--config.eval_every_steps={count}", "--config.log.every_steps=100"
 
 
-python(TRAIN, CONFIG, *QUICK, *steps(STEPS_DIGITS), "--workdir=runs/digits", shown=PROGRESS)
+output = python(TRAIN, CONFIG, *QUICK, *steps(STEPS_DIGITS), "--workdir=runs/digits", shown=PROGRESS)
 
 
 # %%
