@@ -48,19 +48,23 @@ def draw_result(scenes: Scenes, workdir: pathlib.Path) -> pathlib.Path | None:
     candidates = np.flatnonzero(source.num_objects) if np.any(source.num_objects) else np.arange(len(source))
     chosen = candidates[np.linspace(0, len(candidates) - 1, min(_NUM_IMAGES, len(candidates))).round().astype(int)]
     names = {category.id: (label, category.name) for label, category in enumerate(scenes.categories, 1)}
-    panels = []
+    panels, highest, drawn = [], 0.0, 0
     for place in chosen.tolist():
         try:
             scene = source[place]
             picture = open_image(scene.image, 3, turn=scene.turn)
         except Exception:  # Decoders raise whatever they meet; the evaluation has named this image already.
             continue
-        own = [r for r in results if r["image_id"] == scene.image_id and r["score"] >= _THRESHOLD]
-        own.sort(key=lambda result: -result["score"])
+        own = [result for result in results if result["image_id"] == scene.image_id]
+        highest = max([highest, *(result["score"] for result in own)])
+        own = sorted((r for r in own if r["score"] >= _THRESHOLD), key=lambda result: -result["score"])
+        drawn += len(own)
         panels.append((draw_objects(picture, _truth(scene, scenes.categories)), draw_objects(picture, _found(own, names))))
     if not panels:
         return None
-    sheet = _sheet(panels, f"step {step}")
+    # Early in a training the right halves would be empty without a word.
+    none = "" if drawn else f": none here, the highest score is {highest:.2f}"
+    sheet = _sheet(panels, f"step {step}{none}")
     with replacing(workdir / PICTURE) as temporary:
         sheet.save(temporary, "PNG", optimize=True)
     return workdir / PICTURE

@@ -24,6 +24,9 @@ from gw_jax.errors import UserError
 # The resize rule of COCO's configurations.
 _MIN_SIDE, _MAX_SIDE = 800, 1333
 _MAX_NAMED = 5
+# COCO's recipe passes 12 times over 117,000 images. A set with less than this many gets a length of its own.
+_LARGE_SET = 100_000
+_PASSES, _LEAST_STEPS, _SMALL_BATCH, _SMALL_BATCH_RATE = 12, 1_000, 2, 0.0025
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -84,8 +87,31 @@ def report(scenes: Scenes, facts: Mapping[str, Any], data_dir: str | None) -> st
         f"--config.max_objects={max(facts['train']['max_objects'], 1)}",
         f"--config.max_edges={max(-(-facts['train']['max_edges'] // 64) * 64, 64)}",
     ]
+    num_images = facts["train"]["images"]
+    if num_images < _LARGE_SET:
+        options += _fine_tuning(num_images)
+        lines.append(
+            "DETECTOR: directory of an exported or converted detector of the same --config. Without one, leave out "
+            "init_new_predictors, and give init_from an ImageNet model."
+        )
+    options.append(f"--workdir=runs/{scenes.name}")
     lines.append(f"Train with: python train.py --config=configs/coco_faster_r50_gw.py {' '.join(options)}")
     return "\n".join(lines)
+
+
+def _fine_tuning(num_images: int) -> list[str]:
+    """Options of a run on a small set: from a detector, in small batches, with steps in proportion to the images."""
+    steps = max(-(-num_images * _PASSES // _SMALL_BATCH // 100) * 100, _LEAST_STEPS)
+    return [
+        "--config.init_from=DETECTOR",
+        "--config.init_new_predictors=True",
+        f"--config.batch_size={_SMALL_BATCH}",
+        f"--config.optimizer.learning_rate={_SMALL_BATCH_RATE}",
+        f"--config.num_steps={steps}",
+        f"--config.eval_every_steps={steps // 5}",
+        f"--config.schedule.milestone_steps={steps * 2 // 3},{steps * 9 // 10}",
+        f"--config.schedule.warmup_steps={min(steps // 10, 499)}",
+    ]
 
 
 def _path(given: str) -> pathlib.Path:

@@ -9,6 +9,7 @@ import sys
 import jax
 
 from gw_jax.errors import CheckpointError
+from gw_jax.models.saved_files import DETECTOR, holds
 from gw_jax.train.checkpoint import Checkpoints
 from gw_jax.train.distributed import is_main
 from gw_jax.train.evaluation import evaluate
@@ -61,7 +62,7 @@ def evaluate_imported(experiment: Experiment, workdir: pathlib.Path, stop: StopR
 
 
 def export_run(experiment: Experiment, workdir: pathlib.Path) -> RunResult:
-    """Writes the best (or last) checkpoint of ``workdir`` to ``workdir/exported-STEP``, for ``gw_jax.load_pretrained``.
+    """Writes the best (or last) checkpoint of ``workdir`` to ``workdir/exported-STEP``, as the task exports it.
 
     Raises:
         CheckpointError: there is none, it cannot be read, or it has been exported already.
@@ -72,7 +73,8 @@ def export_run(experiment: Experiment, workdir: pathlib.Path) -> RunResult:
     batch_stats = jax.jit(merge_group_statistics, out_shardings=replicated(experiment.mesh))(batch_stats)
     if is_main():
         experiment.task.export(directory, params, batch_stats, {"workdir": str(workdir), "step": step})
-        print(f"Exported the checkpoint of step {step} to {directory}: gw_jax.load_pretrained({str(directory)!r})")
+        loader = "gw_jax.detection.load_detector" if holds(directory, DETECTOR) else "gw_jax.load_pretrained"
+        print(f"Exported the checkpoint of step {step} to {directory}: {loader}({str(directory)!r})")
     return RunResult(None)
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gw_jax.detection import draw_result as draw_result_module
 from gw_jax.detection.data.scenes import Scene
 from gw_jax.detection.draw import DrawnObject, draw_objects
 from gw_jax.detection.draw_result import draw_result
@@ -89,3 +90,18 @@ def test_ground_truth_stands_beside_detections(tmp_path):
     draw_result(scenes, tmp_path)
     empty = np.asarray(Image.open(path))[40:260, 312:612]
     assert np.unique(empty.reshape(-1, 3), axis=0).shape[0] <= 3
+
+
+def test_the_title_says_why_no_detections_are_drawn(tmp_path, monkeypatch):
+    scenes = SimpleNamespace(categories=write_set(tmp_path).categories, evaluation=Records(map(scene, range(4))))
+    found = {"image_id": 12, "category_id": 7, "bbox": [10, 10, 40, 30]}
+    titles = []
+    monkeypatch.setattr(draw_result_module, "_sheet", lambda panels, title: titles.append(title) or Image.new("L", (1, 1)))
+    for step, scores in enumerate(((0.2, 0.34), (0.34, 0.5), ())):
+        (tmp_path / f"detections-{step}.json").write_text(json.dumps([{**found, "score": score} for score in scores]))
+        draw_result(scenes, tmp_path)
+    assert titles == [
+        "step 0: none here, the highest score is 0.34",
+        "step 1",
+        "step 2: none here, the highest score is 0.00",
+    ]

@@ -76,6 +76,7 @@ def test_a_run_writes_its_detections_and_a_killed_one_the_same(prepared, tmp_pat
 
     run(configured(prepared, mode="export"), tmp_path / "run", devices=one)
     (exported,) = (tmp_path / "run").glob("exported-*")
+    assert f"to {exported}: gw_jax.detection.load_detector('{exported}')" in capsys.readouterr().out
     source = json.loads((exported / "config.json").read_text())["source"]
     assert source["resize"] == {"min_side": 64, "max_side": 96}
     assert source["categories"][12] == {"id": 14, "name": "parking meter"}

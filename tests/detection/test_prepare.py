@@ -2,6 +2,8 @@
 
 import collections
 import json
+import os
+import pathlib
 import re
 import shutil
 
@@ -14,11 +16,16 @@ from pycocotools.cocoeval import COCOeval
 from gw_jax.data.decoding import open_image
 from gw_jax.data.prepare.names import check_new_name
 from gw_jax.detection.config import DetectorConfig
+from gw_jax.detection.data.prepare_coco import read_facts
 from gw_jax.detection.data.scenes import open_scenes
-from gw_jax.detection.prepare import main
+from gw_jax.detection.prepare import main, report
 from gw_jax.detection.recipes import faster_rcnn_recipe
+from gw_jax.train.command_line import parse
+from gw_jax.train.config import validate
 from tests.helpers.coco import CATEGORIES, write_miniature, write_own
 from tests.helpers.coco_command import own, refused
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +65,7 @@ def test_a_set_in_the_layout_of_coco(miniature, scenes):
 
 
 def test_the_report(miniature, scenes, capsys):
-    _, arguments = miniature
+    directory, arguments = miniature
     main(arguments)
     output = capsys.readouterr()
     assert "mini2017 is prepared already" in output.err
@@ -70,6 +77,23 @@ def test_the_report(miniature, scenes, capsys):
     assert "Canvases that take all images at 800/1333 (config.canvases): 800x1216, 1216x800" in lines
     assert "--config.data.name=mini2017 --config.data.data_dir=" in lines[-1]
     assert "--config.num_classes=81 --config.max_objects=3 --config.max_edges=64" in lines[-1]
+    assert lines[-1].endswith(" --workdir=runs/mini2017")
+    # 19 images are no COCO: a short run from a detector, which the recipe accepts.
+    assert lines[-2].startswith("DETECTOR: ")
+    command = lines[-1].removeprefix("Train with: python ").replace("=DETECTOR", f"={directory}")
+    config = parse(command.split(), ROOT / "configs/quickstart.py").config
+    validate(config)
+    assert (config.num_steps, config.eval_every_steps, config.batch_size) == (1000, 200, 2)
+    assert (config.schedule.milestone_steps, config.schedule.warmup_steps) == ((666, 900), 100)
+
+
+@pytest.mark.parametrize(("images", "steps"), [(10_000, 60_000), (99_999, 600_000), (100_000, None)])
+def test_the_length_of_a_run_is_in_proportion_to_the_set(scenes, images, steps):
+    known = read_facts("mini2017", os.path.dirname(os.path.dirname(os.path.dirname(scenes.annotations))))
+    facts = {split: {**known[split], "images": images} for split in ("train", "validation")}
+    *_, before, command = report(scenes, facts, None).splitlines()
+    assert before.startswith("DETECTOR: ") == (steps is not None)
+    assert re.findall(r"--config\.num_steps=(\d+)", command) == ([] if steps is None else [str(steps)])
 
 
 def average_precisions(annotations, detections, kind):
@@ -200,6 +224,13 @@ def test_images_that_cannot_be_used_are_named_and_counted(tmp_path):
     damage(tmp_path, "b.jpg", content=files["b.jpg"] + b"appended by a camera")
     assert not (tmp_path / "data").exists()
     main(command)
+
+
+def test_nothing_is_said_to_be_downloaded(tmp_path, capfd):
+    main(own(tmp_path))
+    output = capfd.readouterr()
+    assert output.out.startswith("own is ready in ")
+    assert "ownload" not in output.out + output.err
 
 
 def test_splits_must_have_the_same_categories(tmp_path):

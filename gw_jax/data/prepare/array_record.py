@@ -3,6 +3,8 @@
 TFDS's own writer needs TensorFlow for a set above 1 GB, and an ordered one whole in memory.
 """
 
+import contextlib
+import io
 import itertools
 import math
 import os
@@ -39,10 +41,16 @@ def make_builder(
     def prepare(self: Any, dl_manager: Any, download_config: Any) -> None:
         self.info.set_splits(tfds.core.SplitDict(write(self)))
 
+    def download_and_prepare(self: Any, **options: Any) -> None:
+        # TFDS prints that it downloads a set of unknown size. Nothing is downloaded.
+        with contextlib.redirect_stdout(io.StringIO()):
+            tfds.core.GeneratorBasedBuilder.download_and_prepare(self, **options)
+
     members = {
         "name": name,
         "VERSION": tfds.core.Version(version),
         "_info": describe,
+        "download_and_prepare": download_and_prepare,
         "_download_and_prepare": prepare,
         "_split_generators": None,
         "_generate_examples": None,
