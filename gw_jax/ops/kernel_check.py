@@ -1,8 +1,8 @@
 """The check of a kernel against the definition on the device that will run it.
 
-Both run on the device: the kernel in the type of the input, the definition in float32 with products at the highest precision.
-Output and gradients are compared for random samples, for samples beside a constant one and one with a NaN, and for one whose
-mean is large. A kernel fails with one value beyond the bounds, or if it cannot be compiled or run.
+Both run on the device: the kernel in the type of the input, the definition in float32 with products at the highest
+precision. Output and gradients are compared for random samples, for samples beside a constant one and one with a NaN, and
+for one whose mean is large. A kernel fails with one value beyond the bounds, or if it cannot be compiled or run.
 """
 
 import concurrent.futures
@@ -19,10 +19,9 @@ import numpy as np
 from gw_jax.errors import TrainingError, one_line
 from gw_jax.ops import kernels
 from gw_jax.ops.group_whitening import kernel_definition
-from gw_jax.ops.kernels import answers, check_cache
+from gw_jax.ops.kernels import answers, check_cache, placement
 from gw_jax.ops.kernels.answers import Question
 from gw_jax.ops.kernels.check_cache import Answer
-from gw_jax.ops.kernels.placement import attached_device_kind
 
 # Largest errors of output and gradients, relative to the largest value. A bfloat16 number is off by 2^-9 at most; input,
 # centred input and output are rounded.
@@ -58,8 +57,6 @@ def check_kernels(function: Callable[..., Any], *arguments: Any, repeat: bool = 
         ValueError: on several hosts, which have to agree; the trainer does this.
         TrainingError: a kernel left the device unusable. The next process does not use it.
 
-    Source: none; the check is this project's own.
-
     Example:
         >>> import jax.numpy as jnp
         >>> from gw_jax import GroupWhitening
@@ -72,9 +69,9 @@ def check_kernels(function: Callable[..., Any], *arguments: Any, repeat: bool = 
     if jax.process_count() > 1:
         raise ValueError("check_kernels got several processes, which have to agree on kernels; use gw_jax.train for that.")
     found: dict[str, bool] = {}
-    if kernels.has_kernels(attached_device_kind()):
+    if kernels.has_kernels(placement.attached_device_kind()):
         for question in answers.questions_of(function, *arguments):
-            found[question.label] = answered(question, jax.local_devices()[0], repeat=repeat).passed
+            found[question.text] = answered(question, jax.local_devices()[0], repeat=repeat).passed
     return found
 
 
@@ -121,12 +118,16 @@ def check_kernel(question: Question, device: jax.Device) -> Answer:
 def _require_usable(device: jax.Device, question: Question) -> None:
     """Raises TrainingError if a kernel that failed has taken the device with it, as an invalid address does on a GPU."""
     try:
-        jax.block_until_ready(jax.device_put(np.ones(8, np.float32), device) + 1)
+        _probe(device)
     except Exception as error:
         raise TrainingError(
-            f"The device is not usable after the check of the kernel {question.label}, which failed. Start the same command "
-            "again: the answer is kept, and the kernel is not used."
+            f"The device is not usable after the check of the kernel {question.text}, which failed. Start the same "
+            "command again: the answer is kept, and the kernel is not used."
         ) from error
+
+
+def _probe(device: jax.Device) -> None:
+    jax.block_until_ready(jax.device_put(np.ones(8, np.float32), device) + 1)
 
 
 def _compare(question: Question, device: jax.Device) -> tuple[dict[str, float], list[str]]:

@@ -1,9 +1,10 @@
 """Checks of the kernels of a run, before the first program that could contain them; all hosts use the same ones.
 
-A wrong kernel would train a wrong network without any sign of it. So every process compares the kernels that fit its network
-with the definition on one of its devices, and a kernel is used where it was right in all of them.
+A wrong kernel would train a wrong network without any sign of it. So every process compares the kernels that fit its
+network with the definition on one of its devices, and a kernel is used where it was right in all of them.
 """
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,10 +14,9 @@ from jax.sharding import Mesh
 
 from gw_jax.ops import kernels
 from gw_jax.ops.kernel_check import answered
-from gw_jax.ops.kernels import answers, check_cache
+from gw_jax.ops.kernels import answers, check_cache, placement
 from gw_jax.ops.kernels.answers import Question
 from gw_jax.ops.kernels.check_cache import Answer
-from gw_jax.ops.kernels.placement import attached_device_kind
 from gw_jax.train.distributed import gather, is_main
 
 
@@ -47,7 +47,7 @@ class KernelChecks:
         Raises:
             TrainingError: a kernel left the device unusable; or as for :func:`gw_jax.train.distributed.gather`.
         """
-        if not kernels.has_kernels(attached_device_kind()):
+        if not kernels.has_kernels(placement.attached_device_kind()):
             return
         leaves, structure = jax.tree.flatten(arguments)
         shapes = (step, structure, *((leaf.shape, leaf.dtype) for leaf in leaves))
@@ -59,9 +59,7 @@ class KernelChecks:
             return
         own = [self._own_answer(question) for question in questions]
         everyone = gather("kernel checks", [check_cache.machine(), [_as_json(answer) for answer in own]])
-        agreed = [
-            _agree(answer, [(host, found[index]) for host, found in everyone]) for index, answer in enumerate(own)
-        ]
+        agreed = [_agree(answer, [(host, found[index]) for host, found in everyone]) for index, answer in enumerate(own)]
         for question, answer in zip(questions, agreed, strict=True):
             if answer is not None:
                 answers.decide(question, answer)
@@ -89,15 +87,19 @@ class KernelChecks:
     def _report(self, questions: list[Question], agreed: list[Answer | None]) -> None:
         for question, answer in zip(questions, agreed, strict=True):
             if answer is not None and not answer.passed:
-                self.say(f"warning: The kernel {question.label} is not used: {answer.problem}. Plain XLA runs instead.")
+                again = f" (Checked {answer.age}; python -m gw_jax.doctor checks again.)" if answer.cached else ""
+                self.say(
+                    f"warning: The kernel {question.text} is not used: {answer.problem}. Plain XLA runs instead.{again}"
+                )
         passed = [answer for answer in agreed if answer is not None and answer.passed]
         new = [answer for answer in agreed if answer is not None and not answer.cached]
         unknown = agreed.count(None)
         when = f"{len(new)} checked now, in {sum(answer.seconds for answer in new):.0f} s" if new else "checked before"
         missing = f" {unknown} were not checked (config.check_kernels=False) and are not used." if unknown else ""
+        kind, count = placement.attached_device_kind().kind, len(questions)
         self.say(
-            f"Kernels of Group Whitening on {attached_device_kind().kind}: {len(passed)} of {len(questions)} that fit the "
-            f"network were right beside the definition ({when}).{missing}"
+            f"Kernels of Group Whitening on {kind}: {len(passed)} of {count} that fit the network were right beside the "
+            f"definition ({when}).{missing}"
         )
 
 
@@ -110,5 +112,6 @@ def _agree(own: Answer | None, everyone: list[tuple[str, dict[str, Any] | None]]
     for host, other in everyone:
         if other is not None and not other["passed"]:
             where = f"on {host}, " if len(everyone) > 1 else ""
-            return Answer(False, f"{where}{other['problem']}")
+            problem = f"{where}{other['problem']}"
+            return Answer(False, problem) if own is None else dataclasses.replace(own, passed=False, problem=problem)
     return None if any(other is None for _, other in everyone) else own

@@ -174,9 +174,7 @@ def kernel_whiten(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def whiten_samples(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, spec: KernelSpec, definition: Definition
-) -> jax.Array:
+def whiten_samples(x: jax.Array, scale: jax.Array, bias: jax.Array, spec: KernelSpec, definition: Definition) -> jax.Array:
     """:func:`kernel_whiten` with scale and bias per sample, ``[n, c]``."""
     return _run("forward", spec, definition, x, scale, bias)[0]
 

@@ -1,7 +1,7 @@
 """What this process believes about its kernels: the answers of checks on this machine.
 
-``implementation="auto"`` reads them when it is traced. It never makes a check itself: ``train.py`` does before its first step
-(:mod:`gw_jax.train.kernel_checks`), ``python -m gw_jax.doctor`` and :func:`gw_jax.ops.check_kernels` do on demand.
+``implementation="auto"`` reads them when it is traced. It never makes a check itself: ``train.py`` does before its first
+step (:mod:`gw_jax.train.kernel_checks`), ``python -m gw_jax.doctor`` and :func:`gw_jax.ops.check_kernels` do on demand.
 """
 
 import dataclasses
@@ -12,9 +12,8 @@ from typing import Any
 
 import jax
 
-from gw_jax.ops.kernels import check_cache
+from gw_jax.ops.kernels import check_cache, placement
 from gw_jax.ops.kernels.check_cache import Answer
-from gw_jax.ops.kernels.placement import DeviceKind, attached_device_kind, compiles_for_attached_device
 from gw_jax.ops.kernels.spec import KernelSpec
 
 _LOGGER = logging.getLogger(__name__)
@@ -40,11 +39,12 @@ class Question:
         return cls(dataclasses.replace(spec, sharding=None), (x.shape[1], x.shape[2]), x.dtype.name)
 
     @property
-    def label(self) -> str:
+    def text(self) -> str:
         """Kernel and shape, such as ``gpu_triton for 28 x 28 x 128, bfloat16, 64 groups``."""
         spec, (h, w) = self.spec, self.spatial
         relu = ", ReLU" if spec.relu else ""
-        return f"{spec.kernel} for {h} x {w} x {spec.channels}, {self.dtype}, {spec.num_groups} groups{relu}"
+        sizes = f"{h} x {w} x {spec.channels}, {self.dtype}, {spec.num_groups} groups, {spec.num_iterations} iterations"
+        return f"{spec.kernel} for {sizes}{relu}"
 
     @property
     def key(self) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class Question:
         del sizes["sharding"]
         return {
             "machine": check_cache.machine(),
-            "device_kind": attached_device_kind().kind,
+            "device_kind": placement.attached_device_kind().kind,
             "versions": check_cache.versions(),
             "dtype": self.dtype,
             "spatial": list(self.spatial),
@@ -107,7 +107,7 @@ def questions_of(function: Callable[..., Any], *arguments: Any) -> list[Question
     return list(recorder.questions)
 
 
-def not_used_because(spec: KernelSpec, x: jax.Array, device: DeviceKind, *, preferred: bool) -> str | None:
+def not_used_because(spec: KernelSpec, x: jax.Array, device: placement.DeviceKind, *, preferred: bool) -> str | None:
     """Why a kernel that fits is not used on the attached device, as a sentence, or None where it is.
 
     Args:
@@ -116,7 +116,7 @@ def not_used_because(spec: KernelSpec, x: jax.Array, device: DeviceKind, *, pref
         device: for which it is traced.
         preferred: whether the caller asked for kernels without a check; one that failed is not used for them either.
     """
-    if not compiles_for_attached_device():
+    if not placement.compiles_for_attached_device():
         return None
     question = Question.about(spec, x)
     if _recorder.value is not None:
@@ -128,10 +128,10 @@ def not_used_because(spec: KernelSpec, x: jax.Array, device: DeviceKind, *, pref
         if _recorder.value is None:
             _log_unchecked(device.kind)
         return (
-            f"The kernel {question.label} was not checked on this machine; train.py does it before its first step, and "
+            f"The kernel {question.text} was not checked on this machine; train.py does it before its first step, and "
             "python -m gw_jax.doctor on demand."
         )
-    return None if answer.passed else f"The kernel {question.label} failed its check on this machine: {answer.problem}."
+    return None if answer.passed else f"The kernel {question.text} failed its check on this machine: {answer.problem}."
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.lib
+import jaxlib
 
 from gw_jax._version import __version__
 from gw_jax.errors import one_line, shown
@@ -98,7 +98,7 @@ def versions() -> dict[str, str]:
     """Everything that a compiled kernel depends on, apart from the device."""
     return {
         "jax": jax.__version__,
-        "jaxlib": jax.lib.__version__,
+        "jaxlib": jaxlib.__version__,
         # The compiler of a TPU is a part of libtpu, that of a GPU comes with CUDA.
         "runtime": " ".join(str(jax.local_devices()[0].client.platform_version).split()),
         "kernels": sources_digest(),

@@ -1,9 +1,9 @@
 """What was measured of the kernels on kinds of devices: where they were right, and where faster than plain XLA.
 
 Whether a kernel is right is checked on the machine that uses it (:mod:`gw_jax.ops.kernels.answers`): interpreting it, or
-compiling it for a device that is not there, does not show what it computes there. Whether it is faster is read here. A kernel
-that passes its check is used, except where this table says that it is slower. For a device that is compiled for and not
-attached, no check can be made, and this table alone decides.
+compiling it for a device that is not there, does not show what it computes there. Whether it is faster is read here. A
+kernel that passes its check is used, except where this table says that it is slower. For a device that is compiled for and
+not attached, no check can be made, and this table alone decides.
 
 An entry of :data:`VERIFIED_ON` is added with the output of ``python -m benchmarks.parity`` and ``python -m
 benchmarks.group_whitening`` on that kind of device, under ``benchmarks/results``.
@@ -67,8 +67,9 @@ def unverified_because(kernel: str, device_kind: str, dtype: DTypeLike, num_iter
         return f"The kernel {kernel} was measured on {device_kind} with jax {oldest} and newer; this is {jax.__version__}."
     fewest, most = entry.num_iterations
     return (
-        f"Without a {device_kind} at hand, the kernel {kernel} is used for {' and '.join(entry.dtypes)} and {fewest} to {most} "
-        f"iterations, where it was right and faster than plain XLA; this is {jnp.dtype(dtype).name} and {num_iterations}."
+        f"Without a {device_kind} at hand, the kernel {kernel} is used for {' and '.join(entry.dtypes)} and {fewest} to "
+        f"{most} iterations, where it was right and faster than plain XLA; this is {jnp.dtype(dtype).name} and "
+        f"{num_iterations}."
     )
 
 
