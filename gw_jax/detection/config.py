@@ -28,7 +28,7 @@ class DetectorConfig:
     Attributes:
         backbone: a residual network.
         norm: norm of the backbone: "gw" (Group Whitening in the stem and after every 3x3 convolution, frozen BatchNorm
-            elsewhere), "gn" or "frozen_bn" (everywhere).
+            elsewhere), "gn", "bn" (over the batch of all devices) or "frozen_bn" (everywhere).
         norm_options: its options, and those of the same norm elsewhere in the network.
         fpn_norm: norm after the convolutions of the feature pyramid.
         box_head: "2fc" or "4conv1fc".
@@ -229,6 +229,17 @@ class DetectionConfig(TrainConfig):
             raise ConfigError(
                 f"config.model.box_head_norm={self.model.box_head_norm!r} has no effect on config.model.box_head='2fc', "
                 "which has no convolutions; choose 'none', or box_head='4conv1fc'."
+            )
+        if self.model.norm == "bn" and self.model.frozen_stages:
+            raise ConfigError(
+                f"config.model.norm='bn' with config.model.frozen_stages={self.model.frozen_stages}: batch norms of frozen "
+                "stages would still follow the statistics of the batches. Set config.model.frozen_stages=0, or "
+                "config.model.norm='frozen_bn'."
+            )
+        if self.model.norm == "bn" and self.remat:
+            raise ConfigError(
+                "config.remat=True recomputes the backbone, which would count the running statistics of "
+                "config.model.norm='bn' twice. Choose another norm, or leave config.remat out."
             )
         if not self.model.mask_head and self.model.mask_head_norm != "none":
             raise ConfigError(

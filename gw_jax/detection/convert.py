@@ -78,6 +78,8 @@ def _export(args: argparse.Namespace) -> list[str]:
     ):
         if (value := detector.arguments[name]) != usual:
             lines.append(f"notice        {name}={value!r} is not in the file; the published code {what}")
+    if detector.arguments["norm"] == "bn":
+        lines.append("notice        norm='bn' is written as frozen batch norms; their epsilon, 1e-5, is not in the file")
     return lines
 
 

@@ -225,7 +225,8 @@ def create_detector(
             the fields of one, as :attr:`Detector.arguments` holds them).
         num_classes: classes, with the background, which is class 0.
         norm: of the backbone. "gw" is Group Whitening in the stem and after every 3x3 convolution, and frozen batch norms
-            elsewhere; "gn" and "frozen_bn" are the same norm everywhere.
+            elsewhere; "gn", "bn" and "frozen_bn" are the same norm everywhere. "bn" takes the statistics of the batch, over
+            all devices and without padding, and needs ``frozen_stages=0``; no published detector has it.
         norm_options: keyword arguments of all norms of the kind ``norm`` in the detector. By default "gw" has 64 groups and
             "gn" 32.
         fpn_norm: of the pyramid's convolutions: "none", "gw" or "gn".
@@ -263,7 +264,7 @@ def create_detector(
     check_options(given)
     name, architecture = architecture_of(backbone)
     options = {**DETECTION_NORM_OPTIONS, "frozen_bn": {"epsilon": frozen_bn_epsilon}}
-    options[norm] = {**options[norm], **(norm_options or {})}
+    options[norm] = {**options.get(norm, {}), **(norm_options or {})}
     types = Types(dtype, param_dtype, rngs)
 
     def choice(name: HeadNorm) -> NormChoice:

@@ -16,12 +16,13 @@ from gw_jax.models.resnet import ARCHITECTURES, OtherNorm, Placement, ResNetName
 from gw_jax.nn.initializers import AbstractRngs
 from gw_jax.ops.checks import require_epsilon, require_integer
 
-DetectorNorm = Literal["gw", "gn", "frozen_bn"]
+DetectorNorm = Literal["gw", "gn", "bn", "frozen_bn"]
 
 # Where the backbone has which norm: at the places of a placement, and everywhere else.
 BACKBONE_NORMS: dict[DetectorNorm, tuple[Placement, OtherNorm]] = {
     "gw": ("S1-B2", "frozen_bn"),
     "gn": ("all", "frozen_bn"),
+    "bn": ("all", "frozen_bn"),
     "frozen_bn": ("all", "frozen_bn"),
 }
 
@@ -50,6 +51,11 @@ def check_options(options: Mapping[str, Any]) -> None:
         require_integer(name, options[name], least)
     if require_integer("frozen_stages", options["frozen_stages"], 0) > NUM_STAGES:
         raise ValueError(f"frozen_stages={options['frozen_stages']}; a backbone has {NUM_STAGES} stages.")
+    if options["norm"] == "bn" and options["frozen_stages"]:
+        raise ValueError(
+            f"norm='bn' with frozen_stages={options['frozen_stages']}: batch norms of frozen stages would still follow the "
+            "statistics of the batches. Give frozen_stages=0, or norm='frozen_bn'."
+        )
     require_epsilon(options["frozen_bn_epsilon"], of=" (frozen_bn_epsilon)")
     if options["stem"] != "imagenet":
         raise ValueError(

@@ -4,6 +4,8 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gw_jax.detection.coco_evaluator import CocoEvaluator
 from gw_jax.detection.data.batches import EvalSceneBatches, SceneBatches
 from gw_jax.detection.data.canvases import CanvasOrder, EvalCanvasOrder, listed
@@ -44,12 +46,15 @@ class SceneData:
         if training:
             source = self.scenes.train
             _check_limits(config, source)
-            self._sizes = self._resized(source)
-            self._order = CanvasOrder(self._sizes, canvases, config.batch_size, config.seed, source.where)
+            sides = config.data.train_min_sides or (config.data.min_side,)
+            self._sizes = np.stack([target_sizes(source.sizes, side, config.data.max_side) for side in sides])
+            # By the largest of its sizes, so that the order does not depend on which of them is drawn.
+            largest = self._sizes.max(0)
+            self._order = CanvasOrder(largest, canvases, config.batch_size, config.seed, source.where)
             self.steps_per_epoch = self._order.steps_per_epoch
             if is_main():
                 self._warn_left_out()
-        self._eval_sizes = self._resized(evaluation)
+        self._eval_sizes = target_sizes(evaluation.sizes, config.data.min_side, config.data.max_side)
         self._eval_order = EvalCanvasOrder(self._eval_sizes, canvases, config.eval_batch_size, evaluation.where)
 
     def train_batches(self, num_epochs: int, process_index: int, process_count: int) -> SceneBatches:
@@ -84,9 +89,6 @@ class SceneData:
     def evaluator(self, workdir: pathlib.Path | None = None, step: int = 0) -> CocoEvaluator:
         """Average precision by pycocotools."""
         return CocoEvaluator(self.scenes, workdir, step)
-
-    def _resized(self, source: Any) -> Any:
-        return target_sizes(source.sizes, self.config.data.min_side, self.config.data.max_side)
 
     def _reading(self) -> dict[str, Any]:
         """Arguments that training and evaluation batches share."""

@@ -46,7 +46,7 @@ def small(seed=0, **options):
         **options,
     }
     kind = options.get("norm", "gw")
-    options.setdefault("norm_options", {} if kind == "frozen_bn" else {"num_groups": 4})
+    options.setdefault("norm_options", {} if kind in ("bn", "frozen_bn") else {"num_groups": 4})
     # NumPy, since JAX would compile an initialisation for every shape.
     graphdef, state = nnx.split(create_detector(**options, rngs=AbstractRngs()))
     rng = np.random.default_rng(seed)

@@ -14,7 +14,7 @@ from gw_jax.detection.layers import Deconv2x2, Types
 from gw_jax.detection.losses import detector_losses
 from gw_jax.detection.targets import pad_targets
 from gw_jax.models import Architecture
-from gw_jax.nn import FrozenBatchNorm, GroupNorm, GroupWhitening
+from gw_jax.nn import BatchNorm, FrozenBatchNorm, GroupNorm, GroupWhitening
 from gw_jax.nn.initializers import AbstractRngs
 from tests.detection import golden
 from tests.detection.detectors import CONFIGS, assert_close, batch, crop, features, random_image, small
@@ -28,7 +28,7 @@ def count(detector, kind):
 
 
 def norms(module):
-    kinds = (FrozenBatchNorm, GroupNorm, GroupWhitening)
+    kinds = (BatchNorm, FrozenBatchNorm, GroupNorm, GroupWhitening)
     return [type(node).__name__ for _, node in nnx.iter_graph(module) if isinstance(node, kinds)]
 
 
@@ -53,8 +53,8 @@ def test_where_the_norms_are():
     assert {layer.norm.num_groups for layer in detector.box_head.convs} == {64}
     assert detector.box_head.fc7 is None
     assert detector.box_head.convs[0].conv.bias is None
-    for name, kind in (("gn", "GroupNorm"), ("frozen_bn", "FrozenBatchNorm")):
-        assert norms(create_detector("resnet50", norm=name, rngs=AbstractRngs())) == [kind] * 53
+    for name, kind in (("gn", "GroupNorm"), ("bn", "BatchNorm"), ("frozen_bn", "FrozenBatchNorm")):
+        assert norms(create_detector("resnet50", norm=name, frozen_stages=0, rngs=AbstractRngs())) == [kind] * 53
 
 
 def test_norm_options_are_those_of_the_whole_detector():
@@ -138,6 +138,26 @@ def test_canvas_and_batch_change_no_features(backbone, norm, fpn_norm, canvas_si
                 assert_close(found, expected[0], 2e-5, level)
 
 
+def test_padding_enters_no_statistics_of_the_batch():
+    detector = small(norm="bn", frozen_stages=0)
+    detector.train()
+    images = [random_image(64, 96), random_image(60, 70)]
+    found = []
+    for height, width in ((64, 96), (96, 128)):
+        graphdef, state = nnx.split(detector)
+
+        @jax.jit
+        def means(state, canvas, valid, graphdef=graphdef):
+            model = nnx.merge(graphdef, state)
+            model.pyramid(jnp.asarray(canvas), valid)
+            return model.backbone.stage3[0].norm2.mean[...], model.backbone.stem_norm.var[...]
+
+        found.append(means(state, *batch(images, height, width)[:2]))
+    assert np.abs(found[0][0]).max() > 0.01
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
 @SLOW
 def test_without_masks_the_canvas_shows():
     """The counterpart of the test above: the masks are what makes it pass."""
@@ -205,7 +225,8 @@ def test_the_transposed_convolution_spreads_every_input():
         ({"backbone": "resnet5"}, "backbone='resnet5' is not known; choose one of resnet18, .* Did you mean 'resnet5"),
         ({"backbone": "lenet"}, "backbone='lenet' is not known"),
         ({"backbone": {"bottleneck": True, "groups": 2}}, "is no Architecture"),
-        ({"norm": "bn"}, "norm='bn' is not known; choose one of gw, gn, frozen_bn"),
+        ({"norm": "in"}, "norm='in' is not known; choose one of gw, gn, bn, frozen_bn"),
+        ({"norm": "bn"}, "norm='bn' with frozen_stages=1: .* Give frozen_stages=0, or norm='frozen_bn'"),
         ({"fpn_norm": "GN"}, "fpn_norm='GN' is not known; choose one of none, gw, gn"),
         ({"box_head": "3fc"}, "box_head='3fc' is not known; choose one of 2fc, 4conv1fc"),
         ({"box_head_norm": "gw"}, "box_head_norm='gw' with box_head='2fc', which has no convolutions"),

@@ -56,6 +56,16 @@ def test_a_configuration_opens_its_set(fake):
     assert "edges" not in next(make_config(model=DetectorConfig()).make_task().train_batches(1, 0, 1))
 
 
+def test_training_images_have_one_of_several_sizes(fake):
+    task = make_config(data=SceneConfig(name="fake", min_side=60, max_side=96, train_min_sides=(40, 60))).make_task()
+    sizes = {tuple(size) for batch in task.train_batches(4, 0, 1) for size in batch["size"].tolist()}
+    assert sizes == {(60, 90), (90, 60), (40, 60), (60, 40)}
+    evaluated = [size for batch in task.eval_batches(0, 1) for size in batch["size"][batch["mask"]].tolist()]
+    assert {min(size) for size in evaluated} == {60}
+    with pytest.raises(ConfigError, match=r"config\.data\.train_min_sides=\(40, 0\) has a length below 1"):
+        validate(make_config(data=SceneConfig(train_min_sides=(40, 0))))
+
+
 def test_an_evaluation_opens_no_training_scenes(fake):
     task = make_config(mode="evaluate", max_objects=1).make_task()
     assert fake == [("fake", None, False)]

@@ -122,9 +122,13 @@ def losses_of(config, steps=2, devices=1):
 
 @pytest.mark.slow
 @pytest.mark.long  # Two hosts evaluate alike in test_evaluated_runs.py.
-def test_four_devices_train_as_one(quick):
-    """Means are over all images, so that devices with fewer positives count for less."""
+@pytest.mark.parametrize("norm", ["gw", "bn"])
+def test_four_devices_train_as_one(quick, norm):
+    """Means are over all images, so that devices with fewer positives count for less; so are the statistics of "bn"."""
     config = make_config(batch_size=4)
+    if norm == "bn":
+        config.model = DetectorConfig(**SMALL, norm="bn", frozen_stages=0, mask_head=True)
+        config.optimizer = dataclasses.replace(config.optimizer, frozen=())
     one, four = losses_of(config), losses_of(config, devices=4)
     for a, b in zip(one, four, strict=True):
         for name in a:
@@ -211,9 +215,11 @@ def test_a_run_starts_from_a_detector(tmp_path):
         ({"canvases": ()}, "config.canvases is empty"),
         ({"sampling": Sampling(pool_images=3)}, "config.sampling.pool_images=3 does not divide the 2 images"),
         ({"sampling": Sampling(rpn_batch=0)}, "config.sampling.rpn_batch=0 is out of range"),
+        ({"model": DetectorConfig(norm="bn")}, "config.model.norm='bn' with config.model.frozen_stages=1"),
+        ({"model": DetectorConfig(norm="bn", frozen_stages=0), "remat": True}, "config.remat=True recomputes the backbone"),
         ({"model": DetectorConfig(box_head_norm="gw")}, "config.model.box_head_norm='gw' has no effect"),
         ({"model": DetectorConfig(mask_head_norm="gw")}, "config.model.mask_head_norm='gw' has no effect"),
-        ({"model": DetectorConfig(norm="bn")}, "config.model.norm='bn' is not known"),
+        ({"model": DetectorConfig(norm="in")}, "config.model.norm='in' is not known"),
         ({"pixels": "RGB"}, "config.pixels='RGB' is not known"),
         ({"num_classes": 1}, "config.num_classes=1 is out of range"),
     ],

@@ -29,10 +29,11 @@ class SceneBatches(Batches, Iterator[Batch]):
 
     Args:
         source: random access to the scenes to train on.
-        sizes: heights and widths after the resize, int32 ``[n, 2]``.
+        sizes: heights and widths after the resize, int32 ``[n, 2]``; or after several, ``[k, n, 2]``, of which one is drawn
+            for each image of each batch.
         order: canvases and scenes of the batches.
         num_epochs: length of the run.
-        seed: decides what is mirrored.
+        seed: decides what is mirrored, and which size is drawn.
         num_classes: with the background.
         max_objects: to which objects are padded.
         max_edges: to which the edges of an object are padded; None without a mask head.
@@ -69,7 +70,7 @@ class SceneBatches(Batches, Iterator[Batch]):
         self._order, self._shard = order, shard
         self._load = SceneExamples(
             source=source,
-            sizes=sizes,
+            sizes=sizes.reshape(-1, len(source), 2),
             order=order,
             shard=shard,
             seed=seed,

@@ -13,7 +13,7 @@ from gw_jax.errors import ConfigError
 Canvas = tuple[int, int]
 
 # What random numbers are for, so that those of an order are not those of the mirror images.
-SHUFFLE, FLIP = 0, 1
+SHUFFLE, FLIP, SCALE = 0, 1, 2
 
 
 def random_bits(seed: int, purpose: int, number: int, count: int) -> np.ndarray:

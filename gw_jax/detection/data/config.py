@@ -16,6 +16,8 @@ class SceneConfig:
         data_dir: directory of the prepared sets; None for the TFDS default.
         min_side: length in pixels to which the shorter side of an image is resized.
         max_side: largest length of the longer side, where ``min_side`` would exceed it.
+        train_min_sides: lengths of which one is drawn for every training image in place of ``min_side``; empty for always
+            ``min_side``.
         flip: whether training images are mirrored with probability 0.5.
         num_threads: threads that read and decode, in each worker if there are any.
         num_workers: processes that read and decode; 0 uses threads of the run itself.
@@ -30,6 +32,7 @@ class SceneConfig:
     data_dir: str | None = None
     min_side: int = number(800, 1)
     max_side: int = number(1333, 1)
+    train_min_sides: tuple[int, ...] = ()
     flip: bool = True
     num_threads: int = number(2, 1)
     num_workers: int = number(0, 0)
@@ -39,8 +42,13 @@ class SceneConfig:
         """Checks fields against each other.
 
         Raises:
-            ConfigError: the longer side is shorter than the shorter one.
+            ConfigError: the longer side is shorter than the shorter one, or a length is not positive.
         """
+        if any(side < 1 for side in self.train_min_sides):
+            raise ConfigError(
+                f"config.data.train_min_sides={self.train_min_sides} has a length below 1; lengths are in pixels, such as "
+                "(640, 672, 704, 736, 768, 800)."
+            )
         if self.max_side < self.min_side:
             raise ConfigError(
                 f"config.data.max_side={self.max_side} is less than config.data.min_side={self.min_side}; the longer side "

@@ -9,7 +9,7 @@ import numpy as np
 from gw_jax.data.broken import MAX_SUBSTITUTES, Batch, broken_record, fatal_errors, name_of, nothing_readable
 from gw_jax.data.decoding import open_image
 from gw_jax.data.shards import ProcessShard
-from gw_jax.detection.data.canvases import FLIP, Canvas, CanvasOrder, EvalCanvasOrder, random_bits
+from gw_jax.detection.data.canvases import FLIP, SCALE, Canvas, CanvasOrder, EvalCanvasOrder, random_bits
 from gw_jax.detection.data.resize import Polygons, flip_objects, resized_pixels, scale_objects
 from gw_jax.detection.targets import pad_targets
 from gw_jax.errors import DataError
@@ -19,15 +19,15 @@ from gw_jax.errors import DataError
 class SceneExamples:
     """Training scenes by their position in the run.
 
-    Whether a scene is mirrored depends on ``seed`` and its position in the global order only. One that cannot be read is
-    replaced by the next of the same canvas.
+    Whether a scene is mirrored, and its size, depend on ``seed`` and its position in the global order only. One that cannot
+    be read is replaced by the next of the same canvas.
 
     Attributes:
         source: the scenes.
-        sizes: their heights and widths after the resize, int32 ``[n, 2]``.
+        sizes: their heights and widths after each of the resizes of which one is drawn, int32 ``[k, n, 2]``.
         order: canvases and scenes of the batches.
         shard: of this process.
-        seed: decides what is mirrored.
+        seed: decides what is mirrored, and which size is drawn.
         flip: whether scenes are mirrored with probability 0.5.
         num_classes: with the background.
         max_objects: to which objects are padded.
@@ -55,17 +55,18 @@ class SceneExamples:
         canvas, indices = self.order.batch(step)
         index, broken = int(indices[rank]), broken_record()
         mirrored = self.flip and bool(random_bits(self.seed, FLIP, global_index, 1)[0] & 1)
+        sizes = self.sizes[int(random_bits(self.seed, SCALE, global_index, 1)[0] % len(self.sizes))]
         for candidate, _ in zip(self.order.same_canvas(index), range(MAX_SUBSTITUTES), strict=False):
             try:
                 with fatal_errors(self.source, candidate):
                     scene = self.source[candidate]
-                    pixels = scene_pixels(scene, self.sizes[candidate], mirrored=mirrored)
+                    pixels = scene_pixels(scene, sizes[candidate], mirrored=mirrored)
             except DataError:
                 raise
             except Exception as error:  # Readers and decoders raise whatever they hit in damaged bytes.
                 broken = broken if broken["index"] >= 0 else broken_record(index, error)
                 continue
-            targets = self._targets(scene, candidate, mirrored)
+            targets = self._targets(scene, candidate, sizes[candidate], mirrored)
             return {**placed(pixels, canvas), **targets, "broken": broken}
         raise nothing_readable(index, broken)
 
@@ -74,8 +75,8 @@ class SceneExamples:
         pixels = np.random.default_rng(0).integers(0, 256, (*canvas, 3), np.uint8)
         return {**placed(pixels, canvas), **self._padded(np.zeros((0, 4)), np.zeros(0, np.int32), [])}
 
-    def _targets(self, scene: Any, index: int, mirrored: bool) -> Batch:
-        old, new = (scene.height, scene.width), tuple(self.sizes[index].tolist())
+    def _targets(self, scene: Any, index: int, size: np.ndarray, mirrored: bool) -> Batch:
+        old, new = (scene.height, scene.width), tuple(size.tolist())
         boxes, polygons = scale_objects(scene.boxes, scene.polygons, old, new)
         if mirrored:
             boxes, polygons = flip_objects(boxes, polygons, new[1])

@@ -18,11 +18,11 @@ CANVASES = ((64, 96), (96, 64))
 SIDES = (60, 96)
 
 
-def train(source=None, *, canvases=CANVASES, batch_size=2, seed=0, **changes):
+def train(source=None, *, canvases=CANVASES, batch_size=2, seed=0, sides=SIDES[:1], **changes):
     source = records() if source is None else source
-    sizes = target_sizes(source.sizes, *SIDES)
+    sizes = np.stack([target_sizes(source.sizes, side, SIDES[1]) for side in sides])
     options = {"num_epochs": 3, "num_classes": 3, "max_objects": 3, "max_edges": 8, **changes}
-    return SceneBatches(source, sizes, CanvasOrder(sizes, canvases, batch_size, seed), seed=seed, **options)
+    return SceneBatches(source, sizes, CanvasOrder(sizes.max(0), canvases, batch_size, seed), seed=seed, **options)
 
 
 def evaluate(source=None, batch_size=4, **options):
@@ -50,7 +50,7 @@ def joined(parts):
 def test_a_batch_is_its_scenes_resized_and_padded():
     source = records()
     made = train(source, flip=False)
-    order = CanvasOrder(made._load.sizes, CANVASES, 2, 0)
+    order = CanvasOrder(made._load.sizes[0], CANVASES, 2, 0)
     for position in range(order.steps_per_epoch):
         batch, (canvas, indices) = next(made), order.batch(position)
         assert batch["image"].shape == (2, *canvas, 3)
@@ -96,6 +96,29 @@ def test_half_of_the_images_are_mirrored_with_their_objects():
             np.testing.assert_array_equal(b["edges"][row][used][:, 1], a["edges"][row][used][:, 1])
     total = 2 * len(plain)
     assert 0.3 * total < count < 0.7 * total
+
+
+def test_sizes_are_drawn_by_position():
+    sides = (30, 45, 60)
+    drawn, plain = list(train(sides=sides, num_epochs=8)), list(train(num_epochs=8))
+    counts = dict.fromkeys(sides, 0)
+    for small, large in zip(drawn, plain, strict=True):
+        # The same images on the same canvases.
+        assert small["image"].shape == large["image"].shape
+        np.testing.assert_array_equal(small["labels"], large["labels"])
+        for row, (height, width) in enumerate(small["size"].tolist()):
+            counts[min(height, width)] += 1
+            ratio = small["size"][row] / large["size"][row]
+            expected = large["boxes"][row].reshape(-1, 2, 2) * ratio[::-1]
+            # A mirrored box has its ends at width - 1 - x.
+            np.testing.assert_allclose(small["boxes"][row].reshape(-1, 2, 2), expected, atol=1)
+            assert not small["image"][row, height:].any()
+    assert min(counts.values()) > len(drawn) / 3
+    resumed = train(sides=sides, num_epochs=8)
+    resumed.skip_to(7)
+    assert_same(resumed, drawn[7:])
+    one, other = (train(sides=sides, num_epochs=8, process_index=index, process_count=2) for index in (0, 1))
+    assert_same(joined([one, other]), drawn)
 
 
 def test_without_a_mask_head_there_are_no_polygons():
