@@ -58,29 +58,20 @@ def steps(directory: pathlib.Path, *, torch: bool) -> list[Step]:
     compiled = ("--compile",) if torch else ()
     layers = ("benchmarks.group_whitening", "--json", "--jobs=10", "--rounds=9", "--implementations=plain")
     small_layers = ("--small", "--shapes=28x28x64")
+    doctor = ("gw_jax.doctor", "--json", "--num-groups=64", "--batch=128")
+    small_doctor = ("--model=resnet18", "--batch=2", "--image-size=32")
+    parity = ("benchmarks.parity", "--jobs=6", "--no_autotuning", "--seconds=170")
+    profile = ("benchmarks.layer_profile", "--json", f"--layers={directory}/layers.json", f"--trace={directory}/trace")
+    train_step = ("benchmarks.train_step", "--json", "--jobs=4")
+    detection_step = ("benchmarks.detection_step", "--json", "--jobs=3", "--no_eval")
     return [
-        Step(
-            "doctor",
-            ("gw_jax.doctor", "--json", "--num-groups=64", "--batch=128"),
-            ("--model=resnet18", "--batch=2", "--image-size=32"),
-            120,
-        ),
-        Step("parity", ("benchmarks.parity", "--jobs=6", "--no_autotuning", "--seconds=170"), ("--small", "--jobs=1"), 180, "--output"),
-        Step("train_step", ("benchmarks.train_step", "--json", "--norms=gw,bn", "--jobs=2", *beside), ("--small",), 180),
+        Step("doctor", doctor, small_doctor, 120),
+        Step("parity", parity, ("--small", "--jobs=1"), 180, "--output"),
+        Step("train_step", (*train_step, "--norms=gw,bn", *beside), ("--small",), 180),
         Step("layers", (*layers, *compiled), small_layers, 150),
-        Step(
-            "train_step_gn",
-            ("benchmarks.train_step", "--json", "--norms=gw,gw:plain,gn,bn", "--jobs=4"),
-            ("--small", "--model=resnet18"),
-            150,
-        ),
-        Step("detection_step", ("benchmarks.detection_step", "--json", "--jobs=3", "--no_eval"), ("--small",), 180),
-        Step(
-            "profile",
-            ("benchmarks.layer_profile", "--json", f"--layers={directory / 'layers.json'}", f"--trace={directory / 'trace'}"),
-            (),
-            60,
-        ),
+        Step("train_step_gn", (*train_step, "--norms=gw,gw:plain,gn,bn"), ("--small", "--model=resnet18"), 150),
+        Step("detection_step", detection_step, ("--small",), 180),
+        Step("profile", profile, (), 60),
         Step("layers_float32", (*layers, "--dtype=float32"), small_layers, 150),
     ]
 

@@ -135,9 +135,7 @@ def check_whitening(case: Case, implementations: Sequence[str]) -> dict[str, Any
                 expected = [np.asarray(a) for a in outputs(definition, "plain", inputs, relu=False)]
             expected[0] = np.maximum(expected[0], 0)
         result["errors"][implementation] = errors(found, expected)
-    ok = {
-        name: isinstance(e, dict) and within(e, case.dtype) for name, e in result["errors"].items() if e != "no kernel"
-    }
+    ok = {name: isinstance(e, dict) and within(e, case.dtype) for name, e in result["errors"].items() if e != "no kernel"}
     return result | {"ok": ok, "passed": all(ok.values()) and result["truth_against_numpy"] < 1e-9}
 
 
