@@ -14,6 +14,7 @@ from gw_jax.classification import ClassificationConfig, ClassificationTask
 from gw_jax.data.datasets import Dataset
 from gw_jax.data.specs import SPECS
 from gw_jax.errors import ConfigError
+from gw_jax.ops import check_kernels
 from gw_jax.ops.kernels.placement import compiling_for
 from gw_jax.train.config import TrainConfig, validate
 from gw_jax.train.mesh import batch_sharding, make_mesh, state_shardings
@@ -175,6 +176,9 @@ def task_steps(task: Task, config: TrainConfig, slice_devices: list[Any], batche
 
     def lower(name: str) -> Callable[[], Any]:
         def lowered() -> Any:
+            if slice_devices[0] in jax.devices():
+                # As the trainer does before its first step.
+                check_kernels(steps[name], *arguments[name])
             with compiling_for(slice_devices[0]):
                 return steps[name].lower(*arguments[name])
 
