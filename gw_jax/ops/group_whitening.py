@@ -12,10 +12,11 @@ from jax.typing import DTypeLike
 from gw_jax.ops import kernels
 from gw_jax.ops.checks import accumulation_dtype, as_floating, require_mask_shape
 from gw_jax.ops.choice import choose_implementation
-from gw_jax.ops.inverse_sqrt import HIGHEST, inverse_sqrt_newton, inverse_sqrt_newton_vjp, inverse_sqrt_zca
-from gw_jax.ops.kernels.cpu_matmul import matmul_whiten
+from gw_jax.ops.inverse_sqrt import HIGHEST, inverse_sqrt_newton, inverse_sqrt_zca
 from gw_jax.ops.kernels.placement import device_kind
+from gw_jax.ops.newton_chain import inverse_sqrt_newton_vjp
 from gw_jax.ops.options import Implementation, Method, check_whitening_options, resolve_num_groups
+from gw_jax.ops.row_products import matmul_whiten
 from gw_jax.ops.sharding import replicate, reshard_like, shard_batch_only
 from gw_jax.ops.statistics import SPATIAL_LETTERS, centre_groups, gram
 from gw_jax.versions import no_kernels_because
@@ -146,10 +147,10 @@ def group_whiten(
         inverse_sqrt = functools.partial(inverse_sqrt_zca, epsilon=epsilon)
     if implementation == "plain":
         y = plain_whiten(x, num_groups, inverse_sqrt, mask, scale, bias)
-    elif mask is not None:
-        raise ValueError('implementation="matmul" accepts no mask; choose "auto" or "plain".')
     else:
-        y = matmul_whiten(x, num_groups, inverse_sqrt, scale, bias)
+        on_cpu = device_kind().platform == "cpu"
+        factors = accumulation_dtype(x.dtype) if on_cpu else x.dtype
+        y = matmul_whiten(x, num_groups, inverse_sqrt, mask, scale, bias, factors=factors, sequential=on_cpu)
     y = y.astype(dtype)
     return reshard_like(jax.nn.relu(y) if relu else y, whole)
 
