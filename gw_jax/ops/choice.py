@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from gw_jax.ops import kernels
-from gw_jax.ops.kernels.placement import batch_sharding, batch_sharding_known, device_kind
+from gw_jax.ops.kernels.placement import DeviceKind, batch_sharding, batch_sharding_known, device_kind
 from gw_jax.ops.kernels.verified import is_verified, unverified_because
 from gw_jax.ops.options import Implementation, Method
 from gw_jax.versions import no_kernels_because
@@ -57,10 +57,14 @@ def choose_implementation(
         assert spec is not None
         why = "was right and faster than plain XLA" if implementation == "auto" else "was requested and fits"
         return Choice("kernel", spec, f"The kernel {spec.kernel} {why} on {device.kind}.")
-    # On an H100 "matmul" takes 0.85 to 0.91 of the time of the definition. Compiled for a v5e, it moves more bytes at
-    # 28 x 28 x 128 (212 passes for 138) and 112 x 112 x 64 (58 for 50), and fewer at 56 x 56 x 64 (96 for 102).
-    products = device.platform in ("cpu", "gpu") and not has_mask
-    return Choice("matmul" if products else "plain", spec, reason)
+    return Choice(_formulation(device), spec, reason)
+
+
+def _formulation(device: DeviceKind) -> Implementation:
+    """The better formulation in plain XLA on a device, with or without a mask."""
+    # Compiled for A100, L4, T4 and H100, "matmul" moves 0.43 of the definition's bytes at 112 x 112 x 64 and 0.63 at
+    # 7 x 7 x 512 (python -m benchmarks.gpu_cost). On TPUs rows of 64 groups fill half of the lanes.
+    return "matmul" if device.platform in ("cpu", "gpu") else "plain"
 
 
 def _no_kernel_because(
