@@ -149,11 +149,11 @@ def group_whiten(
     if implementation == "plain":
         y = plain_whiten(x, num_groups, inverse_sqrt, mask, scale, bias)
     else:
-        on_cpu = device_kind().platform == "cpu"
+        platform = device_kind().platform
         # CPUs have no fast products of narrow types, and a wider result is requested for its digits.
-        wide = on_cpu or dtype.itemsize > x.dtype.itemsize
+        wide = platform == "cpu" or dtype.itemsize > x.dtype.itemsize
         factors = accumulation_dtype(x.dtype) if wide else x.dtype
-        y = matmul_whiten(x, num_groups, inverse_sqrt, mask, scale, bias, factors=factors, sequential=on_cpu)
+        y = matmul_whiten(x, num_groups, inverse_sqrt, mask, scale, bias, factors=factors, platform=platform)
     y = y.astype(dtype)
     return reshard_like(jax.nn.relu(y) if relu else y, whole)
 

@@ -48,7 +48,9 @@ class _Residuals(NamedTuple):
 
 def _newton(covariance: jax.Array, num_iterations: int, epsilon: float) -> tuple[jax.Array, _Residuals]:
     alpha, trace = normalise(covariance, epsilon)
-    identity, p, steps = identity_like(alpha), None, []
+    identity = identity_like(alpha)
+    p: jax.Array | None = None
+    steps: list[_Step] = []
     for k in range(num_iterations):
         q = identity - _scale(k) * alpha
         steps.append(_Step(alpha, q, p))
@@ -56,6 +58,7 @@ def _newton(covariance: jax.Array, num_iterations: int, epsilon: float) -> tuple
             alpha = _dot(q, _dot(q, alpha))
         # The other way round, XLA would join it with a product above by copies of their factors.
         p = q if p is None else _dot(p, q)
+    assert p is not None  # There are at least two iterations.
     whitening = (NEWTON_LINEAR**num_iterations * jax.lax.rsqrt(trace)) * p
     return whitening, _Residuals(trace, steps, whitening)
 
@@ -66,7 +69,7 @@ def _scale(k: int) -> float:
 
 def _derivative_of_iterates(steps: list[_Step], direction: jax.Array) -> jax.Array:
     """The change of the last ``P``, symmetric, as the normalised covariance moves along ``direction``, symmetric."""
-    dalpha, dp = direction, None
+    dalpha, dp = direction, jnp.zeros_like(direction)
     for k, (alpha, q, p) in enumerate(steps):
         s = _scale(k)
         dp = -s * dalpha if p is None else _dot(q, dp) + -s * _dot(dalpha, p)

@@ -42,13 +42,13 @@ class Plan:
         inverse_sqrt: gives the whitening matrices of the covariances ``[n, g, g]``; symmetric, differentiable.
         factors: type of the factors of all products over positions, which are accumulated in float32 (float64 for
             float64).
-        sequential: whether the device adds up products one after the other, as CPUs do.
+        platform: of the device, "cpu", "gpu" or "tpu".
     """
 
     num_groups: int
     inverse_sqrt: InverseSqrt
     factors: jnp.dtype
-    sequential: bool
+    platform: str
 
     @property
     def narrow(self) -> bool:
@@ -89,7 +89,7 @@ def matmul_whiten(
     bias: jax.Array | None,
     *,
     factors: DTypeLike,
-    sequential: bool,
+    platform: str,
 ) -> jax.Array:
     """``inverse_sqrt(C) (X - mu) * scale + bias`` for every sample, see :func:`gw_jax.group_whiten`.
 
@@ -104,12 +104,12 @@ def matmul_whiten(
         scale: ``[c]``, or None.
         bias: ``[c]``, or None.
         factors: type of the factors of products over positions: that of ``x``, or the one in which it is accumulated.
-        sequential: whether the device adds up products one after the other, as CPUs do.
+        platform: of the device, "cpu", "gpu" or "tpu".
 
     Returns:
         An array of the shape of ``x``, in the type in which ``x`` is accumulated.
     """
-    plan = Plan(num_groups, inverse_sqrt, jnp.dtype(factors), sequential)
+    plan = Plan(num_groups, inverse_sqrt, jnp.dtype(factors), platform)
     return _whiten(x, *affine_per_sample(x, scale, bias), None if mask is None else mask.astype(bool), plan)
 
 
@@ -123,7 +123,7 @@ def _forward(
 ) -> tuple[jax.Array, _Residuals]:
     values, count, unit = _centre(x, mask, plan)
     rows = _rows(values, plan, unit)
-    covariance = (gram(rows[..., None]) if plan.sequential else _cross(rows, rows)) / count
+    covariance = (gram(rows[..., None]) if plan.platform == "cpu" else _cross(rows, rows, plan)) / count
     if unit is not None:
         covariance = covariance / unit / unit
     whitening, pullback = jax.vjp(plan.inverse_sqrt, covariance)
@@ -155,7 +155,7 @@ def _derivative(plan: Plan, residuals: _Residuals, tangents: tuple[jax.Array, ..
     matrix = _over(whitening, unit)
     if white is None:
         white = _channels(_apply(rows, matrix))
-    half = _over(_over(_cross(moved, rows) / count, unit), dunit)
+    half = _over(_over(_cross(moved, rows, plan) / count, unit), dunit)
     (dwhitening,) = jax.linear_transpose(pullback, whitening)((half + jnp.matrix_transpose(half),))
     # Both products have the size of the output where the matrices take the units.
     dwhite = _apply(moved, _over(whitening, dunit)).astype(count.dtype)
@@ -173,20 +173,18 @@ def _backward(plan: Plan, dtype: jnp.dtype, residuals: _Residuals, dy: jax.Array
     # XLA joins products that share a factor by copies of the others. These would be such products of the forward pass, if
     # nothing said that they come later.
     dbias, _ = jax.lax.optimization_barrier((dbias, whitening if white is None else white))
-    mean = _group_mean(dbias * scale, count, plan)
+    if white is None:
+        # The matrices take the scale, and the product with their derivative gives that of the scale.
+        values, total, matrix = dy, dbias, whitening * scale[:, None, :]
+    else:
+        values, total, matrix = dy * _per_position(scale, dy), dbias * scale, whitening
+        dscale = (dy * white.astype(dy.dtype)).sum(positions)
     dunit = None
     if plan.narrow:
-        square = ((dy * _per_position(scale, dy)) ** 2).sum((*positions, -1))
-        dunit = _unit(square / (count[:, 0, 0] * plan.num_groups))
-    if white is None:
-        # The matrices take the scale, and products with their derivative give that of the scale.
-        values = dy - _per_position(dbias / count[..., 0], dy)
-        matrix = whitening * scale[:, None, :]
-    else:
-        values = dy * _per_position(scale, dy) - _per_position(mean, dy)
-        matrix, dscale = whitening, (dy * white.astype(dy.dtype)).sum(positions)
+        dunit = _unit((values * values).sum((*positions, -1)) / (count[:, 0, 0] * plan.num_groups))
+    values = values - _per_position(_group_mean(total, count, plan), dy)
     moved = _rows(_select(values, mask), plan, dunit)
-    cross = _over(_over(_cross(rows, moved), unit), dunit)
+    cross = _over(_over(_cross(rows, moved, plan), unit), dunit)
     if white is None:
         dscale = (whitening * cross).sum(1)
         cross = cross * scale[:, None, :]
@@ -281,12 +279,12 @@ def _apply(rows: jax.Array, matrices: jax.Array, *, transposed: bool = False) ->
     return _einsum(subscripts, rows, matrices.astype(rows.dtype), rows.dtype)
 
 
-def _cross(left: jax.Array, right: jax.Array) -> jax.Array:
+def _cross(left: jax.Array, right: jax.Array, plan: Plan) -> jax.Array:
     """``[n, g, g]``: of every sample, the sum over its rows of products of a number of ``left`` and one of ``right``."""
     sharding = sharding_of_sums(left)
-    if sharding is None:
+    if sharding is None and plan.platform != "tpu":
         # With one axis to sum over, XLA fuses the transposition into the product. An image that is sharded along w is
-        # gathered for it.
+        # gathered for it. On TPUs h and w may not be neighbours in memory.
         left, right = (rows.reshape(rows.shape[0], -1, rows.shape[-1]) for rows in (left, right))
     axes = SPATIAL_LETTERS[: left.ndim - 2]
     dtype = accumulation_dtype(left.dtype)

@@ -15,10 +15,12 @@ from gw_jax.versions import enable_x64
 from tests.helpers.kernels import make_input, relative_errors
 
 PLATFORMS = {"products, CPU": ("matmul", "cpu"), "products, accelerator": ("matmul", "gpu"), "definition": ("plain", "cpu")}
-ALL = pytest.mark.parametrize("formulation", PLATFORMS)
-PRODUCTS = pytest.mark.parametrize("formulation", ["products, CPU", "products, accelerator"])
+SLOW = pytest.mark.slow
+PRODUCTS = pytest.mark.parametrize("formulation", [pytest.param("products, CPU", marks=SLOW), "products, accelerator"])
+ALL = pytest.mark.parametrize("formulation", [pytest.param(name, marks=SLOW) for name in PLATFORMS])
 # One channel per group, and three.
 SIZES = pytest.mark.parametrize("channels", [8, 24])
+MASKED = pytest.mark.parametrize("masked", [False, True])
 GROUPS = 8
 
 
@@ -32,24 +34,31 @@ def device(formulation):
     return placement.compiling_for(SimpleNamespace(platform=PLATFORMS[formulation][1], device_kind="any"))
 
 
-def whiten(formulation, x, scale, bias, **options):
-    return group_whiten(x, GROUPS, scale=scale, bias=bias, implementation=PLATFORMS[formulation][0], **options)
+def whiten(formulation, x, scale, bias, mask=None):
+    return group_whiten(x, GROUPS, scale=scale, bias=bias, implementation=PLATFORMS[formulation][0], mask=mask)
 
 
-def values_and_gradients(formulation, arguments, cotangent, **options):
+@functools.cache
+def program(formulation):
+    """Output and gradients; inputs of one shape share what is compiled."""
+
     @jax.jit
-    def run(arguments, cotangent, options):
-        y, pullback = jax.vjp(lambda *a: whiten(formulation, *a, **options), *arguments)
+    def run(arguments, cotangent, mask):
+        y, pullback = jax.vjp(lambda *a: whiten(formulation, *a, mask=mask), *arguments)
         return y, *pullback(cotangent.astype(y.dtype))
 
+    return run
+
+
+def values_and_gradients(formulation, arguments, cotangent, mask=None):
     with device(formulation):
-        return jax.tree.map(lambda a: np.asarray(a, np.float64), run(arguments, cotangent, options))
+        return jax.tree.map(lambda a: np.asarray(a, np.float64), program(formulation)(arguments, cotangent, mask))
 
 
-def in_float64(arguments, cotangent, **options):
+def in_float64(arguments, cotangent, mask=None):
     with enable_x64():
         exact = [jnp.asarray(np.asarray(a, np.float64)) for a in (*arguments, cotangent)]
-        return values_and_gradients("definition", exact[:3], exact[3], **options)
+        return values_and_gradients("definition", tuple(exact[:3]), exact[3], mask)
 
 
 def make_case(channels, dtype="float32", shape=(4, 7, 6)):
@@ -64,62 +73,72 @@ def corner_mask(shape=(4, 7, 6)):
     return jnp.asarray(np.stack([(rows < 7 - i) & (columns < 6 - i) for i in range(shape[0])]))
 
 
-@ALL
+@PRODUCTS
 @SIZES
-@pytest.mark.parametrize("masked", [False, True])
+@MASKED
 def test_equals_float64(formulation, channels, masked):
     arguments, cotangent = make_case(channels)
-    options = {"mask": corner_mask()} if masked else {}
-    found = values_and_gradients(formulation, arguments, cotangent, **options)
-    value, *gradients = relative_errors(found, in_float64(arguments, cotangent, **options))
+    mask = corner_mask() if masked else None
+    found = values_and_gradients(formulation, arguments, cotangent, mask)
+    value, *gradients = relative_errors(found, in_float64(arguments, cotangent, mask))
     assert value <= 2e-5
     assert max(gradients) <= 1e-4
 
 
+@pytest.mark.slow
 @SIZES
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("masked", [False, True])
+@MASKED
 def test_low_precision_costs_its_rounding_only(channels, dtype, masked):
     arguments, cotangent = make_case(channels, dtype)
-    options = {"mask": corner_mask()} if masked else {}
-    found = values_and_gradients("products, accelerator", arguments, cotangent, **options)
+    mask = corner_mask() if masked else None
+    found = values_and_gradients("products, accelerator", arguments, cotangent, mask)
     # Input, centred input, matrices and output are rounded once each.
-    assert max(relative_errors(found, in_float64(arguments, cotangent, **options))) <= 6 * float(jnp.finfo(dtype).eps)
+    assert max(relative_errors(found, in_float64(arguments, cotangent, mask))) <= 1.5 * float(jnp.finfo(dtype).eps)
 
 
+@pytest.mark.slow
 @SIZES
 @pytest.mark.parametrize(("size", "slope"), [(1e-4, 1.0), (100.0, 1e-4), (3e3, 1e3)])
-@pytest.mark.parametrize("masked", [False, True])
+@MASKED
 def test_float16_keeps_its_digits_in_all_of_its_range(channels, size, slope, masked):
     (x, scale, bias), cotangent = make_case(channels, "float16")
-    # One value lies far from the rest, as a first one, whose distance to the mean leaves the range.
     arguments = (x * size).astype("float16"), scale, bias
     cotangent = (cotangent * slope).astype("float16")
-    options = {"mask": corner_mask()} if masked else {}
-    found = values_and_gradients("products, accelerator", arguments, cotangent, **options)
-    truth = in_float64(arguments, cotangent, **options)
+    mask = corner_mask() if masked else None
+    found = values_and_gradients("products, accelerator", arguments, cotangent, mask)
+    truth = in_float64(arguments, cotangent, mask)
     errors = relative_errors(found, truth)
     # A derivative by x below 6e-5 has fewer digits in float16, however it is computed.
     errors[1] = np.abs(found[1] - truth[1]).max() / max(np.abs(truth[1]).max(), 1e-3)
-    assert max(errors) <= 8 * float(jnp.finfo("float16").eps)
+    assert max(errors) <= 3 * float(jnp.finfo("float16").eps)
 
 
-@ALL
+@pytest.mark.slow
 @SIZES
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("formulation", "dtype"),
+    [
+        ("products, CPU", "float32"),
+        ("products, accelerator", "float32"),
+        ("products, accelerator", "bfloat16"),
+        ("products, accelerator", "float16"),
+        ("definition", "float32"),
+    ],
+)
 def test_hard_samples_stay_apart(formulation, channels, dtype):
-    (x, scale, bias), cotangent = make_case(channels, dtype, (5, 7, 6))
+    (x, scale, bias), cotangent = make_case(channels, dtype)
     good, _ = values_and_gradients(formulation, (x, scale, bias), cotangent)[:2]
     # Constant, zero, and not a number; a value whose sum over many positions is not exact.
-    hard = x.at[1].set(jnp.asarray(0.1, dtype)).at[2].set(0).at[3, 0, 0, 0].set(jnp.nan)
+    hard = x.at[0].set(jnp.asarray(0.1, dtype)).at[1].set(0).at[2, 0, 0, 0].set(jnp.nan)
     y, dx = values_and_gradients(formulation, (hard, scale, bias), cotangent)[:2]
-    for sample in (1, 2):
+    for sample in (0, 1):
         expected = np.broadcast_to(np.asarray(bias.astype(dtype), np.float64), y.shape[1:])
         np.testing.assert_array_equal(y[sample], expected)
         assert np.isfinite(dx[sample]).all()
-    assert np.isnan(y[3]).any()
-    np.testing.assert_array_equal(y[[0, 4]], good[[0, 4]])
-    assert np.isfinite(dx[[0, 4]]).all()
+    assert np.isnan(y[2]).any()
+    np.testing.assert_array_equal(y[3], good[3])
+    assert np.isfinite(dx[3]).all()
 
 
 @ALL
@@ -133,6 +152,7 @@ def test_a_large_mean_is_removed(formulation, channels):
     assert max(gradients) <= 1e-4
 
 
+@pytest.mark.slow
 @PRODUCTS
 @SIZES
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -142,7 +162,7 @@ def test_a_mask_equals_an_image_without_padding(formulation, channels, dtype):
     small = values_and_gradients(formulation, (x[inside], scale, bias), cotangent[inside])
     mask = jnp.zeros(x.shape[:-1], bool).at[inside].set(True)
     junk = jnp.where(mask[..., None], x, jnp.nan)
-    found = values_and_gradients(formulation, (junk, scale, bias), cotangent, mask=mask)
+    found = values_and_gradients(formulation, (junk, scale, bias), cotangent, mask)
     outside = ~np.asarray(mask)
     assert (found[0][outside] == 0).all()
     assert (found[1][outside] == 0).all()
@@ -151,6 +171,7 @@ def test_a_mask_equals_an_image_without_padding(formulation, channels, dtype):
     assert max(errors) <= tolerance
 
 
+@pytest.mark.slow
 @PRODUCTS
 @SIZES
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -171,6 +192,7 @@ def test_forward_mode(formulation, channels, dtype):
     assert error <= max(1e-5, 0 if dtype == "float32" else 8 * float(jnp.finfo(dtype).eps))
 
 
+@pytest.mark.slow
 @PRODUCTS
 def test_second_derivatives_equal_those_of_the_definition(float64, formulation):
     (x, scale, bias), cotangent = (jax.tree.map(lambda a: a.astype(jnp.float64), case) for case in make_case(8))
@@ -187,6 +209,7 @@ def test_second_derivatives_equal_those_of_the_definition(float64, formulation):
     np.testing.assert_allclose(found, run("definition", x), atol=1e-9 * np.abs(found).max())
 
 
+@pytest.mark.slow
 @PRODUCTS
 @SIZES
 def test_vmap_and_shard_map_equal_the_batch(formulation, channels):
@@ -205,6 +228,7 @@ def test_vmap_and_shard_map_equal_the_batch(formulation, channels):
     np.testing.assert_allclose(split, together[1], atol=bound)
 
 
+@pytest.mark.slow
 @PRODUCTS
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_a_sharded_batch_needs_no_communication(formulation, axis_type):
