@@ -13,10 +13,8 @@ float32. Means leave the derivative before it is rounded, too. Statistics and it
 multiplied by a power of two per sample, so that centred values, matrices and derivatives stay inside its range.
 """
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,36 +22,22 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from gw_jax.ops.checks import accumulation_dtype
-from gw_jax.ops.inverse_sqrt import HIGHEST
 from gw_jax.ops.kernels.affine import affine_per_sample
 from gw_jax.ops.linear_map import linear_map
-from gw_jax.ops.sharding import sharding_of_sums
-from gw_jax.ops.statistics import SPATIAL_LETTERS, centre_groups, gram
-
-InverseSqrt = Callable[[jax.Array], jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """How a call is computed.
-
-    Attributes:
-        num_groups: divides the channels.
-        inverse_sqrt: gives the whitening matrices of the covariances ``[n, g, g]``; symmetric, differentiable.
-        factors: type of the factors of all products over positions, which are accumulated in float32 (float64 for
-            float64).
-        platform: of the device, "cpu", "gpu" or "tpu".
-    """
-
-    num_groups: int
-    inverse_sqrt: InverseSqrt
-    factors: jnp.dtype
-    platform: str
-
-    @property
-    def narrow(self) -> bool:
-        """Whether values of usual size are outside the range of the factors, as in float16."""
-        return bool(jnp.finfo(self.factors).minexp > -100)
+from gw_jax.ops.rows import (
+    InverseSqrt,
+    Plan,
+    apply,
+    between_groups,
+    between_numbers,
+    channels_of,
+    channels_pay,
+    cross,
+    over,
+    per_position,
+    rows_of,
+)
+from gw_jax.ops.statistics import centre_groups, gram
 
 
 class _Residuals(NamedTuple):
@@ -109,7 +93,8 @@ def matmul_whiten(
     Returns:
         An array of the shape of ``x``, in the type in which ``x`` is accumulated.
     """
-    plan = Plan(num_groups, inverse_sqrt, jnp.dtype(factors), platform)
+    row = x.shape[-1] if channels_pay(x.shape, platform) else num_groups
+    plan = Plan(num_groups, row, inverse_sqrt, jnp.dtype(factors), platform)
     return _whiten(x, *affine_per_sample(x, scale, bias), None if mask is None else mask.astype(bool), plan)
 
 
@@ -122,19 +107,20 @@ def _forward(
     x: jax.Array, scale: jax.Array, bias: jax.Array, mask: jax.Array | None, plan: Plan
 ) -> tuple[jax.Array, _Residuals]:
     values, count, unit = _centre(x, mask, plan)
-    rows = _rows(values, plan, unit)
-    covariance = (gram(rows[..., None]) if plan.platform == "cpu" else _cross(rows, rows, plan)) / count
+    rows = rows_of(values, plan, unit)
+    covariance = (gram(rows[..., None]) if plan.platform == "cpu" else cross(rows, rows, plan)) / count
+    covariance = between_groups(covariance, plan)
     if unit is not None:
         covariance = covariance / unit / unit
     whitening, pullback = jax.vjp(plan.inverse_sqrt, covariance)
-    matrix = _over(whitening, unit)
+    matrix = over(between_numbers(whitening, plan), unit)
     if x.shape[-1] == plan.num_groups:
         white = None
-        y = _channels(_apply(rows, matrix * scale[:, None, :])).astype(count.dtype)
+        y = channels_of(apply(rows, matrix * scale[:, None, :])).astype(count.dtype)
     else:
-        white = _channels(_apply(rows, matrix))
-        y = white.astype(count.dtype) * _per_position(scale, x)
-    y = _select(y + _per_position(bias, x), mask)
+        white = channels_of(apply(rows, matrix))
+        y = white.astype(count.dtype) * per_position(scale, x)
+    y = _select(y + per_position(bias, x), mask)
     return y, _Residuals(rows, unit, white, whitening, pullback, scale, count, mask)
 
 
@@ -151,17 +137,17 @@ def _derivative(plan: Plan, residuals: _Residuals, tangents: tuple[jax.Array, ..
     rows, unit, white, whitening, pullback, scale, count, mask = residuals
     dx, dscale, dbias = tangents
     values, _, dunit = _centre(dx, mask, plan)
-    moved = _rows(values, plan, dunit)
-    matrix = _over(whitening, unit)
+    moved = rows_of(values, plan, dunit)
     if white is None:
-        white = _channels(_apply(rows, matrix))
-    half = _over(_over(_cross(moved, rows, plan) / count, unit), dunit)
+        white = channels_of(apply(rows, over(between_numbers(whitening, plan), unit)))
+    half = between_groups(over(over(cross(moved, rows, plan) / count, unit), dunit), plan)
     (dwhitening,) = jax.linear_transpose(pullback, whitening)((half + jnp.matrix_transpose(half),))
+    whitening, dwhitening = between_numbers(whitening, plan), between_numbers(dwhitening, plan)
     # Both products have the size of the output where the matrices take the units.
-    dwhite = _apply(moved, _over(whitening, dunit)).astype(count.dtype)
-    dwhite = dwhite + _apply(rows, _over(dwhitening, unit)).astype(count.dtype)
-    factor, dscale, dbias = (_per_position(parameter, dx) for parameter in (scale, dscale, dbias))
-    return _select(_channels(dwhite) * factor + white.astype(count.dtype) * dscale + dbias, mask)
+    dwhite = apply(moved, over(whitening, dunit)).astype(count.dtype)
+    dwhite = dwhite + apply(rows, over(dwhitening, unit)).astype(count.dtype)
+    factor, dscale, dbias = (per_position(parameter, dx) for parameter in (scale, dscale, dbias))
+    return _select(channels_of(dwhite) * factor + white.astype(count.dtype) * dscale + dbias, mask)
 
 
 def _backward(plan: Plan, dtype: jnp.dtype, residuals: _Residuals, dy: jax.Array) -> tuple[jax.Array, ...]:
@@ -177,25 +163,26 @@ def _backward(plan: Plan, dtype: jnp.dtype, residuals: _Residuals, dy: jax.Array
         # The matrices take the scale, and the product with their derivative gives that of the scale.
         values, total, matrix = dy, dbias, whitening * scale[:, None, :]
     else:
-        values, total, matrix = dy * _per_position(scale, dy), dbias * scale, whitening
+        values, total, matrix = dy * per_position(scale, dy), dbias * scale, between_numbers(whitening, plan)
         dscale = (dy * white.astype(dy.dtype)).sum(positions)
     dunit = None
     if plan.narrow:
         dunit = _unit((values * values).sum((*positions, -1)) / (count[:, 0, 0] * plan.num_groups))
-    values = values - _per_position(_group_mean(total, count, plan), dy)
-    moved = _rows(_select(values, mask), plan, dunit)
-    cross = _over(_over(_cross(rows, moved, plan), unit), dunit)
+    values = values - per_position(_group_mean(total, count, plan), dy)
+    moved = rows_of(_select(values, mask), plan, dunit)
+    dwhitening = between_groups(over(over(cross(rows, moved, plan), unit), dunit), plan)
     if white is None:
-        dscale = (whitening * cross).sum(1)
-        cross = cross * scale[:, None, :]
-    (dcovariance,) = pullback(cross)
+        dscale = (whitening * dwhitening).sum(1)
+        dwhitening = dwhitening * scale[:, None, :]
+    (dcovariance,) = pullback(dwhitening)
     through_covariance = (dcovariance + jnp.matrix_transpose(dcovariance)) / count
-    matrix, through_covariance = _over(matrix, unit), _over(_over(through_covariance, unit), unit)
+    matrix, through_covariance = over(matrix, unit), over(over(through_covariance, unit), unit)
     if dunit is not None:
         through_covariance = through_covariance * dunit
-    dx = _channels(_apply(moved, matrix, transposed=True) + _apply(rows, through_covariance))
+    through_covariance = between_numbers(through_covariance, plan)
+    dx = channels_of(apply(moved, matrix, transposed=True) + apply(rows, through_covariance))
     if unit is not None and dunit is not None:
-        dx = dx.astype(count.dtype) * _per_position((unit / dunit)[..., 0], dx)
+        dx = dx.astype(count.dtype) * per_position((unit / dunit)[..., 0], dx)
     return dx.astype(dtype), dscale, dbias
 
 
@@ -230,7 +217,7 @@ def _centre(x: jax.Array, mask: jax.Array | None, plan: Plan) -> tuple[jax.Array
         unit = _unit(jnp.maximum(square - mean * mean, 1e-6 * square).mean(-1))
     # Without the barrier XLA writes the distances to memory.
     shift, mean = jax.lax.optimization_barrier((shift, mean))
-    return (x - shift) - _per_position(mean, x), count, unit
+    return (x - shift) - per_position(mean, x), count, unit
 
 
 def _unit(mean_square: jax.Array) -> jax.Array:
@@ -240,58 +227,12 @@ def _unit(mean_square: jax.Array) -> jax.Array:
     return jax.lax.reduce_precision(root, 8, 0).reshape(-1, 1, 1)
 
 
-def _over(matrix: jax.Array, unit: jax.Array | None) -> jax.Array:
-    return matrix if unit is None else matrix / unit
-
-
 def _group_mean(sums: jax.Array, count: jax.Array, plan: Plan) -> jax.Array:
     """Sums of every channel ``[n, c]`` to means of groups, repeated for their channels ``[n, c]``."""
     grouped = sums.reshape(sums.shape[0], plan.num_groups, -1)
     return jnp.broadcast_to(grouped.sum(-1, keepdims=True) / count, grouped.shape).reshape(sums.shape)
 
 
-def _per_position(parameter: jax.Array, x: jax.Array) -> jax.Array:
-    """``[n, c]`` or ``[n, 1]`` with the axes of ``x``."""
-    return jnp.expand_dims(parameter, tuple(range(1, x.ndim - 1)))
-
-
 def _select(x: jax.Array, mask: jax.Array | None) -> jax.Array:
     # Selected, not multiplied: a masked position may hold NaN.
     return x if mask is None else jnp.where(mask[..., None], x, 0)
-
-
-def _rows(values: jax.Array, plan: Plan, unit: jax.Array | None) -> jax.Array:
-    """``[..., c]`` as ``[..., d, g]``, times ``unit``, in the type of the factors."""
-    values = values if unit is None else values * _per_position(unit[..., 0], values)
-    return values.astype(plan.factors).reshape(*values.shape[:-1], plan.num_groups, -1).swapaxes(-1, -2)
-
-
-def _channels(rows: jax.Array) -> jax.Array:
-    """Undoes :func:`_rows`."""
-    swapped = rows.swapaxes(-1, -2)
-    return swapped.reshape(*swapped.shape[:-2], -1)
-
-
-def _apply(rows: jax.Array, matrices: jax.Array, *, transposed: bool = False) -> jax.Array:
-    """Every row of sample ``n`` times the ``n``-th matrix, or its transpose, in the type of the rows."""
-    axes = SPATIAL_LETTERS[: rows.ndim - 3]
-    subscripts = f"n{axes}cg,n{'kg' if transposed else 'gk'}->n{axes}ck"
-    return _einsum(subscripts, rows, matrices.astype(rows.dtype), rows.dtype)
-
-
-def _cross(left: jax.Array, right: jax.Array, plan: Plan) -> jax.Array:
-    """``[n, g, g]``: of every sample, the sum over its rows of products of a number of ``left`` and one of ``right``."""
-    sharding = sharding_of_sums(left)
-    if sharding is None and plan.platform != "tpu":
-        # With one axis to sum over, XLA fuses the transposition into the product. An image that is sharded along w is
-        # gathered for it. On TPUs h and w may not be neighbours in memory.
-        left, right = (rows.reshape(rows.shape[0], -1, rows.shape[-1]) for rows in (left, right))
-    axes = SPATIAL_LETTERS[: left.ndim - 2]
-    dtype = accumulation_dtype(left.dtype)
-    return _einsum(f"n{axes}g,n{axes}k->ngk", left, right, dtype, out_sharding=sharding)
-
-
-def _einsum(subscripts: str, left: jax.Array, right: jax.Array, dtype: DTypeLike, **options: Any) -> jax.Array:
-    """A product that is accumulated in float32 or float64, exact to it where its factors are of that type."""
-    precision = HIGHEST if left.dtype == accumulation_dtype(left.dtype) else None
-    return jnp.einsum(subscripts, left, right, precision=precision, preferred_element_type=dtype, **options)

@@ -99,7 +99,7 @@ def test_low_precision_costs_its_rounding_only(channels, dtype, masked):
 
 @pytest.mark.slow
 @SIZES
-@pytest.mark.parametrize(("size", "slope"), [(1e-4, 1.0), (100.0, 1e-4), (3e3, 1e3)])
+@pytest.mark.parametrize(("size", "slope"), [(1e-4, 1e-2), (100.0, 1e-4), (3e3, 1e3)])
 @MASKED
 def test_float16_keeps_its_digits_in_all_of_its_range(channels, size, slope, masked):
     (x, scale, bias), cotangent = make_case(channels, "float16")
