@@ -10,6 +10,7 @@ from gw_jax.ops import kernels
 from gw_jax.ops.kernels.placement import DeviceKind, batch_sharding, batch_sharding_known, device_kind
 from gw_jax.ops.kernels.verified import is_verified, unverified_because
 from gw_jax.ops.options import Implementation, Method
+from gw_jax.ops.rows import channels_pay
 from gw_jax.versions import no_kernels_because
 
 
@@ -57,14 +58,18 @@ def choose_implementation(
         assert spec is not None
         why = "was right and faster than plain XLA" if implementation == "auto" else "was requested and fits"
         return Choice("kernel", spec, f"The kernel {spec.kernel} {why} on {device.kind}.")
-    return Choice(_formulation(device), spec, reason)
+    return Choice(_formulation(x, device, has_mask), spec, reason)
 
 
-def _formulation(device: DeviceKind) -> Implementation:
-    """The better formulation in plain XLA on a device, with or without a mask."""
-    # Compiled for A100, L4, T4 and H100, "matmul" moves 0.43 of the definition's bytes at 112 x 112 x 64 and 0.63 at
-    # 7 x 7 x 512 (python -m benchmarks.gpu_cost). On TPUs rows of 64 groups fill half of the lanes.
-    return "matmul" if device.platform in ("cpu", "gpu") else "plain"
+def _formulation(x: jax.Array, device: DeviceKind, has_mask: bool) -> Implementation:
+    """The better formulation in plain XLA on a device."""
+    if device.platform in ("cpu", "gpu"):
+        # Compiled for an A100, "matmul" moves 0.43 of the definition's bytes at 112 x 112 x 64 and 0.63 at 7 x 7 x 512
+        # (python -m benchmarks.gpu_cost).
+        return "matmul"
+    # Compiled for a v5e, 2 masked samples of 200 x 336: 23.6 passes with 64 channels and 21.6 with 256 (masked GroupNorm:
+    # 23.0 and 26.0). In batches of small samples, rows of 64 groups fill half of a TPU's lanes.
+    return "matmul" if has_mask or channels_pay(x.shape, device.platform) else "plain"
 
 
 def _no_kernel_because(

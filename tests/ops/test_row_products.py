@@ -248,3 +248,20 @@ def test_a_sharded_batch_needs_no_communication(formulation, axis_type):
     assert found.sharding.is_equivalent_to(samples, x.ndim)
     truth = in_float64((x, scale, bias), cotangent, mask=corner_mask())[1]
     np.testing.assert_allclose(found, truth, atol=1e-5 * np.abs(truth).max())
+
+
+@pytest.mark.slow
+def test_matrices_between_channels_equal_those_between_groups(monkeypatch):
+    monkeypatch.setitem(PLATFORMS, "products, large samples on a TPU", ("matmul", "tpu"))
+    arguments, cotangent = make_case(24, shape=(2, 24, 20))
+    mask = jnp.asarray(np.random.default_rng(0).random((2, 24, 20)) > 0.3)
+    found = values_and_gradients("products, large samples on a TPU", arguments, cotangent, mask)
+    assert max(relative_errors(found, in_float64(arguments, cotangent, mask))) <= 1e-5
+    tangents = cotangent, *arguments[:0:-1]
+
+    def moved(formulation):
+        with device(formulation):
+            return jax.jit(lambda a, t: jax.jvp(lambda *a: whiten(formulation, *a, mask), a, t)[1])(arguments, tangents)
+
+    truth = moved("definition")
+    np.testing.assert_allclose(moved("products, large samples on a TPU"), truth, atol=1e-5 * np.abs(truth).max())
