@@ -52,11 +52,11 @@ def traffic(text: str) -> Traffic:
         ValueError: there is no entry computation.
     """
     found = list(_COMPUTATION.finditer(text))
-    ends = [match.start() for match in found[1:]] + [len(text)]
-    bodies = {match[2]: text[match.end() : end] for match, end in zip(found, ends, strict=True)}
     entry = next((match[2] for match in found if match[1]), None)
     if entry is None:
         raise ValueError("The text has no line that starts with ENTRY; give the text of a compiled program.")
+    ends = [match.start() for match in found[1:]] + [len(text)]
+    bodies = {match[2]: text[match.end() : end] for match, end in zip(found, ends, strict=True)}
     return _computation(entry, bodies)
 
 
