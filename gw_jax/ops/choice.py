@@ -17,6 +17,7 @@ from gw_jax.ops.kernels.placement import (
 )
 from gw_jax.ops.kernels.verified import is_verified, slower_because, unverified_because
 from gw_jax.ops.options import Implementation, Method
+from gw_jax.ops.rows import channels_pay
 from gw_jax.versions import no_kernels_because
 
 
@@ -66,10 +67,18 @@ def choose_implementation(
                 where = "its check on this machine" if compiles_for_attached_device() else f"the checks on {device.kind}"
                 why = f"passed {where}"
             return Choice("kernel", spec, f"The kernel {spec.kernel} {why}.")
-    # On an H100 "matmul" takes 0.85 to 0.91 of the time of the definition. Compiled for a v5e, it moves more bytes at
-    # 28 x 28 x 128 (212 passes for 138) and 112 x 112 x 64 (58 for 50), and fewer at 56 x 56 x 64 (96 for 102).
-    products = device.platform in ("cpu", "gpu") and not has_mask
-    return Choice("matmul" if products else "plain", spec, reason)
+    return Choice(_formulation(x, device, has_mask), spec, reason)
+
+
+def _formulation(x: jax.Array, device: DeviceKind, has_mask: bool) -> Implementation:
+    """The better formulation in plain XLA on a device."""
+    if device.platform in ("cpu", "gpu"):
+        # Compiled for an A100, "matmul" moves 0.43 of the definition's bytes at 112 x 112 x 64 and 0.63 at 7 x 7 x 512
+        # (python -m benchmarks.gpu_cost).
+        return "matmul"
+    # Compiled for a v5e, 2 masked samples of 200 x 336: 23.6 passes with 64 channels and 21.6 with 256 (masked GroupNorm:
+    # 23.0 and 26.0). In batches of small samples, rows of 64 groups fill half of a TPU's lanes.
+    return "matmul" if has_mask or channels_pay(x.shape, device.platform) else "plain"
 
 
 def _no_kernel_because(

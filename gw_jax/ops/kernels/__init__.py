@@ -5,7 +5,6 @@ gpu_triton        GPUs: a program per sample, in tiles (Pallas on Triton)
 tpu_resident      TPUs: eight whole samples on the chip
 tpu_tiled         TPUs: samples in tiles, in one of the two layouts of tpu_layouts
 tpu_math          what both TPU kernels compute on the chip
-cpu_matmul        CPUs: a few matrix products per sample, no kernel
 affine products   scale and bias per sample; products and types of results
 spec placement    the sizes of a kernel; the device kind and the sharding of the batch, which decide
 answers           what this process believes about kernels, which decides whether "auto" uses them
