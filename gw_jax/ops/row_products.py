@@ -50,7 +50,7 @@ class _Residuals(NamedTuple):
         whitening: ``[n, g, g]``.
         pullback: the derivative of ``inverse_sqrt``.
         scale: ``[n, c]``.
-        count: observations per group ``[n or 1, 1, 1]``.
+        observations: of a group ``[n or 1, 1, 1]``.
         mask: ``[n, *spatial]``, or None.
     """
 
@@ -60,7 +60,7 @@ class _Residuals(NamedTuple):
     whitening: jax.Array
     pullback: Any
     scale: jax.Array
-    count: jax.Array
+    observations: jax.Array
     mask: jax.Array | None
 
 
@@ -126,9 +126,10 @@ def _forward(
 
 @_whiten.defjvp
 def _whiten_jvp(plan: Plan, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
-    y, residuals = _forward(*primals, plan)
+    x, scale, bias, mask = primals
+    y, residuals = _forward(x, scale, bias, mask, plan)
     derivative = functools.partial(_derivative, plan)
-    backward = functools.partial(_backward, plan, primals[0].dtype)
+    backward = functools.partial(_backward, plan, x.dtype)
     return y, linear_map(derivative, backward, residuals, tangents[:3], like=y)
 
 
