@@ -73,9 +73,10 @@ def group_whiten(
             derivatives: "matmul", in plain XLA (:mod:`gw_jax.ops.row_products`), and "kernel", fused kernels for TPUs and
             GPUs, for Newton iterations on ``[n, h, w, c]`` without a mask, which have no forward mode. "auto" uses a kernel
             that passed its check on this machine and is not known to be slower (:mod:`gw_jax.ops.kernels.answers`). Without
-            one it is the better of "matmul" and "plain" there. "prefer_kernel" needs no check, but skips kernels that failed
-            one. On several devices both use kernels only where the sharding of the batch is known: in ``jax.shard_map``, on meshes with
-            explicit axes, and within :func:`gw_jax.ops.kernels.placement.batch_sharded_over`, as in the trainer.
+            one it is the better of "matmul" and "plain" there. "prefer_kernel" needs no check, but skips kernels that
+            failed one. On several devices both use kernels only where the sharding of the batch is known: in
+            ``jax.shard_map``, on meshes with explicit axes, and within
+            :func:`gw_jax.ops.kernels.placement.batch_sharded_over`, as in the trainer.
 
     Returns:
         An array of the shape of ``x``. On a mesh with explicit axes it has the sharding of ``x``; where that shards other
