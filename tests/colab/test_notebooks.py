@@ -18,7 +18,13 @@ build = pytest.importorskip("colab.build")
 
 NAMES = build.names()
 # Fewer would mean that a notebook no longer shows what its text describes.
-PICTURES = {"01_plug_in_group_whitening": 4, "02_import_pytorch": 3, "03_train_anywhere": 3, "04_small_batches": 2}
+PICTURES = {
+    "01_plug_in_group_whitening": 4,
+    "02_import_pytorch": 3,
+    "03_train_anywhere": 3,
+    "04_small_batches": 2,
+    "05_detect_objects": 4,
+}
 # Directories of the machine that executed a notebook, and its Python.
 LOCAL = re.compile(rf"{re.escape(sys.prefix)}|/work/|/tmp/|/home/|/root/|/Users/|site-packages")
 
@@ -57,7 +63,7 @@ def check_outputs(name, notebook):
         assert 200 < picture.width < 1000
 
 
-def test_there_are_four():
+def test_there_are_five():
     assert list(PICTURES) == NAMES
 
 
@@ -92,8 +98,8 @@ def test_the_import_was_committed_with_pytorch():
     assert not any("SKIPPED" in text for text in texts(committed("02_import_pytorch")))
 
 
-# Minutes of training, which tests/experiments repeats shortened.
-LONG = ("04_small_batches",)
+# Minutes of training, which tests/experiments and tests/detection repeat shortened.
+LONG = ("04_small_batches", "05_detect_objects")
 
 
 @pytest.mark.slow
