@@ -138,8 +138,9 @@ def test_a_run_continues_without_a_wrong_kernel(tmp_path, monkeypatch, capsys):
     # The evaluation has the same kernel.
     assert said.count("Kernels of Group Whitening") == 1
     assert not pretend.USED
-    # The same numbers as without a kernel.
-    assert results(tmp_path / "gpu") == results(tmp_path / "cpu")
+    # The same numbers as without a kernel, but for the order of the sums, which differs between CPUs and GPUs.
+    for found, expected in zip(results(tmp_path / "gpu"), results(tmp_path / "cpu"), strict=True):
+        assert found == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.slow
