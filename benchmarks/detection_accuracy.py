@@ -23,6 +23,7 @@ METRICS = ("eval/box_ap", "eval/box_ap50", "eval/mask_ap", "eval/mask_ap50")
 NUM_IMAGES = 8
 OVERFIT = (
     "--config.data.name=eight_scenes",
+    "--config.data.train_min_sides=120",
     "--config.num_steps=600",
     "--config.eval_every_steps=600",
     "--config.eval_batch_size=8",

@@ -21,29 +21,9 @@ import tempfile
 import time
 from typing import Any
 
+from benchmarks import gpu
+
 SHAPES = [(112, 112, 64), (56, 56, 64), (28, 28, 128), (14, 14, 256), (7, 7, 512)]
-# XLA's description of the card, as it makes one of an attached card.
-H200 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
-  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 4800000000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98 device_memory_size: 149000000000
-  cuda_compute_capability { major: 9 }
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 8 }
-runtime_version { major: 12 minor: 9 }
-device_description_str: "NVIDIA H200"
-"""
-
-
-def find_cuda() -> pathlib.Path | None:
-    """The directory of the package ``nvidia-cuda-nvcc-cu12``."""
-    spec = importlib.util.find_spec("nvidia")
-    places = [] if spec is None else [pathlib.Path(place) / "cuda_nvcc" for place in spec.submodule_search_locations or []]
-    return next((place for place in places if (place / "bin" / "ptxas").exists()), None)
 
 
 def resources(dump: pathlib.Path, cuda: pathlib.Path) -> dict[str, dict[str, int]]:
@@ -71,17 +51,13 @@ def compile_kernels(
     shape: tuple[int, ...], dtype: str, relu: bool, dump: pathlib.Path, cuda: pathlib.Path
 ) -> dict[str, Any]:
     """Compiles output and gradients for an input ``[n, h, w, c]``; run in a process of its own, whose dump is ``dump``."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["XLA_FLAGS"] = f"--xla_gpu_cuda_data_dir={cuda} --xla_gpu_autotune_level=0 --xla_dump_to={dump}"
-    os.environ["PATH"] = f"{cuda / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    gpu.prepare(cuda, f"--xla_dump_to={dump}")
     import jax
     import jax.numpy as jnp
-    from jax.experimental import topologies
 
     from gw_jax import group_whiten
-    from gw_jax.ops.kernels.placement import compiling_for
 
-    device = topologies.get_topology_desc("", platform="cuda", target_config=H200, topology="1x1x1").devices[0]
+    device = gpu.device("H200")
     sharding = jax.sharding.SingleDeviceSharding(device)
     x = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
     parameter = jax.ShapeDtypeStruct(shape[-1:], jnp.float32, sharding=sharding)
@@ -94,8 +70,9 @@ def compile_kernels(
         return y, pullback(cotangent)
 
     began = time.perf_counter()
-    with compiling_for(device):
-        jax.jit(step).lower(x, parameter, parameter, x).compile()
+    with gpu.lowering_for(device):
+        lowered = jax.jit(step).lower(x, parameter, parameter, x)
+    lowered.compile()
     return {"shape": list(shape), "seconds": time.perf_counter() - began, "kernels": resources(dump, cuda)}
 
 
@@ -106,15 +83,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--relu", action="store_true", help="with the ReLU that follows in a network")
-    parser.add_argument("--cuda", type=pathlib.Path, default=find_cuda())
+    parser.add_argument("--cuda", type=pathlib.Path, default=gpu.find_cuda())
     parser.add_argument("--one", help=argparse.SUPPRESS)  # HxWxC: the shape for a subprocess.
     args = parser.parse_args(arguments)
     if args.cuda is None or importlib.util.find_spec("jax_cuda12_plugin") is None:
-        print(
-            "error: the compiler for CUDA is not installed; install jax-cuda12-plugin and jax-cuda12-pjrt of the version "
-            "of jax, and nvidia-cuda-nvcc-cu12, or give the directory of ptxas with --cuda.",
-            file=sys.stderr,
-        )
+        print(f"error: {gpu.NOT_INSTALLED}", file=sys.stderr)
         return 1
     if args.one:
         shape = (args.batch, *map(int, args.one.split("x")))

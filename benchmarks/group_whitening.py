@@ -35,6 +35,7 @@ from flax import nnx
 from benchmarks import machine
 from benchmarks.timing import interleaved_medians
 from gw_jax.nn import BatchNorm, GroupNorm, GroupWhitening
+from gw_jax.ops import check_kernels
 
 # The inputs [h, w, c] of the normalisations that GW replaces: the stem, and the second norm of the blocks.
 SHAPES: dict[str, list[tuple[int, int, int]]] = {
@@ -56,6 +57,9 @@ def jax_steps(layer: nnx.Module, x: jax.Array, cotangent: jax.Array) -> dict[str
     def both(params: Any, x: jax.Array, rest: Any, cotangent: jax.Array) -> Any:
         y, pullback, updated = jax.vjp(lambda params, x: forward(params, x, rest), params, x, has_aux=True)
         return y, pullback(cotangent), updated
+
+    # The gradients need the same kernels. Without a check on this machine, the layer would use none.
+    check_kernels(lambda params, x, rest: forward(params, x, rest)[0], params, x, rest)
 
     def compile_forward() -> Callable[[], object]:
         run = jax.jit(forward).lower(params, x, rest).compile()

@@ -9,11 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from gw_jax.classification import ClassificationConfig, ClassificationTask
 from gw_jax.data.datasets import Dataset
 from gw_jax.data.specs import SPECS
 from gw_jax.errors import ConfigError
+from gw_jax.nn import make_norm
+from gw_jax.ops import check_kernels
 from gw_jax.ops.kernels.placement import compiling_for
 from gw_jax.train.config import TrainConfig, validate
 from gw_jax.train.mesh import batch_sharding, make_mesh, state_shardings
@@ -175,9 +178,41 @@ def task_steps(task: Task, config: TrainConfig, slice_devices: list[Any], batche
 
     def lower(name: str) -> Callable[[], Any]:
         def lowered() -> Any:
+            if slice_devices[0] in jax.devices():
+                # As the trainer does before its first step.
+                check_kernels(steps[name], *arguments[name])
             with compiling_for(slice_devices[0]):
                 return steps[name].lower(*arguments[name])
 
         return lowered
 
     return Steps({name: lower(name) for name in steps}, arguments, initialise)
+
+
+def lower_layer(norm: str, shape: tuple[int, ...], dtype: str, sharding: jax.sharding.Sharding, **options: Any) -> Any:
+    """Lowers a norm's output, its gradients and its new statistics.
+
+    Args:
+        norm: a name of :func:`gw_jax.make_norm`.
+        shape: of the input, ``[n, h, w, c]``.
+        dtype: of the input.
+        sharding: of all arguments.
+        options: of the norm.
+    """
+    layer = make_norm(norm, shape[-1], rngs=nnx.Rngs(0), **options)
+    graphdef, params, rest = nnx.split(layer, nnx.Param, ...)
+
+    def step(params: Any, x: jax.Array, rest: Any, cotangent: jax.Array) -> Any:
+        def forward(params: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+            model = nnx.merge(graphdef, params, rest, copy=True)
+            y = model(x)
+            return y, nnx.split(model, nnx.Param, ...)[2]
+
+        y, pullback, updated = jax.vjp(forward, params, x, has_aux=True)
+        return y, pullback(cotangent), updated
+
+    def described(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    x = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=sharding)
+    return jax.jit(step).lower(jax.tree.map(described, params), x, jax.tree.map(described, rest), x)

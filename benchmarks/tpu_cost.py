@@ -20,15 +20,12 @@ from typing import Any
 
 from benchmarks import tpu  # Before JAX: it sets what JAX reads when it starts.
 
-import jax  # isort: skip
-import jax.numpy as jnp  # isort: skip
-from flax import nnx  # isort: skip
 from jax.sharding import NamedSharding, PartitionSpec  # isort: skip
 
+from benchmarks.steps import lower_layer
 from gw_jax.classification import ClassificationConfig, DataConfig, ModelConfig, NormConfig
 from gw_jax.errors import ConfigError
 from gw_jax.models.resnet import ARCHITECTURES
-from gw_jax.nn import make_norm
 from gw_jax.ops.kernels.placement import compiling_for
 from gw_jax.train.mesh import make_mesh
 
@@ -39,26 +36,10 @@ OPTIONS: dict[str, dict[str, Any]] = {"gw": {"num_groups": 64}, "gn": {"num_grou
 
 def compile_layer(norm: str, shape: tuple[int, ...], device: Any, options: dict[str, Any]) -> tpu.Program:
     """A layer's output, its gradients and its new statistics, for an input ``[n, h, w, c]`` in bfloat16."""
-    layer = make_norm(norm, shape[-1], rngs=nnx.Rngs(0), **options)
-    graphdef, params, rest = nnx.split(layer, nnx.Param, ...)
     sharding = NamedSharding(make_mesh([device]), PartitionSpec())
-
-    def step(params: Any, x: jax.Array, rest: Any, cotangent: jax.Array) -> Any:
-        def forward(params: Any, x: jax.Array) -> tuple[jax.Array, Any]:
-            model = nnx.merge(graphdef, params, rest, copy=True)
-            y = model(x)
-            return y, nnx.split(model, nnx.Param, ...)[2]
-
-        y, pullback, updated = jax.vjp(forward, params, x, has_aux=True)
-        return y, pullback(cotangent), updated
-
-    def described(leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding)
     began = time.perf_counter()
     with compiling_for(device):
-        lowered = jax.jit(step).lower(jax.tree.map(described, params), x, jax.tree.map(described, rest), x)
+        lowered = lower_layer(norm, shape, "bfloat16", sharding, **options)
     compiled = lowered.compile()
     return tpu.describe(compiled, time.perf_counter() - began)
 

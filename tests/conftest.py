@@ -15,6 +15,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+if "GW_JAX_CACHE_DIR" not in os.environ:
+    # Tests neither read nor leave answers of kernel checks in the user's directory.
+    _answers = tempfile.mkdtemp(prefix="gw_jax_answers_")
+    atexit.register(shutil.rmtree, _answers, ignore_errors=True)
+    os.environ["GW_JAX_CACHE_DIR"] = _answers
+
 import jax
 
 # JAX_PLATFORMS=cuda runs the tests that need one device on a GPU.

@@ -1,11 +1,13 @@
 """Checks the installation, the devices, and Group Whitening on them.
 
     python -m gw_jax.doctor [--model=resnet50] [--norm=gw] [--num-groups=32] [--batch=32]
-                            [--image-size=224] [--dtype=float32] [--json] [--plain]
+                            [--image-size=224] [--dtype=float32] [--recheck] [--json]
+                            [--plain]
 
-Prints versions and packages that do not fit each other; devices; what implementation="auto" takes for the Group Whitening
-layers of the network, and why; their errors beside float64; their time beside BatchNorm; a small training step; and
-directories that have to be writable. The exit code is 1 where anything is wrong.
+Prints versions and packages that do not fit each other; devices; the kernels that fit the network, checked on this machine,
+after which implementation="auto" uses those that are right; what it takes for each Group Whitening layer, and why; their
+errors beside float64; their time beside BatchNorm; a small training step; and directories that have to be writable. The
+exit code is 1 where anything is wrong.
 """
 
 import argparse
@@ -32,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="type of activations (default: float32 on a CPU, else bfloat16)"
     )
+    parser.add_argument("--recheck", action="store_true", help="check kernels again that were right before")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--plain", action="store_true", help="no bold headings, also on a terminal")
     args = parser.parse_args(arguments)
@@ -47,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return report.finish()
     import jax
 
-    from gw_jax.doctor import layers, numerics, timing
+    from gw_jax.doctor import kernels, layers, numerics, timing
     from gw_jax.models.create_model import MNIST_NETWORKS, resolve_name
 
     try:
@@ -62,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         num_groups=args.num_groups,
         dtype=args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"),
     )
+    report.run("Kernels", functools.partial(kernels.check_network_kernels, network, repeat=args.recheck))
     if not report.run("Group Whitening", functools.partial(layers.check_layers, network)).problems:
         report.run("Errors beside float64", functools.partial(numerics.check_numerics, network))
         report.run("Time, forward and backward", functools.partial(timing.check_speed, network))

@@ -3,8 +3,8 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 from unittest import mock
 
 import jax
@@ -18,6 +18,8 @@ from gw_jax.models.create_model import MNIST_NETWORKS, resolve_name
 from gw_jax.ops import group_whitening
 from gw_jax.ops.choice import Choice, choose_implementation
 from gw_jax.ops.kernels.placement import batch_sharded_over
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +94,17 @@ def whitening_calls(network: Network) -> dict[Call, int]:
         found[call] = found.get(call, 0) + 1
         return choice
 
+    with mock.patch.object(group_whitening, "choose_implementation", observe):
+        traced(network, jax.eval_shape)
+    return found
+
+
+def traced(network: Network, trace: Callable[..., T]) -> T:
+    """The result of ``trace(function, *arguments)`` for the forward pass of the network, as the trainer traces it."""
     graphdef, state = nnx.split(network.make())
     images = jax.ShapeDtypeStruct((network.batch_size, *network.image_shape), jnp.float32)
-    with _sharded_over_all_devices(), mock.patch.object(group_whitening, "choose_implementation", observe):
-        jax.eval_shape(lambda state, images: nnx.merge(graphdef, state)(images), state, images)
-    return found
+    with _sharded_over_all_devices():
+        return trace(lambda state, images: nnx.merge(graphdef, state)(images), state, images)
 
 
 @contextlib.contextmanager

@@ -2,5 +2,6 @@
 
 from gw_jax.ops.group_whitening import group_whiten
 from gw_jax.ops.inverse_sqrt import inverse_sqrt_newton, inverse_sqrt_zca
+from gw_jax.ops.kernel_check import check_kernels
 
-__all__ = ["group_whiten", "inverse_sqrt_newton", "inverse_sqrt_zca"]
+__all__ = ["check_kernels", "group_whiten", "inverse_sqrt_newton", "inverse_sqrt_zca"]

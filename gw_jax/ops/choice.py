@@ -7,9 +7,17 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from gw_jax.ops import kernels
-from gw_jax.ops.kernels.placement import batch_sharding, batch_sharding_known, device_kind
-from gw_jax.ops.kernels.verified import is_verified, unverified_because
+from gw_jax.ops.kernels.answers import not_used_because
+from gw_jax.ops.kernels.placement import (
+    DeviceKind,
+    batch_sharding,
+    batch_sharding_known,
+    compiles_for_attached_device,
+    device_kind,
+)
+from gw_jax.ops.kernels.verified import is_verified, slower_because, unverified_because
 from gw_jax.ops.options import Implementation, Method
+from gw_jax.ops.rows import channels_pay
 from gw_jax.versions import no_kernels_because
 
 
@@ -50,17 +58,27 @@ def choose_implementation(
         return Choice(implementation, spec, f'implementation="{implementation}" was requested.')
     device = device_kind()
     reason = _no_kernel_because(x, spec, method, has_mask, dtype)
-    if spec is not None and reason is None and implementation == "auto":
-        checked = is_verified(spec.kernel, device.kind, x.dtype, num_iterations)
-        reason = None if checked else unverified_because(spec.kernel, device.kind, x.dtype, num_iterations)
     if reason is None:
         assert spec is not None
-        why = "was right and faster than plain XLA" if implementation == "auto" else "was requested and fits"
-        return Choice("kernel", spec, f"The kernel {spec.kernel} {why} on {device.kind}.")
-    # On an H100 "matmul" takes 0.85 to 0.91 of the time of the definition. Compiled for a v5e, it moves more bytes at
-    # 28 x 28 x 128 (212 passes for 138) and 112 x 112 x 64 (58 for 50), and fewer at 56 x 56 x 64 (96 for 102).
-    products = device.platform in ("cpu", "gpu") and not has_mask
-    return Choice("matmul" if products else "plain", spec, reason)
+        reason = _not_used_because(spec, x, device, implementation)
+        if reason is None:
+            why = "fits and was requested"
+            if implementation == "auto":
+                where = "its check on this machine" if compiles_for_attached_device() else f"the checks on {device.kind}"
+                why = f"passed {where}"
+            return Choice("kernel", spec, f"The kernel {spec.kernel} {why}.")
+    return Choice(_formulation(x, device, has_mask), spec, reason)
+
+
+def _formulation(x: jax.Array, device: DeviceKind, has_mask: bool) -> Implementation:
+    """The better formulation in plain XLA on a device."""
+    if device.platform in ("cpu", "gpu"):
+        # Compiled for an A100, "matmul" moves 0.43 of the definition's bytes at 112 x 112 x 64 and 0.63 at 7 x 7 x 512
+        # (python -m benchmarks.gpu_cost).
+        return "matmul"
+    # Compiled for a v5e, 2 masked samples of 200 x 336: 23.6 passes with 64 channels and 21.6 with 256 (masked GroupNorm:
+    # 23.0 and 26.0). In batches of small samples, rows of 64 groups fill half of a TPU's lanes.
+    return "matmul" if has_mask or channels_pay(x.shape, device.platform) else "plain"
 
 
 def _no_kernel_because(
@@ -83,3 +101,16 @@ def _no_kernel_because(
     if not batch_sharding_known(x):
         return f"How the batch is sharded over {jax.device_count()} devices is not known where the layer is traced."
     return None
+
+
+def _not_used_because(
+    spec: kernels.KernelSpec, x: jax.Array, device: DeviceKind, implementation: Implementation
+) -> str | None:
+    """Why a kernel that could compute a call does not, or None. It must be right, and not known to be slower."""
+    if implementation == "auto":
+        if not compiles_for_attached_device():
+            known = spec.kernel, device.kind, x.dtype, spec.num_iterations
+            return None if is_verified(*known) else unverified_because(*known)
+        if (slower := slower_because(spec.kernel, device.kind, x.dtype)) is not None:
+            return slower
+    return not_used_because(spec, x, device, preferred=implementation == "prefer_kernel")

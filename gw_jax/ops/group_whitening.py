@@ -12,10 +12,11 @@ from jax.typing import DTypeLike
 from gw_jax.ops import kernels
 from gw_jax.ops.checks import accumulation_dtype, as_floating, require_mask_shape
 from gw_jax.ops.choice import choose_implementation
-from gw_jax.ops.inverse_sqrt import HIGHEST, inverse_sqrt_newton, inverse_sqrt_newton_vjp, inverse_sqrt_zca
-from gw_jax.ops.kernels.cpu_matmul import matmul_whiten
+from gw_jax.ops.inverse_sqrt import HIGHEST, inverse_sqrt_newton, inverse_sqrt_zca
 from gw_jax.ops.kernels.placement import device_kind
+from gw_jax.ops.newton_chain import inverse_sqrt_newton_vjp
 from gw_jax.ops.options import Implementation, Method, check_whitening_options, resolve_num_groups
+from gw_jax.ops.row_products import matmul_whiten
 from gw_jax.ops.sharding import replicate, reshard_like, shard_batch_only
 from gw_jax.ops.statistics import SPATIAL_LETTERS, centre_groups, gram
 from gw_jax.versions import no_kernels_because
@@ -49,8 +50,9 @@ def group_whiten(
     the other samples, training equals evaluation, and a batch that is sharded over devices needs no communication.
 
     Statistics and the inverse square root are computed in float32 (float64 for a float64 ``x``) with matrix products
-    at the highest precision, whatever the type of ``x`` or JAX's default. In float32, values that differ from
-    their group's mean by 1e-18 to 1e18 are whitened faithfully.
+    at the highest precision, whatever the type of ``x`` or JAX's default. On accelerators, centred values, matrices and
+    derivatives of a bfloat16 or float16 ``x`` are rounded to its type before they are multiplied. In float32, values that
+    differ from their group's mean by 1e-18 to 1e18 are whitened faithfully.
 
     A sample without variance (constant, or entirely masked) gives zeros, with finite derivatives.
 
@@ -68,12 +70,13 @@ def group_whiten(
             read and write the result again. On other devices it makes no difference.
         dtype: type of the result; None for the type of ``x``.
         implementation: "plain" is the definition, differentiated by JAX. The others are the same function with hand-written
-            derivatives, and accept no mask: "matmul", in plain XLA, and "kernel", fused kernels for TPUs and GPUs, for
-            Newton iterations on ``[n, h, w, c]``, which have no forward mode. "auto" uses a kernel where it was right and
-            faster on that kind of device (:mod:`gw_jax.ops.kernels.verified`). Without one it is "matmul" on CPUs and GPUs,
-            and "plain" on TPUs and with a mask. "prefer_kernel" also uses kernels that never ran on the device. On several
-            devices both use kernels only where the sharding of the batch is known: in ``jax.shard_map``, on meshes with
-            explicit axes, and within :func:`gw_jax.ops.kernels.placement.batch_sharded_over`, as in the trainer.
+            derivatives: "matmul", in plain XLA (:mod:`gw_jax.ops.row_products`), and "kernel", fused kernels for TPUs and
+            GPUs, for Newton iterations on ``[n, h, w, c]`` without a mask, which have no forward mode. "auto" uses a kernel
+            that passed its check on this machine and is not known to be slower (:mod:`gw_jax.ops.kernels.answers`). Without
+            one it is the better of "matmul" and "plain" there. "prefer_kernel" needs no check, but skips kernels that
+            failed one. On several devices both use kernels only where the sharding of the batch is known: in
+            ``jax.shard_map``, on meshes with explicit axes, and within
+            :func:`gw_jax.ops.kernels.placement.batch_sharded_over`, as in the trainer.
 
     Returns:
         An array of the shape of ``x``. On a mesh with explicit axes it has the sharding of ``x``; where that shards other
@@ -146,10 +149,12 @@ def group_whiten(
         inverse_sqrt = functools.partial(inverse_sqrt_zca, epsilon=epsilon)
     if implementation == "plain":
         y = plain_whiten(x, num_groups, inverse_sqrt, mask, scale, bias)
-    elif mask is not None:
-        raise ValueError('implementation="matmul" accepts no mask; choose "auto" or "plain".')
     else:
-        y = matmul_whiten(x, num_groups, inverse_sqrt, scale, bias)
+        platform = device_kind().platform
+        # CPUs have no fast products of narrow types, and a wider result is requested for its digits.
+        wide = platform == "cpu" or dtype.itemsize > x.dtype.itemsize
+        factors = accumulation_dtype(x.dtype) if wide else x.dtype
+        y = matmul_whiten(x, num_groups, inverse_sqrt, mask, scale, bias, factors=factors, platform=platform)
     y = y.astype(dtype)
     return reshard_like(jax.nn.relu(y) if relu else y, whole)
 

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from gw_jax.ops.lapack import eigh
-from gw_jax.ops.linear_map import linear_map
 
 HIGHEST = jax.lax.Precision.HIGHEST
 Dot = Callable[[jax.Array, jax.Array], jax.Array]
@@ -204,41 +203,8 @@ def newton_vjp(cotangent: jax.Array, residuals: NewtonResiduals, dot: Dot) -> ja
     return derivative_by_covariance(through, cotangent, normalised, whitening, trace)
 
 
-def newton_jvp(residuals: NewtonResiduals, direction: jax.Array) -> jax.Array:
-    """The change of the whitening matrix when the covariance moves along ``direction``; uses its symmetric part."""
-    normalised, trace, pairs, whitening = residuals
-    direction = 0.5 * (direction + _transposed(direction)) / trace
-    dtrace = _total(direction * identity_like(direction))
-    through = derivative_of_iterates(pairs, direction - normalised * dtrace, _matmul)
-    return jax.lax.rsqrt(trace) * through - 0.5 * whitening * dtrace
-
-
 def _transposed(matrix: jax.Array) -> jax.Array:
     return jnp.swapaxes(matrix, -1, -2)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def _inverse_sqrt(covariance: jax.Array, num_iterations: int, epsilon: float) -> jax.Array:
-    return newton(covariance, num_iterations, epsilon, _matmul)[0]
-
-
-@_inverse_sqrt.defjvp
-def _inverse_sqrt_jvp(
-    num_iterations: int, epsilon: float, primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    whitening, residuals = newton(*primals, num_iterations, epsilon, _matmul)
-
-    def vjp(residuals: NewtonResiduals, cotangent: jax.Array) -> jax.Array:
-        return newton_vjp(cotangent, residuals, _matmul)
-
-    return whitening, linear_map(newton_jvp, vjp, residuals, *tangents, like=whitening)
-
-
-def inverse_sqrt_newton_vjp(covariance: jax.Array, num_iterations: int, epsilon: float) -> jax.Array:
-    """:func:`inverse_sqrt_newton` with the short derivative, which assumes that the covariance stays symmetric."""
-    if supports_vjp(num_iterations):
-        return _inverse_sqrt(covariance, num_iterations, epsilon)
-    return inverse_sqrt_newton(covariance, num_iterations, epsilon)
 
 
 def _eigen_factors(covariance: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:

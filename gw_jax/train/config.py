@@ -89,6 +89,9 @@ class TrainConfig:
             the whole batch. Batch statistics are those of a microbatch.
         ema_decay: decay of the exponential moving average of parameters and statistics that is evaluated and exported
             instead of the last ones; 0 for none. It starts faster: ``min(ema_decay, (1 + step) / (10 + step))``.
+        check_kernels: whether kernels of Group Whitening are checked against the definition on every host before the first
+            step, where the devices have some; answers are kept in ``$GW_JAX_CACHE_DIR``, by default ``~/.cache/gw_jax``.
+            False: no check, and no kernels but those that were right in an earlier one.
         dtype: type of the activations: "float32", "bfloat16" (parameters and statistics stay float32), or "float64",
             parameters too, which needs JAX_ENABLE_X64=1. "auto" is bfloat16 on TPUs and on GPUs of compute capability 8.0
             and above, else float32.
@@ -101,7 +104,7 @@ class TrainConfig:
 
     # Names of fields, or of groups with a dot at their end. These may change between the starts of one run, because they
     # change no result; and these may also differ from the run's when it is evaluated.
-    MAY_CHANGE: ClassVar[tuple[str, ...]] = ("mode", "checkpoint.", "distributed.", "log.")
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = ("mode", "check_kernels", "checkpoint.", "distributed.", "log.")
     MAY_DIFFER_IN_EVALUATION: ClassVar[tuple[str, ...]] = ("dtype",)
 
     mode: str = choice("train", MODES)
@@ -114,6 +117,7 @@ class TrainConfig:
     eval_every_steps: int | None = number(None, 1)
     accumulate_steps: int = number(1, 1)
     ema_decay: float = number(0.0, 0, 0.999999999)
+    check_kernels: bool = True
     dtype: str = choice("auto", DTYPES)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)

@@ -36,6 +36,7 @@ def evaluate(
     in_flight: collections.deque[Any] = collections.deque()
     for batch in batches:
         sent = experiment.shard_batch(consensus.attach(batch, failed=batches.failure is not None))
+        experiment.kernel_checks.before(experiment.eval_step, params, batch_stats, sent)
         returned = experiment.eval_step(params, batch_stats, sent)
         evaluator.add(returned["outputs"])
         in_flight.append(returned)

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from gw_jax.errors import ConfigError
 from gw_jax.train.config import TrainConfig
+from gw_jax.train.kernel_checks import KernelChecks
 from gw_jax.train.mesh import batch_sharding, make_mesh
 from gw_jax.train.optimizer import check_patterns, make_optimizer
 from gw_jax.train.schedule import Length, check_schedule, make_schedule
@@ -30,6 +31,7 @@ class Experiment:
         state: the initial state, on the devices.
         train_step: the training step, not yet compiled.
         eval_step: the evaluation step, likewise.
+        kernel_checks: the checks of kernels before they are compiled.
         schedule: the learning rate by step.
         length: the number of steps, and when to evaluate and save.
     """
@@ -41,6 +43,7 @@ class Experiment:
     state: TrainState
     train_step: TrainStep
     eval_step: EvalStep
+    kernel_checks: KernelChecks
     schedule: optax.Schedule
     length: Length
 
@@ -90,6 +93,7 @@ def build_experiment(config: TrainConfig, devices: list[jax.Device] | None = Non
         state=state,
         train_step=make_train_step(task, graphdef, optimizer, config, mesh),
         eval_step=make_eval_step(task, graphdef, mesh),
+        kernel_checks=KernelChecks(mesh, enabled=config.check_kernels),
         schedule=schedule,
         length=length,
     )

@@ -77,6 +77,7 @@ class Trainer:
             progress_bar=config.log.progress_bar,
             shown=task.terminal_metrics,
         )
+        experiment.kernel_checks.say = self._terminal.say
         self._profiler = Profiler(workdir, config.log)
         self._throughput = Throughput(task.example_name)
         self._compiled: dict[Any, tuple[jax.stages.Compiled, float | None]] = {}
@@ -172,6 +173,7 @@ class Trainer:
             # Compilation does not count as training time.
             jax.block_until_ready(self._in_flight)
             self._throughput.pause()
+            self.experiment.kernel_checks.before(self.experiment.train_step, self.state, batch)
             # Lowered first: that gives the number of operations for "train/mfu" without compiling twice.
             lowered = self.experiment.train_step.lower(self.state, batch)
             # FLOPs of the global batch, before it is partitioned over the devices.

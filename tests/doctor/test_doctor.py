@@ -31,8 +31,8 @@ def test_a_good_installation_passes(capsys):
     assert report["passed"]
     sections = {section["title"]: section for section in report["sections"]}
     assert list(sections) == [
-        "Versions", "Imports", "Devices", "Group Whitening", "Errors beside float64", "Time, forward and backward",
-        "Training", "Directories",
+        "Versions", "Imports", "Devices", "Kernels", "Group Whitening", "Errors beside float64",
+        "Time, forward and backward", "Training", "Directories",
     ]  # fmt: skip
     (layer,) = sections["Group Whitening"]["data"]["layers"]
     assert (layer["shape"], layer["num_groups"], layer["count"]) == ([8, 100], 50, 4)

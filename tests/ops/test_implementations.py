@@ -9,7 +9,8 @@ import pytest
 
 from gw_jax import group_whiten
 from gw_jax.ops import inverse_sqrt
-from gw_jax.ops.inverse_sqrt import inverse_sqrt_newton, inverse_sqrt_newton_vjp
+from gw_jax.ops.inverse_sqrt import inverse_sqrt_newton
+from gw_jax.ops.newton_chain import inverse_sqrt_newton_vjp
 from gw_jax.versions import enable_x64
 from tests.helpers.kernels import (
     GPU,

@@ -165,13 +165,10 @@ def jaxpr_of(x):
     ("options", "message"),
     [
         ({"implementation": "fast"}, "choose one of auto, plain, matmul, kernel"),
-        ({"implementation": "matmul", "mask": True}, 'accepts no mask; choose "auto" or "plain"'),
         ({"implementation": "kernel"}, rf"{KERNELS_EXIST}.* Choose \"auto\""),
     ],
 )
 def test_what_does_not_fit_is_named(options, message):
     x = jnp.zeros((2, 4, 4, 8))
-    if "mask" in options:
-        options = options | {"mask": jnp.ones(x.shape[:-1], bool)}
     with pytest.raises(ValueError, match=message):
         group_whiten(x, 4, **options)

@@ -27,6 +27,7 @@ FIELDS = sorted(flatten(ClassificationConfig()))
 # Written out: a field that is added to the configuration is in neither, so it must not change.
 MAY_CHANGE_FIELDS = {
     "mode",
+    "check_kernels",
     "data.data_dir",
     "data.num_threads",
     "data.num_workers",

@@ -5,10 +5,11 @@ gpu_triton        GPUs: a program per sample, in tiles (Pallas on Triton)
 tpu_resident      TPUs: eight whole samples on the chip
 tpu_tiled         TPUs: samples in tiles, in one of the two layouts of tpu_layouts
 tpu_math          what both TPU kernels compute on the chip
-cpu_matmul        CPUs: a few matrix products per sample, no kernel
 affine products   scale and bias per sample; products and types of results
 spec placement    the sizes of a kernel; the device kind and the sharding of the batch, which decide
-verified          device kinds on which a kernel was right and faster, where "auto" uses it
+answers           what this process believes about kernels, which decides whether "auto" uses them
+check_cache       answers of checks, in files
+verified          measurements on kinds of devices: where a kernel was slower
 ================  ===============================================================================================
 """
 
@@ -120,6 +121,12 @@ def _kernel_that_fits(
     return None if kernel is None else spec(kernel, tile=tile, memory=memory)
 
 
+def has_kernels(device: DeviceKind) -> bool:
+    """Whether any input has a kernel on a kind of device, with the installed JAX."""
+    fits = device.kind in VMEM or (device.platform == "gpu" and gpu_triton.supports(device.kind, 1 << 10, 64, 1))
+    return fits and no_kernels_because() is None
+
+
 def fills_the_device(spec: KernelSpec, num_samples: int) -> bool:
     """Whether a kernel for ``num_samples`` on all devices keeps all of a device busy."""
     devices = 1 if spec.sharding is None else spec.sharding.num_devices
@@ -162,11 +169,12 @@ def kernel_whiten(
     Returns:
         An array of the shape and type of ``x``.
     """
-    return _whiten(x, *affine_per_sample(x, scale, bias), spec, definition)
+    return whiten_samples(x, *affine_per_sample(x, scale, bias), spec, definition)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _whiten(x: jax.Array, scale: jax.Array, bias: jax.Array, spec: KernelSpec, definition: Definition) -> jax.Array:
+def whiten_samples(x: jax.Array, scale: jax.Array, bias: jax.Array, spec: KernelSpec, definition: Definition) -> jax.Array:
+    """:func:`kernel_whiten` with scale and bias per sample, ``[n, c]``."""
     return _run("forward", spec, definition, x, scale, bias)[0]
 
 
@@ -183,7 +191,7 @@ def _backward(spec: KernelSpec, definition: Definition, residuals: Any, dy: jax.
     return tuple(_run("backward", spec, definition, x, dy, scale, *saved))
 
 
-_whiten.defvjp(_forward, _backward)
+whiten_samples.defvjp(_forward, _backward)
 
 
 def _run(direction: Literal["forward", "backward"], spec: KernelSpec, definition: Definition, *arrays: jax.Array) -> Any:

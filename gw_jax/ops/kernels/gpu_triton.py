@@ -5,7 +5,8 @@ gradient of the whitening matrix; iterations follow, and the second pass applies
 than the exchange between programs that splitting a sample would need. Only x is kept for the backward pass. A ReLU is an
 epilogue of the forward kernel; the backward kernel then reads y, too, which is zero where the ReLU cut it off.
 
-The values of a sample are rows ``[r, g]``, one for every position and channel of a group, as in :mod:`cpu_matmul`::
+The values of a sample are rows ``[r, g]``, one for every position and channel of a group, as in
+:mod:`gw_jax.ops.row_products`::
 
     memory, position by position     c = 0 1 2 | 3 4 5      two groups (g = 2) of three channels
     rows of the tile on the chip     (0 3) (1 4) (2 5)

@@ -42,10 +42,18 @@ _batch_sharding = jax.make_user_context(None)
 
 def device_kind() -> DeviceKind:
     """The device of :func:`compiling_for`, else JAX's default device."""
-    if _compiling_for.value is not None:
-        return _compiling_for.value
+    return attached_device_kind() if _compiling_for.value is None else _compiling_for.value
+
+
+def attached_device_kind() -> DeviceKind:
+    """JAX's default device."""
     device = jax.devices()[0]
     return DeviceKind(device.platform, device.device_kind)
+
+
+def compiles_for_attached_device() -> bool:
+    """Whether functions are traced for the device that is there, and not for another one by :func:`compiling_for`."""
+    return _compiling_for.value is None or _compiling_for.value == attached_device_kind()
 
 
 @contextlib.contextmanager
