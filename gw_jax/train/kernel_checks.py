@@ -41,16 +41,16 @@ class KernelChecks:
     def before(self, step: Callable[..., Any], *arguments: Any) -> None:
         """Checks the kernels that fit ``step``, a jitted function, for these shapes. Call it before it is compiled.
 
-        All processes call this in the same order with the same shapes. Where there are no kernels, as on CPUs, nothing
-        happens.
+        The last argument is the batch; the others have the same shapes during a run, so that a step costs a look at the
+        batch. All processes call this in the same order with the same shapes. Where there are no kernels, as on CPUs,
+        nothing happens.
 
         Raises:
             TrainingError: a kernel left the device unusable; or as for :func:`gw_jax.train.distributed.gather`.
         """
         if not kernels.has_kernels(placement.attached_device_kind()):
             return
-        leaves, structure = jax.tree.flatten(arguments)
-        shapes = (step, structure, *((leaf.shape, leaf.dtype) for leaf in leaves))
+        shapes = (step, *((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arguments[-1])))
         if shapes in self._seen:
             return
         self._seen.add(shapes)
