@@ -14,11 +14,10 @@ from jax.sharding import Mesh, PartitionSpec
 from gw_jax import group_whiten, make_norm
 from gw_jax.nn import norm_options
 from gw_jax.ops import inverse_sqrt_newton, inverse_sqrt_zca
+from gw_jax.ops.kernel_check import BOUNDS
 from gw_jax.versions import enable_x64
 
 RESULTS = ("y", "dx", "dscale", "dbias")
-# Largest error allowed, relative to the largest value of the truth: (output, gradients) by type.
-BOUNDS = {"float32": (2e-5, 1e-4), "bfloat16": (6 * 2**-9, 6 * 2**-9)}
 
 
 @dataclasses.dataclass(frozen=True)

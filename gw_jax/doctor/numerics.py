@@ -9,12 +9,11 @@ import numpy as np
 
 from gw_jax.doctor.layers import Call, Network
 from gw_jax.doctor.report import Section
-from gw_jax.ops import group_whiten
+from gw_jax.ops import group_whiten, kernel_check
 from gw_jax.versions import enable_x64
 
-# Largest errors of values and gradients, relative to the largest value. A bfloat16 number is off by 2^-9 at most; input,
-# centred input and output are rounded.
-BOUNDS = {"float32": (2e-5, 1e-4), "bfloat16": (6 * 2**-9, 6 * 2**-9), "float16": (6 * 2**-11, 6 * 2**-11)}
+# Those of kernels, and one for a type that has none.
+BOUNDS = {**kernel_check.BOUNDS, "float16": (6 * 2**-11, 6 * 2**-11)}
 # Samples: what the kernels for TPUs need, and what a CPU computes quickly.
 SAMPLES = {"kernel": 8, "matmul": 2, "plain": 2}
 NAMES = ("output", "gradient of the input", "gradient of scale", "gradient of bias")
