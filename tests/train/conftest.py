@@ -1,5 +1,6 @@
 import os
 import shutil
+import signal
 import socket
 
 import pytest
@@ -26,6 +27,14 @@ def finished(whole_run, tmp_path):
     """A copy of the work directory of ``whole_run`` for one test, and the result."""
     shutil.copytree(whole_run[0], tmp_path / "whole")
     return tmp_path / "whole", whole_run[1]
+
+
+@pytest.fixture
+def hangup_stops():
+    """SIGHUP as in a terminal, where the tests may run under ``nohup``, which ignores it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

@@ -99,6 +99,7 @@ def test_a_finished_run_without_its_metrics_answers_from_the_checkpoint(finished
     assert evaluations(workdir)[-1]["eval/mse"] == result.metrics["eval/mse"]
 
 
+@pytest.mark.usefixtures("hangup_stops")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("step", [7, 10])
 def test_stopped_and_resumed_ends_with_the_same_numbers(finished, config, tmp_path, capfd, step, number):

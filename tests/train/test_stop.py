@@ -10,6 +10,7 @@ import pytest
 from gw_jax.train.stop import StopConsensus, StopRequest
 
 
+@pytest.mark.usefixtures("hangup_stops")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_a_stop_request_and_handlers_are_restored(number):
     before = signal.getsignal(number)
@@ -21,6 +22,7 @@ def test_a_signal_is_a_stop_request_and_handlers_are_restored(number):
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.usefixtures("hangup_stops")
 def test_a_second_ctrl_c_interrupts_and_a_second_sigterm_does_not():
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
