@@ -16,8 +16,9 @@ from gw_jax.versions import enable_x64, no_kernels_because
 
 # Shape, groups, and positions of a tile where it is not what would be chosen. For TPUs, whole samples with 1, 2 and 4
 # channels a group; tiles of samples in the lanes with 2 positions side by side, 1, and 4; tiles of samples in the sublanes
-# with 64, 128 and 256 channels. For GPUs, several tiles, whole and in part.
+# with 64, 128 and 256 channels; the same on a v4, which holds no matrices between channels. For GPUs, several tiles, whole and in part.
 TPU, GPU = placement.DeviceKind("tpu", "TPU v5 lite"), placement.DeviceKind("gpu", "NVIDIA H200")
+TPU_V4 = placement.DeviceKind("tpu", "TPU v4")
 RELU = {"relu": True}
 NEEDS_KERNELS = pytest.mark.skipif(no_kernels_because() is not None, reason=str(no_kernels_because()))
 KERNELS = {
@@ -30,6 +31,8 @@ KERNELS = {
     "sublane tiles, 1 channel per group": ((16, 6, 8, 64), 64, 16),
     "sublane tiles, 2 channels per group": ((8, 5, 4, 128), 64, 5),
     "sublane tiles, 4 channels per group": ((8, 4, 4, 256), 64, 8),
+    "v4, 2 channels per group": ((8, 4, 3, 256), 128, 6),
+    "v4, 8 channels per group": ((16, 3, 3, 512), 64, 3),
     "GPU, 1 channel per group": ((6, 13, 12, 64), 64, None),
     "GPU, 2 channels per group": ((6, 16, 8, 32), 16, None),
     "GPU, 8 channels per group": ((6, 7, 7, 128), 16, None),
@@ -47,8 +50,10 @@ def make_input(shape, dtype="float32", seed=0):
 def case(name):
     """Shape, groups, and the function that runs the kernel."""
     shape, num_groups, tile = KERNELS[name]
-    change = {} if tile is None else {"tile": tile, "kernel": f"tpu_{name.split()[0]}_tiles"}
-    device = GPU if name.startswith("GPU") else TPU
+    device = GPU if name.startswith("GPU") else TPU_V4 if name.startswith("v4") else TPU
+    change = {} if tile is None else {"tile": tile}
+    if tile is not None and device is TPU:
+        change["kernel"] = f"tpu_{name.split()[0]}_tiles"
     return shape, functools.partial(kernel, num_groups=num_groups, device=device, change=change)
 
 

@@ -54,6 +54,7 @@ def test_kernels_equal_float64(name):
         "samples, 2 channels per group",
         "lane tiles, 1 channel per group",
         "sublane tiles, 1 channel per group",
+        "v4, 8 channels per group",
         "GPU, 8 channels per group",
     ],
 )
@@ -136,6 +137,7 @@ def test_kernels_support_iterations_and_epsilon(name, num_iterations, epsilon):
         ("samples, 2 channels per group", "float32"),
         ("lane tiles, 1 channel per group", "bfloat16"),
         ("sublane tiles, 1 channel per group", "bfloat16"),
+        ("v4, 2 channels per group", "bfloat16"),
         ("GPU, 1 channel per group", "float32"),
         ("GPU, 8 channels per group", "bfloat16"),
     ],

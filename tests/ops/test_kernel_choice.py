@@ -18,6 +18,7 @@ from tests.helpers.kernels import (
     NEEDS_KERNELS,
     RELU,
     TPU,
+    TPU_V4,
     case,
     compiling_for,
     kernel,
@@ -148,9 +149,9 @@ def test_the_kernel_that_is_preferred_follows_the_device_that_is_compiled_for():
         assert jaxpr_of(jnp.zeros((33, 4, 4, 128), jnp.bfloat16)).count("pallas_call") == 1
         assert not jaxpr_of(x).count("pallas_call")  # Too few samples for all of the card.
         assert not jaxpr_of(jnp.zeros((64, 3, 3, 64))).count("pallas_call")  # Too few rows for a product.
-    with compiling_for(placement.DeviceKind("tpu", "TPU v4")):
-        assert jaxpr_of(x).count("pallas_call") == 2
-        assert not jaxpr_of(jnp.zeros((8, 4, 4, 256))).count("pallas_call")
+    with compiling_for(TPU_V4):
+        assert jaxpr_of(x).count("pallas_call") == jaxpr_of(jnp.zeros((8, 4, 4, 512))).count("pallas_call") == 2
+        assert not jaxpr_of(jnp.zeros((8, 4, 4, 1024))).count("pallas_call")
     for platform, kind in (("tpu", "TPU v3"), ("gpu", "NVIDIA GeForce RTX 4090")):
         with compiling_for(placement.DeviceKind(platform, kind)):
             assert not jaxpr_of(x).count("pallas_call")

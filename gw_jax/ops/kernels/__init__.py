@@ -41,8 +41,8 @@ BYTES_PER_VALUE = {2: 24, 4: 36}
 SUPPORTED = (
     'There are kernels for TPU v4, v5e and v6e and for H100, H200 and B200 GPUs, for method="newton" with 2 to 14 '
     "iterations, no mask, bfloat16 or float32, and [n, h, w, c]: on TPUs with n a multiple of 8 and c 64, 128, 256, ... "
-    "1024 (v4: 64 or 128), or n a multiple of 128 and c 2, 4, ... 64, that fits on the chip; on GPUs with 16, 32 or 64 "
-    "groups of 1, 2, 4, ... 64 channels and at least 16 values."
+    "1024 (v4: ... 512, from 256 in up to 128 groups), or n a multiple of 128 and c 2, 4, ... 64, that fits on the chip; "
+    "on GPUs with 16, 32 or 64 groups of 1, 2, 4, ... 64 channels and at least 16 values."
 )
 _DTYPES = ("bfloat16", "float32")
 
@@ -117,7 +117,7 @@ def _kernel_that_fits(
         fits = gpu_triton.supports(device.kind, h * w, num_groups, c // num_groups)
         return spec("gpu_triton", relu=relu) if fits else None
     memory = VMEM.get(device.kind, 0)
-    kernel, tile = _tpu_kernel(n, h * w, c, jnp.dtype(dtype).itemsize, memory)
+    kernel, tile = _tpu_kernel(n, h * w, c, num_groups, jnp.dtype(dtype).itemsize, memory)
     return None if kernel is None else spec(kernel, tile=tile, memory=memory)
 
 
@@ -133,10 +133,11 @@ def fills_the_device(spec: KernelSpec, num_samples: int) -> bool:
     return spec.kernel != "gpu_triton" or num_samples // devices >= gpu_triton.FEWEST_SAMPLES
 
 
-def _tpu_kernel(n: int, positions: int, c: int, width: int, memory: int) -> tuple[KernelName | None, int]:
+def _tpu_kernel(n: int, positions: int, c: int, num_groups: int, width: int, memory: int) -> tuple[KernelName | None, int]:
     """The TPU kernel for ``n`` samples per device of values of ``width`` bytes, and the positions of its tiles."""
-    # A v4's compiler loads single rows of 128 channels only; matrices between more than 1,024 take minutes to compile.
-    if c > (LANES if memory <= SMALL_MEMORY else 1024):
+    # Matrices between more than 1,024 channels take minutes to compile; a v4 has no room for those between more than 512.
+    most = 1024 if memory > SMALL_MEMORY else 512 if num_groups <= LANES else LANES
+    if c > most:
         return None, 0
     # The largest kernel has four matrices between channels.
     needed = positions * tpu_resident.SAMPLES * c * BYTES_PER_VALUE[width] + 4 * 4 * c * c
@@ -144,9 +145,8 @@ def _tpu_kernel(n: int, positions: int, c: int, width: int, memory: int) -> tupl
     if c % LANES == 0 and n % tpu_resident.SAMPLES == 0 and fits_whole:
         return "tpu_resident", 0
     for kernel, layout in LAYOUTS.items():
-        # What the compiler keeps of a sample has to fit beside a tile.
-        usable = 3 * memory // 4
-        if layout.supports(n, c) and (tile := tpu_tiled.tile_positions(kernel, positions, c, width, usable)):
+        tile = tpu_tiled.tile_positions(kernel, positions, c, num_groups, width, memory) if layout.supports(n, c) else 0
+        if tile:
             return kernel, tile
     return None, 0
 

@@ -29,7 +29,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gw_jax.ops.kernels.spec import KernelName, KernelSpec
+from gw_jax.ops.kernels.spec import SMALL_MEMORY, KernelName, KernelSpec
 from gw_jax.ops.kernels.tpu_math import LANES, SUBLANES
 
 
@@ -38,11 +38,34 @@ def for_each_sample(do: Callable[[Any], None], samples: int) -> None:
     jax.lax.fori_loop(0, samples, lambda sample, _: do(sample), None)
 
 
-def row_of(sample: Any) -> Any:
-    """The index of one sample's row in an array ``[samples, row]``."""
+def _is_row(array: Any, sample: Any) -> jax.Array:
+    # Of a row wider than 128 lanes, a v4's compiler loads and stores no part where the sample is not known. The array has
+    # eight such rows.
+    return jax.lax.broadcasted_iota(jnp.int32, array.shape, 0) == sample
+
+
+def read_row(array: Any, sample: Any) -> jax.Array:
+    """One sample's row ``[1, row]`` of an array ``[samples, row]``."""
     from jax.experimental import pallas as pl
 
-    return pl.ds(sample, 1)
+    if array.shape[1] <= LANES:
+        return array[pl.ds(sample, 1), :]
+    return jnp.where(_is_row(array, sample), array[...], 0).sum(0, keepdims=True)
+
+
+def write_row(array: Any, sample: Any, values: jax.Array) -> None:
+    """The opposite of :func:`read_row`."""
+    from jax.experimental import pallas as pl
+
+    if array.shape[1] <= LANES:
+        array[pl.ds(sample, 1), :] = values
+    else:
+        array[...] = jnp.where(_is_row(array, sample), values, array[...])
+
+
+def holds_channel_matrices(channels: int, memory: int) -> bool:
+    """Whether the chip has room for matrices between all channels for every sample of a block."""
+    return memory > SMALL_MEMORY or channels <= LANES
 
 
 class SamplesInLanes:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from gw_jax.ops.inverse_sqrt import NewtonResiduals
 from gw_jax.ops.kernels.products import result_like
 from gw_jax.ops.kernels.spec import KernelSpec
-from gw_jax.ops.kernels.tpu_layouts import SamplesInSublanes, TileOfSublanes, for_each_sample, row_of
+from gw_jax.ops.kernels.tpu_layouts import SamplesInSublanes, TileOfSublanes, for_each_sample, read_row, write_row
 from gw_jax.ops.kernels.tpu_math import NT, TN, apply_matrix, dot, expanded, membership, newton, newton_vjp
 
 SAMPLES = SamplesInSublanes.samples
@@ -61,7 +61,7 @@ def _forward_kernel(x: Any, scale: Any, bias: Any, y: Any, rows: Any, matrices: 
 
     def apply(sample: Any) -> None:
         white = apply_matrix(samples[sample].astype(x.dtype), expanded(matrices[sample], member, same))
-        samples[sample] = white * scale[row_of(sample), :] + bias[row_of(sample), :]
+        samples[sample] = white * read_row(scale, sample) + read_row(bias, sample)
 
     for_each_sample(apply, SAMPLES)
     samples.store(y)
@@ -88,11 +88,11 @@ def _backward_kernel(
     saved = _statistics(samples, matrices, x.dtype, member, same, spec)
 
     def cross(sample: Any) -> None:
-        outer, factor = cotangents[sample], scale[row_of(sample), :]
+        outer, factor = cotangents[sample], read_row(scale, sample)
         # The sum over positions of dy e^T holds the derivatives of W and of the scale.
         products = dot(samples[sample].astype(x.dtype), outer.astype(x.dtype), TN) * same
-        dscale[row_of(sample), :] = jnp.sum(products * expanded(matrices[sample], member, same), axis=0, keepdims=True)
-        dbias[row_of(sample), :] = jnp.sum(outer, axis=0, keepdims=True)
+        write_row(dscale, sample, jnp.sum(products * expanded(matrices[sample], member, same), axis=0, keepdims=True))
+        write_row(dbias, sample, jnp.sum(outer, axis=0, keepdims=True))
         derivatives[sample] = dot(dot(member, products * factor, TN), member)
 
     for_each_sample(cross, SAMPLES)
@@ -100,7 +100,7 @@ def _backward_kernel(
     derivatives[...] = (2 / count) * newton_vjp(derivatives[...], saved)
 
     def pull(sample: Any) -> None:
-        scaled = cotangents[sample] * scale[row_of(sample), :]
+        scaled = cotangents[sample] * read_row(scale, sample)
         matrix, through = (expanded(of[sample], member, same) for of in (matrices, derivatives))
         # Rows are centred, so the mean of the gradient over a group comes from dy alone. It is subtracted before dy is
         # rounded: a rounding error of the mean would be the same at all positions.

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from gw_jax.ops.kernels.products import result_like
 from gw_jax.ops.kernels.spec import KernelName, KernelSpec
-from gw_jax.ops.kernels.tpu_layouts import LAYOUTS, SamplesInLanes, layout_of
+from gw_jax.ops.kernels.tpu_layouts import LAYOUTS, SamplesInLanes, holds_channel_matrices, layout_of
 from gw_jax.ops.kernels.tpu_math import LANES
 from gw_jax.ops.kernels.tpu_tiled_kernels import apply_kernel, covariance_grad_kernel, input_grad_kernel, statistics_kernel
 
@@ -26,21 +26,26 @@ from gw_jax.ops.kernels.tpu_tiled_kernels import apply_kernel, covariance_grad_k
 BLOCK_BYTES = {"tpu_lane_tiles": 448 * 64 * LANES * 2, "tpu_sublane_tiles": 2 << 20}
 
 
-def tile_positions(kernel: KernelName, positions: int, channels: int, width: int, memory: int) -> int:
+def tile_positions(kernel: KernelName, positions: int, channels: int, num_groups: int, width: int, memory: int) -> int:
     """The number of positions per tile, or 0 if no tile fits.
 
     Args:
         kernel: the layout.
         positions: number of positions of a sample, of which the tile's divides it.
         channels: number of channels.
+        num_groups: number of groups.
         width: bytes per value.
-        memory: bytes on the chip for everything that a kernel holds.
+        memory: bytes on the chip.
     """
     layout = LAYOUTS[kernel]
     row = max(channels, LANES)
     values = layout.samples * (channels if layout is SamplesInLanes else row)
-    # The largest kernel has two matrices per sample, six blocks of a tile, and two float32 copies.
-    left = memory - 2 * 4 * layout.samples * row * row
+    # The largest kernel has two matrices per sample, six blocks of a tile, and two float32 copies. Where there is no memory
+    # for matrices between channels, they are computed, four at a time.
+    holds = holds_channel_matrices(channels, memory)
+    matrices = 2 * layout.samples * row * (row if holds else num_groups) + (0 if holds else 4 * row * row)
+    # What the compiler keeps of a sample has to fit beside a tile.
+    left = 3 * memory // 4 - 4 * matrices
     most = min(BLOCK_BYTES[kernel] // (values * width), left // (values * (6 * width + 8)))
     unit = layout.unit(channels)
     fitting = [p for p in range(unit, min(positions, most) + 1, unit) if positions % p == 0]
@@ -51,7 +56,8 @@ class Scratch(enum.Enum):
     """Scratch memory of a call, in float32."""
 
     TILE = enum.auto()  # A tile as rows.
-    MATRICES = enum.auto()  # A matrix between lanes per sample.
+    PRODUCTS = enum.auto()  # A sum of products per sample.
+    MATRICES = enum.auto()  # A matrix between lanes per sample, where the chip has room for it.
     ROWS = enum.auto()  # A row per sample.
 
 
@@ -68,6 +74,7 @@ def _call(
     from jax.experimental.pallas import tpu as pltpu
 
     layout, of_image = layout_of(spec), images[0].shape
+    holds = holds_channel_matrices(spec.channels, spec.memory)
 
     def block(shape: Sequence[int]) -> Any:
         return pl.BlockSpec((layout.samples, *shape[1:]), lambda i, t: (i,) + (0,) * (len(shape) - 1))
@@ -75,8 +82,8 @@ def _call(
     def memory(kind: Scratch) -> Any:
         if kind is Scratch.TILE:
             return tuple(pltpu.VMEM(shape, jnp.float32) for shape in layout.scratch(spec.tile))
-        shape = (layout.samples,) + (layout.row,) * (2 if kind is Scratch.MATRICES else 1)
-        return pltpu.VMEM(shape, jnp.float32)
+        columns = {Scratch.ROWS: (), Scratch.PRODUCTS: (layout.row if holds else spec.num_groups,)}.get(kind, (layout.row,))
+        return pltpu.VMEM((layout.samples, *columns, layout.row), jnp.float32)
 
     first_is_image = kernel in (apply_kernel, input_grad_kernel)
     out_specs = [block(array.shape) for array in outputs]
@@ -92,7 +99,7 @@ def _call(
         in_specs=[layout.block(spec.tile) for _ in images] + [block(array.shape) for array in others],
         out_specs=out_specs,
         out_shape=list(outputs),
-        scratch_shapes=[memory(kind) for kind in scratch],
+        scratch_shapes=[memory(kind) for kind in scratch if holds or kind is not Scratch.MATRICES],
         cost_estimate=pl.CostEstimate(
             flops=products * math.prod(of_image) * layout.row, bytes_accessed=moved, transcendentals=n
         ),
@@ -118,7 +125,7 @@ def forward(spec: KernelSpec, x: jax.Array, scale: jax.Array, bias: jax.Array) -
         (stored,),
         (),
         (row, square, square),
-        (Scratch.TILE, Scratch.MATRICES, Scratch.ROWS, Scratch.ROWS, Scratch.ROWS),
+        (Scratch.TILE, Scratch.PRODUCTS, Scratch.ROWS, Scratch.ROWS, Scratch.ROWS),
     )
     (y,) = _call(
         apply_kernel,
@@ -144,7 +151,7 @@ def backward(
         (stored, outer),
         (mean, covariance, factor),
         (square, square, row, row, row),
-        (Scratch.TILE, Scratch.TILE, Scratch.MATRICES),
+        (Scratch.TILE, Scratch.TILE, Scratch.PRODUCTS),
     )
     (dx,) = _call(
         input_grad_kernel,

@@ -1,16 +1,18 @@
 """The four kernels of :mod:`tpu_tiled`; their arguments are references to inputs, outputs and scratch memory.
 
 A grid of blocks of samples and tiles runs them: ``start`` before the first tile of a block, ``end`` after its last.
+Matrices between channels stay on the chip for all tiles of a block, where it has room for them. Otherwise sums of products
+``P`` are kept as ``E^T (same * P)`` ``[g, c]``, from which everything follows, and matrices are expanded for every tile.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from gw_jax.ops.kernels.spec import SMALL_MEMORY, KernelSpec
-from gw_jax.ops.kernels.tpu_layouts import for_each_sample, layout_of, row_of
+from gw_jax.ops.kernels.tpu_layouts import for_each_sample, layout_of, read_row, write_row
 from gw_jax.ops.kernels.tpu_math import NT, TN, apply_matrix, dot, expanded, membership, newton, newton_vjp
 
 
@@ -32,6 +34,38 @@ def _some_together(do: Callable[[list[Any]], None], spec: KernelSpec) -> None:
         do([number * together + i for i in range(together)])
 
     jax.lax.fori_loop(0, layout_of(spec).samples // together, body, None)
+
+
+def _add(products: Any, sample: Any, a: jax.Array, b: jax.Array, member: jax.Array, same: jax.Array) -> None:
+    """Adds ``a^T b`` to a sample's sum."""
+    product = dot(a, b, TN)
+    products[sample] += product if products.shape[1] == product.shape[0] else dot(member, product * same, TN)
+
+
+def _by_groups(products: Any, sample: Any, member: jax.Array, same: jax.Array) -> jax.Array:
+    """A sample's sum, between groups and channels ``[g, c]``."""
+    found = products[sample]
+    return dot(member, found * same, TN) if found.shape[0] == member.shape[0] else found
+
+
+def _between_channels(matrices: Any, held: Sequence[Any], spec: KernelSpec) -> Callable[[Any], jax.Array]:
+    """Gives a sample's matrix between channels for one between groups. ``held`` has memory for it, or is empty."""
+    from jax.experimental import pallas as pl
+
+    def expand(sample: Any) -> jax.Array:
+        return expanded(matrices[sample], *membership(spec, layout_of(spec).row))
+
+    if not held:
+        return expand
+
+    @pl.when(_first_and_last()[0])
+    def start() -> None:
+        def keep(sample: Any) -> None:
+            held[0][sample] = expand(sample)
+
+        _each_sample(keep, spec)
+
+    return lambda sample: held[0][sample]
 
 
 def statistics_kernel(
@@ -60,9 +94,10 @@ def statistics_kernel(
 
     def add(sample: Any) -> None:
         values = tile[sample].astype(x.dtype)
-        products[sample] += dot(values, values, TN)
+        _add(products, sample, values, values, member, same)
         # The mean of the rounded values: where the first value is far from the rest, all are rounded in one direction.
-        rounded[row_of(sample), :] += values.astype(jnp.float32).sum(0, keepdims=True)
+        total = read_row(rounded, sample) + values.astype(jnp.float32).sum(0, keepdims=True)
+        write_row(rounded, sample, total)
 
     _each_sample(add, spec)
 
@@ -73,8 +108,8 @@ def statistics_kernel(
         def finish(samples: list[Any]) -> None:
             covariances = []
             for sample in samples:
-                of_groups = dot(rounded[row_of(sample), :], member) / count
-                between = dot(dot(member, products[sample] * same, TN), member) / count
+                of_groups = dot(read_row(rounded, sample), member) / count
+                between = dot(_by_groups(products, sample, member, same), member) / count
                 covariances.append(between - dot(of_groups, of_groups, TN))
                 covariance[sample] = covariances[-1]
             found, _ = newton(jnp.stack(covariances), spec.num_iterations, spec.epsilon)
@@ -85,27 +120,15 @@ def statistics_kernel(
 
 
 def apply_kernel(
-    x: Any, mean: Any, whitening: Any, scale: Any, bias: Any, y: Any, rows: Any, matrices: Any, *, spec: KernelSpec
+    x: Any, mean: Any, whitening: Any, scale: Any, bias: Any, y: Any, rows: Any, *held: Any, spec: KernelSpec
 ) -> None:
     """The output, from means and whitening matrices."""
-    from jax.experimental import pallas as pl
-
     tile = layout_of(spec).tile(rows)
-    first, _ = _first_and_last()
-
-    @pl.when(first)
-    def start() -> None:
-        member, same = membership(spec, layout_of(spec).row)
-
-        def expand(sample: Any) -> None:
-            matrices[sample] = expanded(whitening[sample], member, same)
-
-        _each_sample(expand, spec)
-
+    matrix = _between_channels(whitening, held, spec)
     tile.load(x, mean[...])
 
     def apply(sample: Any) -> None:
-        tile[sample] = apply_matrix(tile[sample].astype(x.dtype), matrices[sample])
+        tile[sample] = apply_matrix(tile[sample].astype(x.dtype), matrix(sample))
 
     _each_sample(apply, spec)
     tile.store(y, scale[...], bias[...])
@@ -145,7 +168,7 @@ def covariance_grad_kernel(
     outer.load(dy, None, dbias)
 
     def add(sample: Any) -> None:
-        products[sample] += dot(samples[sample].astype(x.dtype), outer[sample].astype(x.dtype), TN)
+        _add(products, sample, samples[sample].astype(x.dtype), outer[sample].astype(x.dtype), member, same)
 
     _each_sample(add, spec)
 
@@ -155,12 +178,11 @@ def covariance_grad_kernel(
             found, saved = newton(jnp.stack([covariance[sample] for sample in chosen]), spec.num_iterations, spec.epsilon)
             cotangent = []
             for i, sample in enumerate(chosen):
-                matrix, factor = expanded(found[i], member, same), scale[row_of(sample), :]
-                between = products[sample] * same
-                dscale[row_of(sample), :] = jnp.sum(between * matrix, axis=0, keepdims=True)
-                of_groups = dot(dbias[row_of(sample), :] * factor, member) / count
-                outer_mean[row_of(sample), :] = dot(of_groups, member, NT)
-                cotangent.append(dot(dot(member, between * factor, TN), member))
+                factor, between = read_row(scale, sample), _by_groups(products, sample, member, same)
+                write_row(dscale, sample, jnp.sum(between * dot(found[i], member, NT), axis=0, keepdims=True))
+                of_groups = dot(read_row(dbias, sample) * factor, member) / count
+                write_row(outer_mean, sample, dot(of_groups, member, NT))
+                cotangent.append(dot(between * factor, member))
                 whitening[sample] = found[i]
             derivative = newton_vjp(jnp.stack(cotangent), saved)
             for i, sample in enumerate(chosen):
@@ -180,36 +202,21 @@ def input_grad_kernel(
     dx: Any,
     rows: Any,
     cotangents: Any,
-    matrices: Any,
-    derivatives: Any,
-    *,
+    *held: Any,
     spec: KernelSpec,
 ) -> None:
     """The gradient of the input."""
-    from jax.experimental import pallas as pl
-
     samples, outer = layout_of(spec).tile(rows), layout_of(spec).tile(cotangents)
-    first, _ = _first_and_last()
-
-    @pl.when(first)
-    def start() -> None:
-        member, same = membership(spec, layout_of(spec).row)
-
-        def expand(sample: Any) -> None:
-            matrices[sample] = expanded(whitening[sample], member, same)
-            derivatives[sample] = expanded(through[sample], member, same)
-
-        _each_sample(expand, spec)
-
+    matrix, derivative = (_between_channels(of, held[i : i + 1], spec) for i, of in enumerate((whitening, through)))
     samples.load(x, mean[...])
     outer.load(dy)
 
     def apply(sample: Any) -> None:
         # Rows are centred, so the mean of the gradient over a group comes from dy alone. It is subtracted before dy is
         # rounded: a rounding error of the mean would be the same at all positions.
-        inner = outer[sample] * scale[row_of(sample), :] - outer_mean[row_of(sample), :]
-        samples[sample] = apply_matrix(inner.astype(x.dtype), matrices[sample]) + apply_matrix(
-            samples[sample].astype(x.dtype), derivatives[sample]
+        inner = outer[sample] * read_row(scale, sample) - read_row(outer_mean, sample)
+        samples[sample] = apply_matrix(inner.astype(x.dtype), matrix(sample)) + apply_matrix(
+            samples[sample].astype(x.dtype), derivative(sample)
         )
 
     _each_sample(apply, spec)
