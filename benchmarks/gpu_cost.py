@@ -4,6 +4,8 @@
     python -m benchmarks.gpu_cost [--json] [--cards=A100,L4,T4,H100] [--batch=128] [--shapes=56x56x64,7x7x512] [--resnet50]
                                   [--implementations=auto,plain] [--cuda=DIRECTORY]
 
+"auto" uses no kernel that no card has run; ``prefer_kernel`` does, with the extra ``jax_triton`` on an A100 or L4, too.
+
 Operands and results of all instructions of the compiled program (:mod:`benchmarks.hlo`), without the scratch space of
 libraries. For a layer: forward and backward, 64 groups, over the bytes of its input ("passes"), in bfloat16, and in
 float16 on a T4. Besides: matrix products, kernels (instructions that run something), and temporary memory. ``--resnet50``:
@@ -67,34 +69,37 @@ def layer_costs(card: str, device: Any, shape: tuple[int, ...], implementations:
     }
 
 
-def network_costs(card: str, device: Any, batch: int) -> dict[str, Any]:
-    """The costs of the training step of ResNet-50 by norm, in GB, and Group Whitening's bytes over BatchNorm's."""
+def network_costs(card: str, device: Any, batch: int, implementations: list[str]) -> dict[str, Any]:
+    """The costs of the training step of ResNet-50 by norm, in GB, and Group Whitening's bytes over BatchNorm's.
+
+    "gw_over_bn_bytes" is of the first implementation.
+    """
     from benchmarks.steps import make_steps
     from gw_jax.classification import ClassificationConfig, DataConfig, ModelConfig, NormConfig
 
     if card in FLOAT16:
         raise ConfigError(f"Training in float16 is not supported, and a {card} has no bfloat16; leave it out with --cards.")
-    norms: dict[str, NormConfig] = {
-        "gw": NormConfig(num_groups=NUM_GROUPS),
-        "gw_plain": NormConfig(num_groups=NUM_GROUPS, implementation="plain"),
-        "bn": NormConfig(),
-        "gn": NormConfig(num_groups=32),
+    norms: dict[str, tuple[str, NormConfig]] = {
+        f"gw_{name}": ("gw", NormConfig(num_groups=NUM_GROUPS, implementation=name))  # type: ignore[arg-type]
+        for name in implementations
     }
+    norms |= {"bn": ("bn", NormConfig()), "gn": ("gn", NormConfig(num_groups=32))}
     costs = {}
-    for name, options in norms.items():
+    for name, (norm, options) in norms.items():
         config = ClassificationConfig(
             dtype="bfloat16",
             data=DataConfig(name="imagenet2012", image_size=224, batch_size=batch, eval_batch_size=batch),
-            model=ModelConfig(name="resnet50", norm=name.removesuffix("_plain"), norm_options=options),
+            model=ModelConfig(name="resnet50", norm=norm, norm_options=options),
         )
         with gpu.lowering_for(device):
             lowered = make_steps(config, [device]).lower["train"]()
         figures = describe(lowered, 1e9)
         costs[name] = {key.replace("passes", "gigabytes"): value for key, value in figures.items()}
-    return costs | {
-        "gw_over_bn_bytes": costs["gw"]["gigabytes"] / costs["bn"]["gigabytes"],
-        "gw_over_plain_bytes": costs["gw"]["gigabytes"] / costs["gw_plain"]["gigabytes"],
+        print(f"{card:5s} ResNet-50 step: {name} {costs[name]['gigabytes']:.1f} GB", flush=True)
+    over_bn = {
+        f"{name}_over_bn_bytes": costs[name]["gigabytes"] / costs["bn"]["gigabytes"] for name in costs if name != "bn"
     }
+    return costs | over_bn | {"gw_over_bn_bytes": over_bn[f"gw_{implementations[0]}_over_bn_bytes"]}
 
 
 def with_means(layers: list[dict[str, Any]]) -> dict[str, Any]:
@@ -140,9 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
         if "auto_over_plain" in results[card]:
             print(f"{card:5s} auto over plain, geometric mean: {results[card]['auto_over_plain']:.2f}", flush=True)
         if args.resnet50 and card not in FLOAT16:
-            results[card]["resnet50"] = network = network_costs(card, device, args.batch)
-            gigabytes = "  ".join(f"{name} {network[name]['gigabytes']:.1f}" for name in ("gw", "gw_plain", "bn", "gn"))
-            print(f"{card:5s} ResNet-50 step, GB: {gigabytes}  gw/bn {network['gw_over_bn_bytes']:.2f}", flush=True)
+            results[card]["resnet50"] = network_costs(card, device, args.batch, implementations)
     if args.json:
         versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "jax-cuda12-plugin", "flax")}
         print(json.dumps({"batch": args.batch, "versions": versions, "cards": results}))

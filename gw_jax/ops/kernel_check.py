@@ -28,7 +28,7 @@ from gw_jax.ops.kernels.check_cache import Answer
 BOUNDS = {"float32": (2e-5, 1e-4), "bfloat16": (6 * 2**-9, 6 * 2**-9)}
 RESULTS = ("output", "gradient of the input", "gradient of scale", "gradient of bias")
 # Two programs of each kernel, so that a program that reads the samples of another one is seen.
-SAMPLES = {"tpu_resident": 16, "tpu_sublane_tiles": 16, "tpu_lane_tiles": 256, "gpu_triton": 8}
+SAMPLES = {"tpu_resident": 16, "tpu_sublane_tiles": 16, "tpu_lane_tiles": 256, "gpu_triton": 8, "gpu_split": 8}
 # The definition takes so many samples at a time: it needs ten times their memory.
 _CHUNK = 8
 # Samples of the second input.

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import importlib.util
 from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +13,20 @@ import pytest
 
 from gw_jax import group_whiten
 from gw_jax.ops.group_whitening import kernel_definition
-from gw_jax.ops.kernels import choose_kernel, kernel_whiten, placement
+from gw_jax.ops.kernels import choose_kernel, gpu_split, kernel_whiten, placement
 from gw_jax.versions import enable_x64, no_kernels_because
 
 # Shape, groups, and positions of a tile where it is not what would be chosen. For TPUs, whole samples with 1, 2 and 4
 # channels a group; tiles of samples in the lanes with 2 positions side by side, 1, and 4; tiles of samples in the sublanes
-# with 64, 128 and 256 channels; the same on a v4, which holds no matrices between channels. For GPUs, several tiles, whole and in part.
+# with 64, 128 and 256 channels; the same on a v4, which holds no matrices between channels. For GPUs, several tiles, whole
+# and in part; the same by small kernels, with a sample in several parts, some of them empty.
 TPU, GPU = placement.DeviceKind("tpu", "TPU v5 lite"), placement.DeviceKind("gpu", "NVIDIA H200")
+A100 = placement.DeviceKind("gpu", "NVIDIA A100-SXM4-40GB")
 TPU_V4 = placement.DeviceKind("tpu", "TPU v4")
 RELU = {"relu": True}
 NEEDS_KERNELS = pytest.mark.skipif(no_kernels_because() is not None, reason=str(no_kernels_because()))
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+NEEDS_TRITON = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed: pip install 'gw_jax[jax_triton]'")
 KERNELS = {
     "samples, 2 channels per group": ((8, 4, 4, 128), 64, None),
     "samples, 4 channels per group": ((16, 3, 3, 256), 64, None),
@@ -37,6 +43,9 @@ KERNELS = {
     "GPU, 2 channels per group": ((6, 16, 8, 32), 16, None),
     "GPU, 8 channels per group": ((6, 7, 7, 128), 16, None),
     "GPU, fewer positions than a tile could have": ((6, 7, 7, 16), 16, None),
+    "split, 1 channel per group": ((4, 13, 12, 64), 64, (64, 2, 3)),
+    "split, 2 channels per group": ((3, 16, 8, 32), 16, None),
+    "split, 8 channels per group": ((3, 7, 7, 128), 16, (8, 4, 5)),
 }
 
 
@@ -50,15 +59,22 @@ def make_input(shape, dtype="float32", seed=0):
 def case(name):
     """Shape, groups, and the function that runs the kernel."""
     shape, num_groups, tile = KERNELS[name]
-    device = GPU if name.startswith("GPU") else TPU_V4 if name.startswith("v4") else TPU
+    if name.startswith("split") and not HAS_TRITON:
+        pytest.skip("Triton is not installed: pip install 'gw_jax[jax_triton]'")
+    devices = {"GPU,": GPU, "v4,": TPU_V4, "split,": A100}
+    device = devices.get(name.split()[0], TPU)
     change = {} if tile is None else {"tile": tile}
+    if device is A100 and tile is not None:
+        change = {"tile": tile[0], "parts": tile[1:]}
     if tile is not None and device is TPU:
         change["kernel"] = f"tpu_{name.split()[0]}_tiles"
     return shape, functools.partial(kernel, num_groups=num_groups, device=device, change=change)
 
 
 def kernel(x, scale, bias, *, num_groups, device, num_iterations=5, epsilon=0.0, interpret=True, change=None):
-    spec = choose_kernel(x.shape, x.dtype, num_groups, num_iterations, epsilon, device, placement.batch_sharding(x))
+    # An interpreter needs Triton, but neither JAX for CUDA nor jax_triton.
+    with mock.patch.object(gpu_split, "is_installed", return_value=device == A100):
+        spec = choose_kernel(x.shape, x.dtype, num_groups, num_iterations, epsilon, device, placement.batch_sharding(x))
     assert spec is not None
     spec = dataclasses.replace(spec, interpret=interpret, **(change or {}))
     return kernel_whiten(x, spec, scale, bias, kernel_definition)

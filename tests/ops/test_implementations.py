@@ -56,6 +56,8 @@ def test_kernels_equal_float64(name):
         "sublane tiles, 1 channel per group",
         "v4, 8 channels per group",
         "GPU, 8 channels per group",
+        "split, 1 channel per group",
+        "split, 8 channels per group",
     ],
 )
 @NEEDS_KERNELS
@@ -85,7 +87,13 @@ def test_a_first_value_far_from_the_rest_does_not_spoil_bfloat16(platform):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["samples, 2 channels per group", "lane tiles, 1 channel per group", "GPU, 1 channel per group"]
+    "name",
+    [
+        "samples, 2 channels per group",
+        "lane tiles, 1 channel per group",
+        "GPU, 1 channel per group",
+        "split, 2 channels per group",
+    ],
 )
 @NEEDS_KERNELS
 def test_an_equal_derivative_at_all_positions_gives_next_to_none(name):
@@ -119,6 +127,8 @@ def test_an_equal_derivative_at_all_positions_gives_next_to_none(name):
         ("lane tiles, 2 channels per group", 2, 1e-3),
         ("GPU, 2 channels per group", 2, 0.0),
         ("GPU, 1 channel per group", 7, 1e-3),
+        ("split, 2 channels per group", 2, 0.0),
+        ("split, 2 channels per group", 9, 1e-3),
     ],
 )
 @NEEDS_KERNELS
@@ -140,6 +150,8 @@ def test_kernels_support_iterations_and_epsilon(name, num_iterations, epsilon):
         ("v4, 2 channels per group", "bfloat16"),
         ("GPU, 1 channel per group", "float32"),
         ("GPU, 8 channels per group", "bfloat16"),
+        ("split, 1 channel per group", "bfloat16"),
+        ("split, 8 channels per group", "float32"),
     ],
 )
 @NEEDS_KERNELS
@@ -147,16 +159,22 @@ def test_a_constant_sample_becomes_the_bias_with_finite_gradients(name, dtype):
     shape, run = case(name)
     x, scale, bias = make_input(shape, dtype)
     # A value whose sum over many positions is not exact.
-    x = x.at[3].set(jnp.asarray(0.1, dtype)).at[5].set(0)
+    x = x.at[0].set(jnp.asarray(0.1, dtype)).at[2].set(0)
     found = values_and_gradients(run, x, scale, bias)
-    for sample in (3, 5):
+    for sample in (0, 2):
         np.testing.assert_allclose(found[0][sample], np.broadcast_to(np.asarray(bias, x.dtype), shape[1:]), rtol=1e-6)
     assert all(np.isfinite(array).all() for array in found)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["samples, 2 channels per group", "lane tiles, 1 channel per group", "GPU, 1 channel per group"]
+    "name",
+    [
+        "samples, 2 channels per group",
+        "lane tiles, 1 channel per group",
+        "GPU, 1 channel per group",
+        "split, 2 channels per group",
+    ],
 )
 @NEEDS_KERNELS
 def test_one_bad_sample_does_not_affect_the_others(name):
@@ -170,7 +188,12 @@ def test_one_bad_sample_does_not_affect_the_others(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("GPU, 1 channel per group", "float32"), ("GPU, 8 channels per group", "bfloat16")]
+    ("name", "dtype"),
+    [
+        ("GPU, 1 channel per group", "float32"),
+        ("GPU, 8 channels per group", "bfloat16"),
+        pytest.param("split, 1 channel per group", "float32", marks=pytest.mark.slow),
+    ],
 )
 @NEEDS_KERNELS
 def test_a_relu_in_the_kernel_equals_one_after_it(name, dtype):
@@ -179,8 +202,8 @@ def test_a_relu_in_the_kernel_equals_one_after_it(name, dtype):
     found = values_and_gradients(functools.partial(run, change=RELU), *arguments)
     truth = values_and_gradients(lambda *a: jax.nn.relu(run(*a)), *arguments)
     assert 0.2 < (found[0] == 0).mean() < 0.8
-    for a, b in zip(found, truth, strict=True):
-        np.testing.assert_array_equal(a, b)
+    # Triton's interpreter multiplies by NumPy, whose sums depend on where an array lies.
+    assert max(relative_errors(found, truth)) <= (1e-6 if name.startswith("split") else 0)
 
 
 def inner(equation):
@@ -255,7 +278,7 @@ def test_products_with_written_out_derivatives_equal_the_definition(float64, sha
 
 @pytest.mark.slow
 @NEEDS_KERNELS
-@pytest.mark.parametrize("kind", ["samples", "lane tiles", "GPU"])
+@pytest.mark.parametrize("kind", ["samples", "lane tiles", "GPU", "split"])
 def test_scale_and_bias_of_a_kernel_may_be_missing(kind):
     name = f"{kind}, 2 channels per group"
     shape, run = case(name)

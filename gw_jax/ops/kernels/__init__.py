@@ -2,6 +2,7 @@
 
 ================  ===============================================================================================
 gpu_triton        GPUs: a program per sample, in tiles (Pallas on Triton)
+gpu_split         GPUs: small kernels, of which a sample has several programs (jax_triton)
 tpu_resident      TPUs: eight whole samples on the chip
 tpu_tiled         TPUs: samples in tiles, in one of the two layouts of tpu_layouts
 tpu_math          what both TPU kernels compute on the chip
@@ -26,7 +27,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from gw_jax.ops.inverse_sqrt import supports_vjp
-from gw_jax.ops.kernels import gpu_triton, tpu_resident, tpu_tiled
+from gw_jax.ops.kernels import gpu_split, gpu_triton, tpu_resident, tpu_tiled
 from gw_jax.ops.kernels.affine import affine_per_sample
 from gw_jax.ops.kernels.placement import BatchSharding, DeviceKind
 from gw_jax.ops.kernels.spec import SMALL_MEMORY, KernelName, KernelSpec
@@ -39,7 +40,8 @@ VMEM = {"TPU v4": 15 << 20, "TPU v5 lite": 110 << 20, "TPU v6 lite": 110 << 20}
 # Bytes per value of a whole sample, at most: three double-buffered blocks, two float32 copies, and what the compiler keeps.
 BYTES_PER_VALUE = {2: 24, 4: 36}
 SUPPORTED = (
-    'There are kernels for TPU v4, v5e and v6e and for H100, H200 and B200 GPUs, for method="newton" with 2 to 14 '
+    "There are kernels for TPU v4, v5e and v6e, for H100, H200 and B200 GPUs, and with the extra jax_triton for A100, A10, "
+    'L4 and the like, for method="newton" with 2 to 14 '
     "iterations, no mask, bfloat16 or float32, and [n, h, w, c]: on TPUs with n a multiple of 8 and c 64, 128, 256, ... "
     "1024 (v4: ... 512, from 256 in up to 128 groups), or n a multiple of 128 and c 2, 4, ... 64, that fits on the chip; "
     "on GPUs with 16, 32 or 64 groups of 1, 2, 4, ... 64 channels and at least 16 values."
@@ -47,14 +49,15 @@ SUPPORTED = (
 _DTYPES = ("bfloat16", "float32")
 
 
-# Modules with ``forward(spec, x, scale, bias)``, which returns the output and what ``backward`` needs, and
-# ``backward(spec, x, dy, scale, *saved)``, which returns the gradients of input, scale and bias. Images are
-# ``[n, h, w, c]``, scale and bias ``[n, c]``.
+# Modules with ``forward(spec, x, scale, bias)``, which returns the output and what ``backward`` needs, of the shapes
+# ``saved(spec, n)``, and ``backward(spec, x, dy, scale, *saved)``, which returns the gradients of input, scale and bias.
+# With a ReLU, the output is the first of ``saved``. Images are ``[n, h, w, c]``, scale and bias ``[n, c]``.
 _MODULES: dict[KernelName, ModuleType] = {
     "tpu_resident": tpu_resident,
     "tpu_lane_tiles": tpu_tiled,
     "tpu_sublane_tiles": tpu_tiled,
     "gpu_triton": gpu_triton,
+    "gpu_split": gpu_split,
 }
 
 # (spec, x, scale, bias) -> output, in plain JAX.
@@ -114,16 +117,32 @@ def _kernel_that_fits(
         return None
     spec = functools.partial(KernelSpec, h * w, c, num_groups, num_iterations, epsilon, sharding=sharding)
     if device.platform == "gpu":
-        fits = gpu_triton.supports(device.kind, h * w, num_groups, c // num_groups)
-        return spec("gpu_triton", relu=relu) if fits else None
+        d = c // num_groups
+        whole = gpu_triton.supports(device.kind, h * w, num_groups, d)
+        if n and gpu_split.supports(device.kind, num_groups, d) and not (whole and n >= gpu_triton.FEWEST_SAMPLES):
+            return spec(
+                "gpu_split", relu=relu, **gpu_split.spec_fields(n, h * w, d, jnp.dtype(dtype).itemsize, device.kind)
+            )
+        return spec("gpu_triton", relu=relu) if whole else None
     memory = VMEM.get(device.kind, 0)
     kernel, tile = _tpu_kernel(n, h * w, c, num_groups, jnp.dtype(dtype).itemsize, memory)
     return None if kernel is None else spec(kernel, tile=tile, memory=memory)
 
 
+def missing_because(x: jax.Array, num_groups: int, device: DeviceKind) -> str | None:
+    """How to install a kernel for a call that has none, as a sentence, or None. The first time, it is logged, too."""
+    of_images = x.ndim == 4 and x.dtype.name in _DTYPES
+    if not of_images or not gpu_split.would_support(device.kind, num_groups, x.shape[3] // num_groups):
+        return None
+    text = f"The kernels for {device.kind} need jax_triton: pip install 'gw_jax[jax_triton]'."
+    _log_once(f"Group Whitening runs in plain XLA. {text}")
+    return text
+
+
 def has_kernels(device: DeviceKind) -> bool:
     """Whether any input has a kernel on a kind of device, with the installed JAX."""
-    fits = device.kind in VMEM or (device.platform == "gpu" and gpu_triton.supports(device.kind, 1 << 10, 64, 1))
+    on_gpu = gpu_triton.supports(device.kind, 1 << 10, 64, 1) or gpu_split.supports(device.kind, 64, 1)
+    fits = on_gpu if device.platform == "gpu" else device.kind in VMEM
     return fits and no_kernels_because() is None
 
 
@@ -183,7 +202,7 @@ def _forward(
 ) -> tuple[jax.Array, Any]:
     y, *saved = _run("forward", spec, definition, x, scale, bias)
     # A convolution after the ReLU keeps the same array for its own derivative.
-    return y, (x, scale, *([y] if spec.relu else saved))
+    return y, (x, scale, *([y] if spec.relu else []), *saved)
 
 
 def _backward(spec: KernelSpec, definition: Definition, residuals: Any, dy: jax.Array) -> tuple[jax.Array, ...]:
@@ -238,12 +257,12 @@ def _kernel_or_definition(
         results = getattr(_MODULES[spec.kernel], direction)(spec, *arrays)
         # Kernels for TPUs return arrays with one axis for the positions. Without the barrier, XLA would move the following
         # operation, such as a ReLU, in front of the reshape to images, where it cannot fuse into the next convolution.
-        return results if spec.kernel == "gpu_triton" else jax.lax.optimization_barrier(results)
+        return results if spec.kernel.startswith("gpu") else jax.lax.optimization_barrier(results)
 
     if spec.interpret:
         return kernel(*arrays)
     plain = functools.partial(_plain_forward if direction == "forward" else _plain_backward, spec, definition)
-    platform = "cuda" if spec.kernel == "gpu_triton" else "tpu"
+    platform = "cuda" if spec.kernel.startswith("gpu") else "tpu"
     return jax.lax.platform_dependent(*arrays, default=plain, **{platform: kernel})
 
 
@@ -251,11 +270,8 @@ def _plain_forward(
     spec: KernelSpec, definition: Definition, x: jax.Array, scale: jax.Array, bias: jax.Array
 ) -> tuple[jax.Array, ...]:
     y = definition(spec, x, scale, bias)
-    if _MODULES[spec.kernel] is not tpu_tiled:
-        return (y,)
     # Of the types of what the kernels save; the plain backward pass does not read it.
-    row = LANES if spec.kernel == "tpu_lane_tiles" else spec.channels
-    saved = ((x.shape[0], row), (x.shape[0], spec.num_groups, spec.num_groups))
+    saved = getattr(_MODULES[spec.kernel], "saved", lambda spec, samples: ())(spec, x.shape[0])
     return (y, *(jnp.zeros_like(x, jnp.float32, shape=shape) for shape in saved))
 
 

@@ -24,6 +24,7 @@ import jaxlib
 from gw_jax._version import __version__
 from gw_jax.errors import one_line, shown
 from gw_jax.files import write_atomically
+from gw_jax.versions import dotted, installed
 
 DIRECTORY_VARIABLE = "GW_JAX_CACHE_DIR"
 # Answers take some 1,000 bytes.
@@ -96,9 +97,11 @@ def sources_digest() -> str:
 
 def versions() -> dict[str, str]:
     """Everything that a compiled kernel depends on, apart from the device."""
+    compilers = {"jax_triton": "jax-triton", "triton": "triton"}
     return {
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
+        **{name: dotted(installed(package) or ()) for name, package in compilers.items()},
         # The compiler of a TPU is a part of libtpu, that of a GPU comes with CUDA.
         "runtime": " ".join(str(jax.local_devices()[0].client.platform_version).split()),
         "kernels": sources_digest(),

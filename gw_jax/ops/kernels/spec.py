@@ -5,7 +5,7 @@ from typing import Literal
 
 from gw_jax.ops.kernels.placement import BatchSharding
 
-KernelName = Literal["tpu_resident", "tpu_lane_tiles", "tpu_sublane_tiles", "gpu_triton"]
+KernelName = Literal["tpu_resident", "tpu_lane_tiles", "tpu_sublane_tiles", "gpu_triton", "gpu_split"]
 
 # A TPU with less on-chip memory (v4) does not hold the iterations of eight samples at once.
 SMALL_MEMORY = 32 << 20
@@ -21,9 +21,11 @@ class KernelSpec:
         num_groups: divides ``channels``.
         num_iterations: Newton-Schulz iterations, 2 or more.
         epsilon: added to the covariance's diagonal.
-        kernel: the module that implements it: :mod:`tpu_resident`, :mod:`tpu_tiled` (in one layout or the other) or
-            :mod:`gpu_triton`.
-        tile: positions per tile, for TPUs.
+        kernel: the module that implements it: :mod:`tpu_resident`, :mod:`tpu_tiled` (in one layout or the other),
+            :mod:`gpu_triton` or :mod:`gpu_split`.
+        tile: positions per tile, for TPUs and :mod:`gpu_split`.
+        parts: programs among which a sample is divided, for sums and for the rest, for :mod:`gpu_split`.
+        capability: compute capability of the card, times ten, for :mod:`gpu_split`.
         memory: bytes of on-chip memory that it may use, for TPUs.
         relu: whether the kernel applies ``max(., 0)`` to the output; only those for GPUs do.
         interpret: whether the instructions run one by one on any device, which is slow and serves the tests. This field
@@ -38,6 +40,8 @@ class KernelSpec:
     epsilon: float
     kernel: KernelName
     tile: int = 0
+    parts: tuple[int, int] = (1, 1)
+    capability: int = 0
     memory: int = 0
     relu: bool = False
     interpret: bool = False

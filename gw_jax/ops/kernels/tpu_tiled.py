@@ -114,6 +114,11 @@ def _of_samples(x: jax.Array, row: int, num_groups: int) -> tuple[jax.ShapeDtype
     return result_like(x, (x.shape[0], row), jnp.float32), result_like(x, square, jnp.float32)
 
 
+def saved(spec: KernelSpec, samples: int) -> list[tuple[int, ...]]:
+    """Shapes of what the forward pass saves, in float32: means and covariances."""
+    return [(samples, layout_of(spec).row), (samples, spec.num_groups, spec.num_groups)]
+
+
 def forward(spec: KernelSpec, x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The output for ``x`` ``[n, h, w, c]``, ``scale`` and ``bias`` ``[n, c]``; then means and covariances."""
     layout = layout_of(spec)
