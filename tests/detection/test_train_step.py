@@ -242,6 +242,7 @@ def test_a_step_of_config_6(quick):
     assert norm(run.parameters[1][name]) < norm(run.parameters[0][name])
 
 
+@pytest.mark.long  # Heads and losses of config 9; steps of config 3 and the proposals of config 9 are shorter.
 def test_a_step_of_config_9(quick):
     data, run, _ = run_steps("config9_one_image", 9, 1)
     check_step(data, run, 1, **FLOAT32)

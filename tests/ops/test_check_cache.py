@@ -32,11 +32,11 @@ def test_an_answer_is_kept_with_everything_it_depends_on(gpu):
     key = stored["key"]
     assert key["device_kind"] == GPU.kind
     assert key["versions"]["jax"] == jax.__version__
-    assert set(key["versions"]) == {"jax", "jaxlib", "runtime", "kernels"}
+    assert set(key["versions"]) == {"jax", "jaxlib", "jax_triton", "triton", "runtime", "kernels"}
     assert (key["dtype"], key["spatial"], key["spec"]["num_groups"]) == ("float32", [4, 4], 16)
 
 
-@pytest.mark.parametrize("change", ["jax", "jaxlib", "runtime", "kernels", "machine", "device"])
+@pytest.mark.parametrize("change", ["jax", "jaxlib", "triton", "runtime", "kernels", "machine", "device"])
 def test_an_answer_of_another_version_or_machine_is_not_believed(gpu, monkeypatch, change, caplog):
     gpu()
     keep()

@@ -20,6 +20,8 @@ PRODUCTS = pytest.mark.parametrize("formulation", [pytest.param("products, CPU",
 ALL = pytest.mark.parametrize("formulation", [pytest.param(name, marks=SLOW) for name in PLATFORMS])
 # One channel per group, and three.
 SIZES = pytest.mark.parametrize("channels", [8, 24])
+# What differs between the two has shorter tests.
+MOSTLY_THREE = pytest.mark.parametrize("channels", [pytest.param(8, marks=pytest.mark.long), 24])
 MASKED = pytest.mark.parametrize("masked", [False, True])
 GROUPS = 8
 
@@ -86,7 +88,7 @@ def test_equals_float64(formulation, channels, masked):
 
 
 @pytest.mark.slow
-@SIZES
+@MOSTLY_THREE
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @MASKED
 def test_low_precision_costs_its_rounding_only(channels, dtype, masked):
@@ -98,7 +100,7 @@ def test_low_precision_costs_its_rounding_only(channels, dtype, masked):
 
 
 @pytest.mark.slow
-@SIZES
+@MOSTLY_THREE
 @pytest.mark.parametrize(("size", "slope"), [(1e-4, 1e-2), (100.0, 1e-4), (3e3, 1e3)])
 @MASKED
 def test_float16_keeps_its_digits_in_all_of_its_range(channels, size, slope, masked):
@@ -154,7 +156,7 @@ def test_a_large_mean_is_removed(formulation, channels):
 
 @pytest.mark.slow
 @PRODUCTS
-@SIZES
+@MOSTLY_THREE
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_mask_equals_an_image_without_padding(formulation, channels, dtype):
     (x, scale, bias), cotangent = make_case(channels, dtype)
@@ -173,7 +175,7 @@ def test_a_mask_equals_an_image_without_padding(formulation, channels, dtype):
 
 @pytest.mark.slow
 @PRODUCTS
-@SIZES
+@MOSTLY_THREE
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_forward_mode(formulation, channels, dtype):
     arguments, tangent = make_case(channels, dtype)

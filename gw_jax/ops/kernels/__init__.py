@@ -119,7 +119,7 @@ def _kernel_that_fits(
     if device.platform == "gpu":
         d = c // num_groups
         whole = gpu_triton.supports(device.kind, h * w, num_groups, d)
-        if n and gpu_split.supports(device.kind, num_groups, d) and not (whole and n >= gpu_triton.FEWEST_SAMPLES):
+        if n and not (whole and n >= gpu_triton.FEWEST_SAMPLES) and gpu_split.supports(device.kind, num_groups, d):
             return spec(
                 "gpu_split", relu=relu, **gpu_split.spec_fields(n, h * w, d, jnp.dtype(dtype).itemsize, device.kind)
             )

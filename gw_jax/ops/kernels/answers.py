@@ -51,6 +51,7 @@ class Question:
         """What the answer depends on, as JSON values."""
         sizes = {field.name: getattr(self.spec, field.name) for field in dataclasses.fields(self.spec)}
         del sizes["sharding"]
+        sizes["parts"] = list(self.spec.parts)
         return {
             "machine": check_cache.machine(),
             "device_kind": placement.attached_device_kind().kind,
