@@ -93,7 +93,10 @@ def between_groups(matrix: jax.Array, plan: Plan) -> jax.Array:
     if plan.row == plan.num_groups:
         return matrix
     d = plan.row // plan.num_groups
-    places = matrix.reshape(len(matrix), plan.num_groups, d, plan.num_groups, d)
+    # In two steps: with explicit axes, a reshape divides one axis.
+    places = matrix.reshape(matrix.shape[0], plan.num_groups, d, plan.row).reshape(
+        matrix.shape[0], *2 * (plan.num_groups, d)
+    )
     return jnp.diagonal(places, axis1=2, axis2=4).sum(-1)
 
 
@@ -103,7 +106,8 @@ def between_numbers(matrix: jax.Array, plan: Plan) -> jax.Array:
         return matrix
     d = plan.row // plan.num_groups
     same = jnp.eye(d, dtype=matrix.dtype).reshape(1, 1, d, 1, d)
-    return (matrix[:, :, None, :, None] * same).reshape(-1, plan.row, plan.row)
+    places = matrix[:, :, None, :, None] * same
+    return places.reshape(matrix.shape[0], plan.row, plan.num_groups, d).reshape(matrix.shape[0], plan.row, plan.row)
 
 
 def over(matrix: jax.Array, unit: jax.Array | None) -> jax.Array:

@@ -56,13 +56,17 @@ def make_input(shape, dtype="float32", seed=0):
     return jnp.asarray(mixed, dtype), jnp.asarray(scale + 1, jnp.float32), jnp.asarray(bias, jnp.float32)
 
 
+def device_of(name):
+    """The device of a kernel of KERNELS."""
+    return {"GPU,": GPU, "v4,": TPU_V4, "split,": A100}.get(name.split()[0], TPU)
+
+
 def case(name):
     """Shape, groups, and the function that runs the kernel."""
     shape, num_groups, tile = KERNELS[name]
     if name.startswith("split") and not HAS_TRITON:
         pytest.skip("Triton is not installed: pip install 'gw_jax[jax_triton]'")
-    devices = {"GPU,": GPU, "v4,": TPU_V4, "split,": A100}
-    device = devices.get(name.split()[0], TPU)
+    device = device_of(name)
     change = {} if tile is None else {"tile": tile}
     if device is A100 and tile is not None:
         change = {"tile": tile[0], "parts": tile[1:]}
@@ -84,8 +88,13 @@ def compiling_for(device):
     return placement.compiling_for(SimpleNamespace(platform=device.platform, device_kind=device.kind))
 
 
-def values_and_gradients(function, x, scale, bias):
-    cotangent = jnp.asarray(np.random.default_rng(1).standard_normal(x.shape), x.dtype)
+def values_and_gradients(function, x, scale, bias, cotangent_of=None):
+    """Output and gradients as float64.
+
+    ``cotangent_of``: the shape of a larger input, and which part of it ``x`` is.
+    """
+    shape, part = (x.shape, ...) if cotangent_of is None else cotangent_of
+    cotangent = jnp.asarray(np.random.default_rng(1).standard_normal(shape)[part], x.dtype)
 
     @jax.jit
     def both(x, scale, bias):
@@ -103,4 +112,5 @@ def in_float64(x, scale, bias, **options):
 
 
 def relative_errors(found, truth):
-    return [np.abs(a - b).max() / np.abs(b).max() for a, b in zip(found, truth, strict=True)]
+    pairs = ((np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in zip(found, truth, strict=True))
+    return [np.abs(a - b).max() / np.abs(b).max() for a, b in pairs]

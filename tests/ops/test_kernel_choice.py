@@ -91,15 +91,6 @@ def test_kernels_are_preferred_in_a_shard_map(device, shape, num_groups):
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
 
 
-@NEEDS_KERNELS
-def test_vmap_of_a_kernel_is_more_samples():
-    shape, run = case("samples, 2 channels per group")
-    x, scale, bias = make_input(shape)
-    stacked = jnp.stack([x, 2 * x + 1])
-    found = jax.vmap(run, (0, None, None))(stacked, scale, bias)
-    np.testing.assert_allclose(found, jnp.stack([run(one, scale, bias) for one in stacked]), rtol=1e-6, atol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("name", "options"),
     [("samples, 2 channels per group", {}), ("GPU, 2 channels per group", {}), ("GPU, 2 channels per group", RELU)],

@@ -8,6 +8,7 @@ fails, there are no kernels, and a warning says why.
 import functools
 import importlib.util
 import logging
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,6 +85,10 @@ def call(
     )
 
 
+# It changes Triton's functions while it runs, and JAX calls back from one thread per device.
+_INTERPRETER = threading.Lock()
+
+
 class _Tensor:
     """A NumPy array as what Triton's interpreter takes for a tensor in host memory."""
 
@@ -127,5 +132,6 @@ def _interpreted(
     tensors = [_Tensor(np.ascontiguousarray(array)) for array in (*arrays, *results)]
     from gw_jax.ops.kernels import gpu_split_kernels
 
-    getattr(gpu_split_kernels, name)[grid](*tensors[: len(arrays)], *numbers, *tensors[len(arrays) :], **sizes)
+    with _INTERPRETER:
+        getattr(gpu_split_kernels, name)[grid](*tensors[: len(arrays)], *numbers, *tensors[len(arrays) :], **sizes)
     return results

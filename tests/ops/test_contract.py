@@ -1,0 +1,168 @@
+"""One contract of all formulations in plain XLA and of all kernels, which are interpreted.
+
+What only some of them have is in test_row_products.py (forward mode, float16) and test_implementations.py.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from gw_jax import group_whiten
+from gw_jax.versions import enable_x64
+from tests.helpers.kernels import in_float64, make_input, relative_errors, values_and_gradients
+from tests.helpers.subjects import ALL, FORMULATIONS, OFTEN, SELDOM, subject
+
+DATA = PartitionSpec("data")
+
+
+@pytest.fixture(autouse=True)
+def quick(quick_compilation):
+    with quick_compilation():
+        yield
+
+
+def close(found, truth, bound):
+    assert max(relative_errors(found, truth)) <= bound
+
+
+def in_halves(subject):
+    """Another batch of the subject's size, its cotangent, and the gradient of a batch by its input."""
+    x, scale, bias = make_input(subject.shape)
+    cotangent = jnp.asarray(np.random.default_rng(1).standard_normal(subject.shape), x.dtype)
+
+    def gradient(x, cotangent):
+        y, pullback = jax.vjp(lambda x: subject(x, scale, bias), x)
+        return y, pullback(cotangent)[0]
+
+    return (x, 2 * x + 1), (cotangent, cotangent[::-1]), gradient
+
+
+@ALL
+def test_equals_float64(name):
+    of = subject(name)
+    arguments = make_input(of.shape)
+    value, *gradients = relative_errors(
+        values_and_gradients(of, *arguments), in_float64(*arguments, num_groups=of.num_groups)
+    )
+    assert value <= 2e-5
+    assert max(gradients) <= 1e-4
+
+
+@OFTEN
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_low_precision_costs_its_rounding_only(name, dtype):
+    of = subject(name)
+    if dtype not in of.dtypes:
+        # A CPU computes the definition in float16, too, and no kernel does.
+        return
+    arguments = make_input(of.shape, dtype)
+    # A number is off by half of eps at most. Input, centred input, matrices and output are rounded once each.
+    close(
+        values_and_gradients(of, *arguments), in_float64(*arguments, num_groups=of.num_groups), 1.5 * jnp.finfo(dtype).eps
+    )
+
+
+@OFTEN
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_constant_samples_become_the_bias_with_finite_gradients(name, dtype):
+    of = subject(name)
+    x, scale, bias = make_input(of.shape, dtype)
+    # A value whose sum over many positions is not exact.
+    x = x.at[0].set(jnp.asarray(0.1, dtype)).at[2].set(0)
+    found = values_and_gradients(of, x, scale, bias)
+    for sample in (0, 2):
+        np.testing.assert_array_equal(found[0][sample], np.broadcast_to(np.asarray(bias, x.dtype), of.shape[1:]))
+    assert all(np.isfinite(array).all() for array in found)
+
+
+@OFTEN
+def test_a_nan_stays_in_its_sample(name):
+    of = subject(name)
+    x, scale, bias = make_input(of.shape)
+    good = values_and_gradients(of, x, scale, bias)[:2]
+    bad = values_and_gradients(of, x.at[1, 0, 0, 0].set(jnp.nan), scale, bias)[:2]
+    others = np.arange(of.shape[0]) != 1
+    close([array[others] for array in bad], [array[others] for array in good], 0 if of.exact else 1e-6)
+    assert np.isnan(bad[0][1]).any()
+
+
+@OFTEN
+def test_a_large_mean_is_removed(name):
+    of = subject(name)
+    x, scale, bias = make_input(of.shape)
+    arguments = x + 1000, scale, bias
+    value, *gradients = relative_errors(
+        values_and_gradients(of, *arguments), in_float64(*arguments, num_groups=of.num_groups)
+    )
+    assert value <= 2e-5
+    assert max(gradients) <= 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMULATIONS)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_mask_equals_an_image_without_padding(name, dtype):
+    of = subject(name)
+    x, scale, bias = make_input(of.shape, dtype)
+    inside = np.s_[:, 1:6, :4]
+    small = values_and_gradients(of, x[inside], scale, bias, cotangent_of=(x.shape, inside))
+    mask = jnp.zeros(x.shape[:-1], bool).at[inside].set(True)
+    junk = jnp.where(mask[..., None], x, jnp.nan)
+    found = values_and_gradients(lambda *arguments: of(*arguments, mask=mask), junk, scale, bias)
+    outside = ~np.asarray(mask)
+    assert (found[0][outside] == 0).all()
+    assert (found[1][outside] == 0).all()
+    close((found[0][inside], found[1][inside], *found[2:]), small, 4 * jnp.finfo(dtype).eps)
+
+
+@OFTEN
+def test_a_relu_equals_one_after_it(name):
+    of = subject(name)
+    arguments = make_input(of.shape)
+    found = values_and_gradients(lambda *a: of(*a, relu=True), *arguments)
+    truth = values_and_gradients(lambda *a: jax.nn.relu(of(*a)), *arguments)
+    assert 0.1 < (found[0] == 0).mean() < 0.9
+    close(found, truth, 0 if of.exact else 1e-6)
+
+
+@SELDOM
+def test_vmap_and_shard_map_equal_each_batch(name):
+    of = subject(name)
+    xs, cotangents, gradient = in_halves(of)
+    run = jax.jit(gradient)
+    truth = jax.tree.map(lambda *each: np.concatenate(each), *(run(*pair) for pair in zip(xs, cotangents, strict=True)))
+    mapped = jax.jit(jax.vmap(gradient))(jnp.stack(xs), jnp.stack(cotangents))
+    close([np.concatenate(array) for array in mapped], truth, 2e-6)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    split = jax.jit(jax.shard_map(gradient, mesh=mesh, in_specs=DATA, out_specs=DATA, check_vma=False))
+    close(split(jnp.concatenate(xs), jnp.concatenate(cotangents)), truth, 2e-6)
+
+
+@SELDOM
+def test_on_an_explicit_mesh_nothing_is_communicated(name):
+    of = subject(name)
+    xs, cotangents, gradient = in_halves(of)
+    truth = jax.tree.map(
+        lambda *each: np.concatenate(each), *(jax.jit(gradient)(*pair) for pair in zip(xs, cotangents, strict=True))
+    )
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2])
+    arguments = jax.device_put((jnp.concatenate(xs), jnp.concatenate(cotangents)), NamedSharding(mesh, DATA))
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(gradient).lower(*arguments).compile()
+    for kind in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+        assert kind not in compiled.as_text()
+    close(compiled(*arguments), truth, 2e-6)
+
+
+def test_the_bounds_notice_one_wrong_element():
+    """A contract that nothing could break would be none."""
+    arguments = make_input((4, 7, 6, 24))
+
+    def wrong(x, scale, bias):
+        return group_whiten(x, 8, scale=scale, bias=bias).at[1, 2, 3, 4].multiply(1.001)
+
+    with enable_x64():
+        value, *_ = relative_errors(values_and_gradients(wrong, *arguments), in_float64(*arguments, num_groups=8))
+    assert value > 2e-5
