@@ -1,5 +1,7 @@
 """Norms whose statistics are those of one sample: group, instance and layer normalisation."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -8,7 +10,7 @@ from jax.typing import DTypeLike
 from gw_jax.nn.calling import finish, output_dtype, prepare
 from gw_jax.nn.initializers import constant
 from gw_jax.ops.checks import accumulation_dtype, require_epsilon, require_integer
-from gw_jax.ops.statistics import centre_groups
+from gw_jax.ops.statistics import centre_groups, first_values, group_means
 
 
 class GroupNorm(nnx.Module):
@@ -85,13 +87,20 @@ class GroupNorm(nnx.Module):
         if x.size == 0:
             return given.astype(output_dtype(self, x))
         values = x.astype(accumulation_dtype(x.dtype))
-        grouped = values.reshape(*x.shape[:-1], self.num_groups, self.num_features // self.num_groups)
-        keep = None if mask is None else mask.astype(bool)[..., None, None]
-        centred, count = centre_groups(grouped, keep)
-        observed = (*range(1, grouped.ndim - 2), grouped.ndim - 1)
-        count = count.reshape(-1, *(1,) * (grouped.ndim - 1))
-        var = (centred * centred).sum(observed, keepdims=True) / count
-        y = (centred * jax.lax.rsqrt(var + self.epsilon)).reshape(x.shape)
+        positions = tuple(range(1, x.ndim - 1))
+
+        def mean(summed: jax.Array, count: jax.Array | float) -> jax.Array:
+            return jnp.expand_dims(group_means(summed.sum(positions), self.num_groups, count), positions)
+
+        count: jax.Array | float = math.prod(x.shape[1:]) / self.num_groups
+        if mask is None:
+            distance = values - jax.lax.stop_gradient(first_values(values, self.num_groups))
+            centred = distance - mean(distance, count)
+        else:
+            grouped = values.reshape(*x.shape[:-1], self.num_groups, -1)
+            centred, count = centre_groups(grouped, mask.astype(bool)[..., None, None])
+            centred = centred.reshape(x.shape)
+        y = centred * jax.lax.rsqrt(mean(centred * centred, count) + self.epsilon)
         return finish(self, y, given, mask, relu)
 
 

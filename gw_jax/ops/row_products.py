@@ -37,7 +37,7 @@ from gw_jax.ops.rows import (
     per_position,
     rows_of,
 )
-from gw_jax.ops.statistics import centre_groups, gram
+from gw_jax.ops.statistics import centre_groups, first_values, gram, group_means
 
 
 class _Residuals(NamedTuple):
@@ -169,7 +169,7 @@ def _backward(plan: Plan, dtype: jnp.dtype, residuals: _Residuals, dy: jax.Array
     dunit = None
     if plan.narrow:
         dunit = _unit((values * values).sum((*positions, -1)) / (count[:, 0, 0] * plan.num_groups))
-    values = values - per_position(_group_mean(total, count, plan), dy)
+    values = values - per_position(group_means(total, plan.num_groups, count), dy)
     moved = rows_of(_select(values, mask), plan, dunit)
     dwhitening = between_groups(over(over(cross(rows, moved, plan), unit), dunit), plan)
     if white is None:
@@ -205,13 +205,9 @@ def _centre(x: jax.Array, mask: jax.Array | None, plan: Plan) -> tuple[jax.Array
         return centred, count, _unit((centred * centred).sum((*positions, -1)) / (count[:, 0, 0] * plan.num_groups))
     count = jnp.full((1, 1, 1), math.prod(x.shape[1:]) // plan.num_groups, x.dtype)
     # As in centre_groups, in the order of x, so that XLA reads x twice and writes the rows.
-    shift = x
-    for axis in positions:
-        shift = jax.lax.slice_in_dim(shift, 0, 1, axis=axis)
-    first = shift.reshape(*shift.shape[:-1], plan.num_groups, d)[..., :1]
-    shift = jnp.broadcast_to(first, (*first.shape[:-1], d)).reshape(shift.shape)
+    shift = first_values(x, plan.num_groups)
     distance = x - shift
-    mean, unit = _group_mean(distance.sum(positions), count, plan), None
+    mean, unit = group_means(distance.sum(positions), plan.num_groups, count), None
     if plan.narrow:
         square = (distance * distance).sum(positions) * (1 / math.prod(x.shape[1:-1]))
         # A first value far from the rest makes the difference of the two inexact. It only has to be of the right size.
@@ -226,12 +222,6 @@ def _unit(mean_square: jax.Array) -> jax.Array:
     usable = (mean_square > 0) & jnp.isfinite(mean_square)
     root = jax.lax.rsqrt(jnp.where(usable, mean_square, 1))
     return jax.lax.reduce_precision(root, 8, 0).reshape(-1, 1, 1)
-
-
-def _group_mean(sums: jax.Array, count: jax.Array, plan: Plan) -> jax.Array:
-    """Sums of every channel ``[n, c]`` to means of groups, repeated for their channels ``[n, c]``."""
-    grouped = sums.reshape(sums.shape[0], plan.num_groups, -1)
-    return jnp.broadcast_to(grouped.sum(-1, keepdims=True) / count, grouped.shape).reshape(sums.shape)
 
 
 def _select(x: jax.Array, mask: jax.Array | None) -> jax.Array:

@@ -51,6 +51,26 @@ def centre_groups(grouped: jax.Array, keep: jax.Array | None) -> tuple[jax.Array
     return jnp.where(keep, distance - mean, 0), count.reshape(-1, 1, 1)
 
 
+def first_values(x: jax.Array, num_groups: int) -> jax.Array:
+    """The first value of every group of every sample, repeated for its channels.
+
+    Distances to it are exactly zero in a constant group. ``[n, *spatial, c]`` becomes ``[n, 1, ..., c]``.
+    """
+    for axis in range(1, x.ndim - 1):
+        x = jax.lax.slice_in_dim(x, 0, 1, axis=axis)
+    first = x.reshape(*x.shape[:-1], num_groups, -1)
+    return jnp.broadcast_to(first[..., :1], first.shape).reshape(x.shape)
+
+
+def group_means(sums: jax.Array, num_groups: int, count: jax.Array | float) -> jax.Array:
+    """Sums of channels ``[n, c]`` over ``count``, as means of groups, repeated for their channels ``[n, c]``.
+
+    An image that is summed over its positions first, and then over the few channels of a group, is read in its own order.
+    """
+    grouped = sums.reshape(sums.shape[0], num_groups, -1)
+    return jnp.broadcast_to(grouped.sum(-1, keepdims=True) / count, grouped.shape).reshape(sums.shape)
+
+
 def _first_kept(keep: jax.Array, positions: tuple[int, ...]) -> jax.Array:
     """True at the first kept position of each sample: the shape of ``keep`` ``[n, *spatial, 1, 1]``."""
     order = jnp.zeros(keep.shape, jnp.int32)
