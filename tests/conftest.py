@@ -21,8 +21,9 @@ if "GW_JAX_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, _answers, ignore_errors=True)
     os.environ["GW_JAX_CACHE_DIR"] = _answers
 
-# Triton reads it when it is imported: its kernels are interpreted here.
-os.environ.setdefault("TRITON_INTERPRET", "1")
+# Triton reads it when it is imported. Without a GPU its kernels are interpreted.
+if "cuda" not in os.environ.get("JAX_PLATFORMS", "cpu"):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import jax
 

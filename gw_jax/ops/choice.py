@@ -57,7 +57,7 @@ def choose_implementation(
     if implementation not in ("auto", "prefer_kernel"):
         return Choice(implementation, spec, f'implementation="{implementation}" was requested.')
     device = device_kind()
-    reason = _no_kernel_because(x, num_groups, spec, method, has_mask, dtype)
+    reason = _no_kernel_because(x, num_groups, num_iterations, spec, method, has_mask, dtype)
     if reason is None:
         assert spec is not None
         reason = _not_used_because(spec, x, device, implementation)
@@ -82,7 +82,13 @@ def _formulation(x: jax.Array, device: DeviceKind, has_mask: bool) -> Implementa
 
 
 def _no_kernel_because(
-    x: jax.Array, num_groups: int, spec: kernels.KernelSpec | None, method: Method, has_mask: bool, dtype: DTypeLike
+    x: jax.Array,
+    num_groups: int,
+    num_iterations: int,
+    spec: kernels.KernelSpec | None,
+    method: Method,
+    has_mask: bool,
+    dtype: DTypeLike,
 ) -> str | None:
     """Why no kernel computes a call, apart from checks on the device, or None where one could."""
     device = device_kind()
@@ -94,7 +100,7 @@ def _no_kernel_because(
         if device.platform == "cpu":
             return "There are no kernels for CPUs."
         no_kernel = f"There is no kernel for {x.dtype} {tuple(x.shape)} on {device.kind}."
-        return no_kernels_because() or kernels.missing_because(x, num_groups, device) or no_kernel
+        return no_kernels_because() or kernels.missing_because(x, num_groups, num_iterations, device) or no_kernel
     if not kernels.fills_the_device(spec, x.shape[0]):
         return f"A batch of {x.shape[0]} is too small for the kernel {spec.kernel} to use all of a device."
     if dtype != x.dtype:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+import os
 from types import SimpleNamespace
 from unittest import mock
 
@@ -66,6 +67,8 @@ def case(name):
     shape, num_groups, tile = KERNELS[name]
     if name.startswith("split") and not HAS_TRITON:
         pytest.skip("Triton is not installed: pip install 'gw_jax[jax_triton]'")
+    if name.startswith("split") and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("Triton compiles here, and does not interpret")
     device = device_of(name)
     change = {} if tile is None else {"tile": tile}
     if device is A100 and tile is not None:
@@ -113,4 +116,5 @@ def in_float64(x, scale, bias, **options):
 
 def relative_errors(found, truth):
     pairs = ((np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in zip(found, truth, strict=True))
-    return [np.abs(a - b).max() / np.abs(b).max() for a, b in pairs]
+    # max() of Python passes over a NaN that is not the first.
+    return [np.nan_to_num(np.abs(a - b).max() / np.abs(b).max(), nan=np.inf) for a, b in pairs]

@@ -52,6 +52,7 @@ def install(change=setattr, *, flip=None, backward_flip=None, error=None, device
     change(kernels, "_MODULES", {**kernels._MODULES, "gpu_triton": SimpleNamespace(forward=forward, backward=backward)})
     # A kernel that nothing compiles exists in every version of JAX.
     change(kernels, "no_kernels_because", lambda: None)
+    change(gpu_triton, "serves", lambda kind: kind == device.kind)
     change(gpu_triton, "supports", lambda kind, *sizes: kind == device.kind)
     change(gpu_triton, "FEWEST_SAMPLES", 1)
     change(answers, "_decided", {})

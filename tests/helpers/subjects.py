@@ -13,6 +13,8 @@ from gw_jax import group_whiten
 from gw_jax.ops.kernels import placement
 from tests.helpers.kernels import A100, KERNELS, NEEDS_KERNELS, RELU, case, device_of
 
+KERNEL_DTYPES = ("bfloat16",)
+
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
@@ -82,30 +84,37 @@ def subject(name):
         return jax.nn.relu(y) if relu else y
 
     # Triton's interpreter multiplies by NumPy, whose sums depend on where an array lies.
-    return Subject(shape, KERNELS[name][1], function, ("bfloat16",), "cpu", exact=device != A100)
+    return Subject(shape, KERNELS[name][1], function, KERNEL_DTYPES, "cpu", exact=device != A100)
 
 
 # The others of a kind differ in sizes only.
 _QUICK = {"products, GPU, 3 channels per group"}
-_SELDOM = {*FORMULATIONS, "samples, 2 channels per group", "GPU, 2 channels per group"}
+_SELDOM = {*FORMULATIONS, "samples, 2 channels per group", "GPU, 2 channels per group", "split, 2 channels per group"}
 _OFTEN = _SELDOM | {
     "lane tiles, 1 channel per group",
     "sublane tiles, 2 channels per group",
     "v4, 8 channels per group",
-    "split, 2 channels per group",
 }
 NAMES = (*FORMULATIONS, *KERNELS)
 
 
+def _parameter(name, checked, *more):
+    marks = [] if name in FORMULATIONS else [NEEDS_KERNELS]
+    marks += [pytest.mark.slow] * (name not in _QUICK) + [pytest.mark.long] * (name not in checked)
+    return pytest.param(name, *more, marks=marks)
+
+
 def _parametrize(checked):
     """Tests of all; those that are not in ``checked`` are long."""
-
-    def parameter(name):
-        marks = [] if name in FORMULATIONS else [NEEDS_KERNELS]
-        marks += [pytest.mark.slow] * (name not in _QUICK) + [pytest.mark.long] * (name not in checked)
-        return pytest.param(name, marks=marks)
-
-    return pytest.mark.parametrize("name", list(map(parameter, NAMES)))
+    return pytest.mark.parametrize("name", [_parameter(name, checked) for name in NAMES])
 
 
 ALL, OFTEN, SELDOM = _parametrize(NAMES), _parametrize(_OFTEN), _parametrize(_SELDOM)
+LOW_PRECISION = pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        _parameter(name, _OFTEN, dtype)
+        for name in NAMES
+        for dtype in (FORMULATIONS[name].dtypes if name in FORMULATIONS else KERNEL_DTYPES)
+    ],
+)

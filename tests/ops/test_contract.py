@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from gw_jax import group_whiten
 from gw_jax.versions import enable_x64
 from tests.helpers.kernels import in_float64, make_input, relative_errors, values_and_gradients
-from tests.helpers.subjects import ALL, FORMULATIONS, OFTEN, SELDOM, subject
+from tests.helpers.subjects import ALL, FORMULATIONS, LOW_PRECISION, OFTEN, SELDOM, subject
 
 DATA = PartitionSpec("data")
 
@@ -50,13 +50,9 @@ def test_equals_float64(name):
     assert max(gradients) <= 1e-4
 
 
-@OFTEN
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@LOW_PRECISION
 def test_low_precision_costs_its_rounding_only(name, dtype):
     of = subject(name)
-    if dtype not in of.dtypes:
-        # A CPU computes the definition in float16, too, and no kernel does.
-        return
     arguments = make_input(of.shape, dtype)
     # A number is off by half of eps at most. Input, centred input, matrices and output are rounded once each.
     close(
@@ -166,3 +162,5 @@ def test_the_bounds_notice_one_wrong_element():
     with enable_x64():
         value, *_ = relative_errors(values_and_gradients(wrong, *arguments), in_float64(*arguments, num_groups=8))
     assert value > 2e-5
+    with pytest.raises(AssertionError):
+        close((np.ones(2), np.array([1, np.nan])), (np.ones(2), np.ones(2)), 1)

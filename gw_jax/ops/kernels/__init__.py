@@ -118,30 +118,33 @@ def _kernel_that_fits(
     spec = functools.partial(KernelSpec, h * w, c, num_groups, num_iterations, epsilon, sharding=sharding)
     if device.platform == "gpu":
         d = c // num_groups
-        whole = gpu_triton.supports(device.kind, h * w, num_groups, d)
-        if n and not (whole and n >= gpu_triton.FEWEST_SAMPLES) and gpu_split.supports(device.kind, num_groups, d):
-            return spec(
-                "gpu_split", relu=relu, **gpu_split.spec_fields(n, h * w, d, jnp.dtype(dtype).itemsize, device.kind)
-            )
-        return spec("gpu_triton", relu=relu) if whole else None
+        # A card that has run the kernel of whole samples keeps it, while Pallas has Triton.
+        if gpu_triton.serves(device.kind):
+            return spec("gpu_triton", relu=relu) if gpu_triton.supports(device.kind, h * w, num_groups, d) else None
+        width = jnp.dtype(dtype).itemsize
+        if n == 0 or not gpu_split.supports(device.kind, h * w, num_groups, d, width):
+            return None
+        return spec("gpu_split", relu=relu, **gpu_split.spec_fields(n, h * w, d, width, device.kind))
     memory = VMEM.get(device.kind, 0)
     kernel, tile = _tpu_kernel(n, h * w, c, num_groups, jnp.dtype(dtype).itemsize, memory)
     return None if kernel is None else spec(kernel, tile=tile, memory=memory)
 
 
-def missing_because(x: jax.Array, num_groups: int, device: DeviceKind) -> str | None:
+def missing_because(x: jax.Array, num_groups: int, num_iterations: int, device: DeviceKind) -> str | None:
     """How to install a kernel for a call that has none, as a sentence, or None. The first time, it is logged, too."""
-    of_images = x.ndim == 4 and x.dtype.name in _DTYPES
-    if not of_images or not gpu_split.would_support(device.kind, num_groups, x.shape[3] // num_groups):
+    if x.ndim != 4 or x.dtype.name not in _DTYPES or not supports_vjp(num_iterations) or gpu_triton.serves(device.kind):
         return None
-    text = f"The kernels for {device.kind} need jax_triton: pip install 'gw_jax[jax_triton]'."
+    sizes = x.shape[1] * x.shape[2], num_groups, x.shape[3] // num_groups, x.dtype.itemsize
+    if not gpu_split.would_support(device.kind, *sizes) or gpu_split.supports(device.kind, *sizes):
+        return None
+    text = f"The kernels for {device.kind} need jax_triton, on Python 3.11: pip install 'gw_jax[jax_triton]'."
     _log_once(f"Group Whitening runs in plain XLA. {text}")
     return text
 
 
 def has_kernels(device: DeviceKind) -> bool:
     """Whether any input has a kernel on a kind of device, with the installed JAX."""
-    on_gpu = gpu_triton.supports(device.kind, 1 << 10, 64, 1) or gpu_split.supports(device.kind, 64, 1)
+    on_gpu = gpu_triton.supports(device.kind, 1 << 10, 64, 1) or gpu_split.supports(device.kind, 1 << 10, 64, 1, 2)
     fits = on_gpu if device.platform == "gpu" else device.kind in VMEM
     return fits and no_kernels_because() is None
 

@@ -22,13 +22,12 @@ from gw_jax.ops.kernels.spec import KernelSpec
 # Compute capabilities of cards for which the kernels compile, by what their names contain.
 _CAPABILITIES = {
     r"\b(A100|A800|A30)\b": 80,
-    r"\b(A10G?|A16|A40|RTX A\d+|RTX 30\d\d)\b": 86,
-    r"\b(L4|L40S?|RTX 40\d\d|RTX \d+ Ada)\b": 89,
+    r"\b(A10G?|A16|A40|RTX A\d+|GeForce RTX 30\d\d)\b": 86,
+    r"\b(L4|L40S?|GeForce RTX 40\d\d|RTX \d+ (SFF )?Ada)\b": 89,
     r"\b(H100|H200|H800|GH200)\b": 90,
 }
 # A matrix product needs 16 rows and columns at least; more than 64 groups do not fit into the registers of an iteration.
 GROUPS = (16, 32, 64)
-MOST_CHANNELS = 64  # Of a group.
 # By the bytes of a value: rows of a tile, and tiles in flight. The largest kernel then takes 84 KiB of shared memory, of
 # which an L4 has 99.
 ROWS, STAGES = {2: 64, 4: 16}, {2: 3, 4: 2}
@@ -43,15 +42,19 @@ def capability(kind: str) -> int | None:
     return next((value for pattern, value in _CAPABILITIES.items() if re.search(pattern, kind)), None)
 
 
-def would_support(kind: str, num_groups: int, channels_per_group: int) -> bool:
-    """Whether there are kernels, if jax_triton is installed. Axes of a kernel are powers of two."""
-    fits = 1 <= channels_per_group <= MOST_CHANNELS and channels_per_group & (channels_per_group - 1) == 0
-    return fits and num_groups in GROUPS and capability(kind) is not None
+def would_support(kind: str, positions: int, num_groups: int, channels_per_group: int, width: int) -> bool:
+    """Whether there are kernels for a device kind and samples of these sizes, if jax_triton is installed.
+
+    Axes of a kernel are powers of two, and a position's channels have to fit into a tile. Offsets in a sample have 32 bits.
+    """
+    d = channels_per_group
+    fits = 1 <= d <= ROWS[width] and d & (d - 1) == 0 and num_groups in GROUPS
+    return fits and positions * num_groups * d < 1 << 31 and capability(kind) is not None
 
 
-def supports(kind: str, num_groups: int, channels_per_group: int) -> bool:
-    """Whether there are kernels for a device kind and samples of these sizes."""
-    return would_support(kind, num_groups, channels_per_group) and is_installed()
+def supports(kind: str, positions: int, num_groups: int, channels_per_group: int, width: int) -> bool:
+    """Whether there are kernels for a device kind and samples of these sizes, of values of ``width`` bytes."""
+    return would_support(kind, positions, num_groups, channels_per_group, width) and is_installed()
 
 
 def spec_fields(samples: int, positions: int, channels_per_group: int, width: int, kind: str) -> dict[str, Any]:
@@ -66,7 +69,7 @@ def spec_fields(samples: int, positions: int, channels_per_group: int, width: in
     """
     wanted, rows = -(-PROGRAMS // samples), positions * channels_per_group
     parts = tuple(min(wanted, max(1, rows // least)) for least in (ROWS_OF_SUM, ROWS_OF_PART))
-    return {"tile": max(1, ROWS[width] // channels_per_group), "parts": parts, "capability": capability(kind)}
+    return {"tile": ROWS[width] // channels_per_group, "parts": parts, "capability": capability(kind)}
 
 
 def saved(spec: KernelSpec, samples: int) -> list[tuple[int, ...]]:

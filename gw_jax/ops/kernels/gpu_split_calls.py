@@ -26,10 +26,15 @@ def is_installed() -> bool:
         return False
     try:
         import jax_triton  # noqa: F401
-        import triton  # noqa: F401
+        import triton
+
+        from gw_jax.ops.kernels import gpu_split_kernels  # noqa: F401
+
+        if triton.knobs.runtime.interpret:
+            raise ValueError("TRITON_INTERPRET is set, so that Triton compiles nothing")
     except Exception as error:  # Of another version of JAX: whatever its internals raise.
         logging.getLogger(__name__).warning(
-            "jax_triton does not work with JAX %s (%s: %s), so Group Whitening does not use it. Install a pair of versions "
+            "jax_triton does not work here, with JAX %s (%s: %s), so Group Whitening does not use it. Install versions "
             "that work together, see docs/performance.md, or uninstall jax_triton.",
             jax.__version__,
             type(error).__name__,
@@ -71,7 +76,7 @@ def call(
 
     from gw_jax.ops.kernels import gpu_split_kernels
 
-    return jax_triton.triton_call(
+    results = jax_triton.triton_call(
         *arrays,
         *(np.float32(number) if isinstance(number, float) else number for number in numbers),
         kernel=getattr(gpu_split_kernels, name),
@@ -83,6 +88,13 @@ def call(
         compute_capability=spec.capability,
         **sizes,
     )
+    return [_as_varying(result, output) for result, output in zip(results, outputs, strict=True)]
+
+
+def _as_varying(result: jax.Array, output: jax.ShapeDtypeStruct) -> jax.Array:
+    """``result``, which varies over the devices of ``jax.shard_map`` as its type says: jax_triton drops that."""
+    missing = tuple(output.manual_axis_type.varying - jax.typeof(result).manual_axis_type.varying)
+    return jax.lax.pcast(result, missing, to="varying") if missing else result
 
 
 # It changes Triton's functions while it runs, and JAX calls back from one thread per device.

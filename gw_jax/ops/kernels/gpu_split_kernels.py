@@ -123,8 +123,8 @@ def statistics(
     x, positions, products, sums, shifts, g: tl.constexpr, d: tl.constexpr, tile: tl.constexpr, parts: tl.constexpr
 ):
     """Sums of ``e`` and ``e^T e`` over a part, and the shift: distances are from it."""
-    sample, part = tl.program_id(0), tl.program_id(1)
-    x += sample.to(tl.int64) * positions * g * d
+    sample, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    x += sample * positions * g * d
     # Near the mean of every group, and equal to its values where they are all the same: its first value and the mean
     # distance from it in the first tile. The same in all parts.
     start = tl.load(x + tl.arange(0, g) * d).to(tl.float32)
@@ -169,7 +169,7 @@ def whitening_matrices(
     precision: tl.constexpr,
 ):
     """``W``, ``C`` and the means."""
-    sample = tl.program_id(0)
+    sample = tl.program_id(0).to(tl.int64)
     mean = _sum_of_rows(sums, sample, g, parts) / count
     covariance = _sum_of_parts(products, sample, g, parts) / count - mean[:, None] * mean[None, :]
     normalised, trace = _normalise(covariance, epsilon, g)
@@ -201,9 +201,9 @@ def apply(
     relu: tl.constexpr,
 ):
     """``y = e W * scale + bias`` of a part, and ``max(y, 0)`` with ``relu``."""
-    sample, part = tl.program_id(0), tl.program_id(1)
-    x += sample.to(tl.int64) * positions * g * d
-    y += sample.to(tl.int64) * positions * g * d
+    sample, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    x += sample * positions * g * d
+    y += sample * positions * g * d
     centre = tl.load(centres + sample * g + tl.arange(0, g))
     factor, offset = _of_places(scale, sample, g, d), _of_places(bias, sample, g, d)
     matrix = tl.load(whitening + _square(sample, g))
@@ -251,10 +251,10 @@ def gradient_sums(
     relu: tl.constexpr,
 ):
     """Sums over a part: ``e^T f``, ``e`` and ``f`` with ``f = dy * scale``; ``dy``, which is the bias's gradient."""
-    sample, part = tl.program_id(0), tl.program_id(1)
-    x += sample.to(tl.int64) * positions * g * d
-    dy += sample.to(tl.int64) * positions * g * d
-    y += sample.to(tl.int64) * positions * g * d if relu else 0
+    sample, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    x += sample * positions * g * d
+    dy += sample * positions * g * d
+    y += sample * positions * g * d if relu else 0
     centre = tl.load(centres + sample * g + tl.arange(0, g))
     factor = _of_places(scale, sample, g, d)
     product, total = tl.zeros((g, g), tl.float32), tl.zeros((g,), tl.float32)
@@ -293,7 +293,7 @@ def gradient_matrices(
     precision: tl.constexpr,
 ):
     """``W`` and ``(2 / count) dC`` in the input's type; :func:`inverse_sqrt.newton_vjp` has the equations."""
-    sample = tl.program_id(0)
+    sample = tl.program_id(0).to(tl.int64)
     mean, inner = _sum_of_rows(sums, sample, g, parts) / count, _sum_of_rows(inner_sums, sample, g, parts)
     cotangent = _sum_of_parts(crossed, sample, g, parts) - mean[:, None] * inner[None, :]
     cotangent = 0.5 * (cotangent + tl.trans(cotangent))
@@ -341,11 +341,11 @@ def input_gradient(
     relu: tl.constexpr,
 ):
     """``dx = (f - t / m) W + e (2 / m) dC`` of a part, and its share of the scale's gradient."""
-    sample, part = tl.program_id(0), tl.program_id(1)
-    x += sample.to(tl.int64) * positions * g * d
-    dy += sample.to(tl.int64) * positions * g * d
-    dx += sample.to(tl.int64) * positions * g * d
-    y += sample.to(tl.int64) * positions * g * d if relu else 0
+    sample, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    x += sample * positions * g * d
+    dy += sample * positions * g * d
+    dx += sample * positions * g * d
+    y += sample * positions * g * d if relu else 0
     centre = tl.load(centres + sample * g + tl.arange(0, g))
     factor = _of_places(scale, sample, g, d)
     mean = _sum_of_rows(inner_sums, sample, g, sum_parts) / count

@@ -59,9 +59,14 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("jax.experimental.pallas.triton") is not None
 
 
+def serves(kind: str) -> bool:
+    """Whether there are kernels for a device kind at all."""
+    return _has_triton() and any(card in kind for card in CARDS)
+
+
 def supports(kind: str, positions: int, num_groups: int, channels_per_group: int) -> bool:
     """Whether there is a kernel for a device kind and samples of these sizes. Axes of a kernel are powers of two."""
-    if not _has_triton() or not any(card in kind for card in CARDS):
+    if not serves(kind):
         return False
     fits = 1 <= channels_per_group <= MOST_CHANNELS and channels_per_group & (channels_per_group - 1) == 0
     return fits and num_groups in GROUPS and positions >= fewest_positions(channels_per_group)

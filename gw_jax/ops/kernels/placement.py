@@ -74,7 +74,7 @@ def batch_sharded_over(mesh: Mesh, axis: str) -> Iterator[None]:
 
 
 def batch_sharding(x: jax.Array) -> BatchSharding | None:
-    """The sharding of the batch ``x``, or None where every device has all of it.
+    """The sharding of the batch ``x``, or None where every device has all of it and its type does not say so.
 
     Inside ``jax.shard_map``, the shard of a device is all there is.
     """
@@ -86,7 +86,8 @@ def batch_sharding(x: jax.Array) -> BatchSharding | None:
         return None
     else:
         found = _batch_sharding.value
-    return None if found is None or found.num_devices == 1 else found
+    # An explicit axis of one device is a part of the array's type, and kernels have none.
+    return None if found is None or not found.axes or (explicit is None and found.num_devices == 1) else found
 
 
 def batch_sharding_known(x: jax.Array) -> bool:
