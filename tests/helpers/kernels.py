@@ -45,7 +45,7 @@ KERNELS = {
     "GPU, 8 channels per group": ((6, 7, 7, 128), 16, None),
     "GPU, fewer positions than a tile could have": ((6, 7, 7, 16), 16, None),
     "split, 1 channel per group": ((4, 13, 12, 64), 64, (64, 2, 3)),
-    "split, 2 channels per group": ((3, 16, 8, 32), 16, None),
+    "split, 2 channels per group": ((3, 8, 9, 32), 16, None),
     "split, 8 channels per group": ((3, 7, 7, 128), 16, (8, 4, 5)),
 }
 
