@@ -90,11 +90,7 @@ def subject(name):
 # The others of a kind differ in sizes only.
 _QUICK = {"products, GPU, 3 channels per group"}
 _SELDOM = {*FORMULATIONS, "samples, 2 channels per group", "GPU, 2 channels per group", "split, 2 channels per group"}
-_OFTEN = _SELDOM | {
-    "lane tiles, 1 channel per group",
-    "sublane tiles, 2 channels per group",
-    "v4, 8 channels per group",
-}
+_OFTEN = _SELDOM | {"lane tiles, 1 channel per group", "v4, 8 channels per group"}
 NAMES = (*FORMULATIONS, *KERNELS)
 
 

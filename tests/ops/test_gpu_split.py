@@ -179,7 +179,7 @@ def test_lowered_for_a_cpu_the_definition_runs_in_their_place(installed, monkeyp
     ("card", "dtype", "num_groups", "channels_per_group", "shared"),
     [
         # What a block may have on the smallest card of the capability.
-        ("NVIDIA A100-SXM4-40GB", "bfloat16", 64, 2, 166912),
+        pytest.param("NVIDIA A100-SXM4-40GB", "bfloat16", 64, 2, 166912, marks=pytest.mark.long),
         ("NVIDIA L4", "bfloat16", 64, 1, 101376),
         ("NVIDIA L4", "float32", 16, 8, 101376),
         pytest.param("NVIDIA L4", "float32", 64, 16, 101376, marks=pytest.mark.long),
