@@ -24,8 +24,8 @@ NUM_IMAGES = 8
 OVERFIT = (
     "--config.data.name=eight_scenes",
     "--config.data.train_min_sides=120",
-    "--config.num_steps=600",
-    "--config.eval_every_steps=600",
+    "--config.num_steps=900",
+    "--config.eval_every_steps=900",
     "--config.eval_batch_size=8",
 )
 
