@@ -94,9 +94,8 @@ def between_groups(matrix: jax.Array, plan: Plan) -> jax.Array:
         return matrix
     d = plan.row // plan.num_groups
     # In two steps: with explicit axes, a reshape divides one axis.
-    places = matrix.reshape(matrix.shape[0], plan.num_groups, d, plan.row).reshape(
-        matrix.shape[0], *2 * (plan.num_groups, d)
-    )
+    n, g = matrix.shape[0], plan.num_groups
+    places = matrix.reshape(n, g, d, plan.row).reshape(n, g, d, g, d)
     return jnp.diagonal(places, axis1=2, axis2=4).sum(-1)
 
 
@@ -107,7 +106,8 @@ def between_numbers(matrix: jax.Array, plan: Plan) -> jax.Array:
     d = plan.row // plan.num_groups
     same = jnp.eye(d, dtype=matrix.dtype).reshape(1, 1, d, 1, d)
     places = matrix[:, :, None, :, None] * same
-    return places.reshape(matrix.shape[0], plan.row, plan.num_groups, d).reshape(matrix.shape[0], plan.row, plan.row)
+    n, g = matrix.shape[0], plan.num_groups
+    return places.reshape(n, plan.row, g, d).reshape(n, plan.row, plan.row)
 
 
 def over(matrix: jax.Array, unit: jax.Array | None) -> jax.Array:

@@ -44,13 +44,14 @@ SUPPORTED = (
     'L4 and the like, for method="newton" with 2 to 14 '
     "iterations, no mask, bfloat16 or float32, and [n, h, w, c]: on TPUs with n a multiple of 8 and c 64, 128, 256, ... "
     "1024 (v4: ... 512, from 256 in up to 128 groups), or n a multiple of 128 and c 2, 4, ... 64, that fits on the chip; "
-    "on GPUs with 16, 32 or 64 groups of 1, 2, 4, ... 64 channels and at least 16 values."
+    "on GPUs with 16, 32 or 64 groups of 1, 2, 4, ... 64 channels (float32 by jax_triton: ... 16) and at least 16 values."
 )
 _DTYPES = ("bfloat16", "float32")
 
 
-# Modules with ``forward(spec, x, scale, bias)``, which returns the output and what ``backward`` needs, of the shapes
-# ``saved(spec, n)``, and ``backward(spec, x, dy, scale, *saved)``, which returns the gradients of input, scale and bias.
+# Modules with ``forward(spec, x, scale, bias)``, which returns the output and what ``backward`` needs besides the input
+# (of the shapes ``saved(spec, n)``; a module without that function saves nothing), and ``backward(spec, x, dy, scale,
+# *saved)``, which returns the gradients of input, scale and bias.
 # With a ReLU, the output is the first of ``saved``. Images are ``[n, h, w, c]``, scale and bias ``[n, c]``.
 _MODULES: dict[KernelName, ModuleType] = {
     "tpu_resident": tpu_resident,
@@ -118,7 +119,7 @@ def _kernel_that_fits(
     spec = functools.partial(KernelSpec, h * w, c, num_groups, num_iterations, epsilon, sharding=sharding)
     if device.platform == "gpu":
         d = c // num_groups
-        # A card that has run the kernel of whole samples keeps it, while Pallas has Triton.
+        # The kernel of whole samples has run on an H100; its cards keep it, while Pallas has Triton.
         if gpu_triton.serves(device.kind):
             return spec("gpu_triton", relu=relu) if gpu_triton.supports(device.kind, h * w, num_groups, d) else None
         width = jnp.dtype(dtype).itemsize
