@@ -4,7 +4,7 @@
     python -m benchmarks.gpu_cost [--json] [--cards=A100,L4,T4,H100] [--batch=128] [--shapes=56x56x64,7x7x512] [--resnet50]
                                   [--implementations=auto,plain] [--cuda=DIRECTORY]
 
-"auto" uses no kernel that no card has run; ``prefer_kernel`` does, with the extra ``jax_triton`` on an A100 or L4, too.
+"auto" uses no kernel that no card has run; ``prefer_kernel`` does, with the extra ``jax-triton`` on an A100 or L4, too.
 
 Operands and results of all instructions of the compiled program (:mod:`benchmarks.hlo`), without the scratch space of
 libraries. For a layer: forward and backward, 64 groups, over the bytes of its input ("passes"), in bfloat16, and in

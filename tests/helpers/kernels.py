@@ -27,7 +27,7 @@ TPU_V4 = placement.DeviceKind("tpu", "TPU v4")
 RELU = {"relu": True}
 NEEDS_KERNELS = pytest.mark.skipif(no_kernels_because() is not None, reason=str(no_kernels_because()))
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-NEEDS_TRITON = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed: pip install 'gw_jax[jax_triton]'")
+NEEDS_TRITON = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed: pip install 'gw_jax[jax-triton]'")
 KERNELS = {
     "samples, 2 channels per group": ((8, 4, 4, 128), 64, None),
     "samples, 4 channels per group": ((16, 3, 3, 256), 64, None),
@@ -66,7 +66,7 @@ def case(name):
     """Shape, groups, and the function that runs the kernel."""
     shape, num_groups, tile = KERNELS[name]
     if name.startswith("split") and not HAS_TRITON:
-        pytest.skip("Triton is not installed: pip install 'gw_jax[jax_triton]'")
+        pytest.skip("Triton is not installed: pip install 'gw_jax[jax-triton]'")
     if name.startswith("split") and os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("Triton compiles here, and does not interpret")
     device = device_of(name)

@@ -127,7 +127,7 @@ def test_where_jax_triton_is_missing_one_line_says_so(monkeypatch, caplog):
             choose_implementation(x, groups, dtype=x.dtype, implementation="auto", **options) for groups in (64, 64, 8)
         ]
         few = choose_implementation(x, 64, dtype=x.dtype, implementation="auto", **options | {"num_iterations": 1})
-    assert "pip install 'gw_jax[jax_triton]'" in choices[0].reason
+    assert "pip install 'gw_jax[jax-triton]'" in choices[0].reason
     assert few.reason == "There is no kernel for float32 (8, 4, 4, 64) on NVIDIA A100-SXM4-40GB."
     assert choices[0].implementation == "matmul"
     assert choices[2].reason == "There is no kernel for float32 (8, 4, 4, 64) on NVIDIA A100-SXM4-40GB."

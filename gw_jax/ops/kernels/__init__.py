@@ -40,7 +40,7 @@ VMEM = {"TPU v4": 15 << 20, "TPU v5 lite": 110 << 20, "TPU v6 lite": 110 << 20}
 # Bytes per value of a whole sample, at most: three double-buffered blocks, two float32 copies, and what the compiler keeps.
 BYTES_PER_VALUE = {2: 24, 4: 36}
 SUPPORTED = (
-    "There are kernels for TPU v4, v5e and v6e, for H100, H200 and B200 GPUs, and with the extra jax_triton for A100, A10, "
+    "There are kernels for TPU v4, v5e and v6e, for H100, H200 and B200 GPUs, and with the extra jax-triton for A100, A10, "
     'L4 and the like, for method="newton" with 2 to 14 '
     "iterations, no mask, bfloat16 or float32, and [n, h, w, c]: on TPUs with n a multiple of 8 and c 64, 128, 256, ... "
     "1024 (v4: ... 512, from 256 in up to 128 groups), or n a multiple of 128 and c 2, 4, ... 64, that fits on the chip; "
@@ -138,7 +138,7 @@ def missing_because(x: jax.Array, num_groups: int, num_iterations: int, device: 
     sizes = x.shape[1] * x.shape[2], num_groups, x.shape[3] // num_groups, x.dtype.itemsize
     if not gpu_split.would_support(device.kind, *sizes) or gpu_split.supports(device.kind, *sizes):
         return None
-    text = f"The kernels for {device.kind} need jax_triton, on Python 3.11: pip install 'gw_jax[jax_triton]'."
+    text = f"The kernels for {device.kind} need jax_triton, on Python 3.11: pip install 'gw_jax[jax-triton]'."
     _log_once(f"Group Whitening runs in plain XLA. {text}")
     return text
 

@@ -1,7 +1,7 @@
 """How the kernels of :mod:`gpu_split_kernels` run: by jax_triton on a card, or by Triton's interpreter on NumPy arrays.
 
 The interpreter has to be chosen before Triton is imported (``TRITON_INTERPRET=1``).
-The extra ``jax_triton`` installs what is needed. jax_triton is made for one version of JAX or a few, so where its import
+The extra ``jax-triton`` installs what is needed. jax_triton is made for one version of JAX or a few, so where its import
 fails, there are no kernels, and a warning says why.
 """
 
