@@ -50,10 +50,9 @@ def choose_implementation(
 ) -> Choice:
     """Chooses for an array, or a traced one. The arguments are those of :func:`gw_jax.group_whiten`, checked."""
     spec = None
-    if implementation in ("auto", "kernel", "prefer_kernel") and method == "newton" and not has_mask:
-        spec = kernels.choose_kernel(
-            x.shape, x.dtype, num_groups, num_iterations, epsilon, device_kind(), batch_sharding(x), relu=relu
-        )
+    if implementation in ("auto", "kernel", "prefer_kernel") and method == "newton":
+        sizes = x.shape, x.dtype, num_groups, num_iterations, epsilon
+        spec = kernels.choose_kernel(*sizes, device_kind(), batch_sharding(x), has_mask=has_mask, relu=relu)
     if implementation not in ("auto", "prefer_kernel"):
         return Choice(implementation, spec, f'implementation="{implementation}" was requested.')
     device = device_kind()
@@ -94,12 +93,13 @@ def _no_kernel_because(
     device = device_kind()
     if method != "newton":
         return f'There is no kernel for method="{method}".'
-    if has_mask:
-        return "There is no kernel for inputs with a mask."
     if spec is None:
         if device.platform == "cpu":
             return "There are no kernels for CPUs."
-        no_kernel = f"There is no kernel for {x.dtype} {tuple(x.shape)} on {device.kind}."
+        masked = " with a mask" if has_mask else ""
+        no_kernel = f"There is no kernel for {x.dtype} {tuple(x.shape)}{masked} on {device.kind}."
+        if has_mask:
+            return no_kernels_because() or no_kernel
         return no_kernels_because() or kernels.missing_because(x, num_groups, num_iterations, device) or no_kernel
     if not kernels.fills_the_device(spec, x.shape[0]):
         return f"A batch of {x.shape[0]} is too small for the kernel {spec.kernel} to use all of a device."

@@ -71,11 +71,11 @@ def group_whiten(
         dtype: type of the result; None for the type of ``x``.
         implementation: "plain" is the definition, differentiated by JAX. The others are the same function with hand-written
             derivatives: "matmul", in plain XLA (:mod:`gw_jax.ops.row_products`), and "kernel", fused kernels for TPUs and
-            GPUs, for Newton iterations on ``[n, h, w, c]`` without a mask, which have no forward mode. "auto" uses a kernel
-            that passed its check on this machine and is not known to be slower (:mod:`gw_jax.ops.kernels.answers`). Without
-            one it is the better of "matmul" and "plain" there. "prefer_kernel" needs no check, but skips kernels that
-            failed one. On several devices both use kernels only where the sharding of the batch is known: in
-            ``jax.shard_map``, on meshes with explicit axes, and within
+            GPUs, for Newton iterations on ``[n, h, w, c]`` (on GPUs without a mask), which have no forward mode. "auto"
+            uses a kernel that passed its check on this machine and is not known to be slower
+            (:mod:`gw_jax.ops.kernels.answers`). Without one it is the better of "matmul" and "plain" there.
+            "prefer_kernel" needs no check, but skips kernels that failed one. On several devices both use kernels only
+            where the sharding of the batch is known: in ``jax.shard_map``, on meshes with explicit axes, and within
             :func:`gw_jax.ops.kernels.placement.batch_sharded_over`, as in the trainer.
 
     Returns:
@@ -140,7 +140,7 @@ def group_whiten(
                 f"{'no mask' if mask is None else 'a mask'} and an input of shape {x.shape} and type {x.dtype} on "
                 f'{device_kind().kind!r}. {no_kernels_because() or kernels.SUPPORTED} Choose "auto" or "prefer_kernel".'
             )
-        y = kernels.kernel_whiten(x, spec, scale, bias, kernel_definition).astype(dtype)
+        y = kernels.kernel_whiten(x, spec, scale, bias, kernel_definition, mask).astype(dtype)
         return reshard_like(jax.nn.relu(y) if relu and not spec.relu else y, whole)
     if method == "newton":
         newton = inverse_sqrt_newton_vjp if implementation == "matmul" else inverse_sqrt_newton
@@ -202,10 +202,12 @@ def plain_whiten(
     return y
 
 
-def kernel_definition(spec: kernels.KernelSpec, x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+def kernel_definition(
+    spec: kernels.KernelSpec, x: jax.Array, scale: jax.Array, bias: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
     """The definition of what a kernel computes, for ``scale`` and ``bias`` ``[n, c]``."""
     inverse_sqrt = functools.partial(inverse_sqrt_newton, num_iterations=spec.num_iterations, epsilon=spec.epsilon)
-    y = plain_whiten(x, spec.num_groups, inverse_sqrt, None, scale, bias).astype(x.dtype)
+    y = plain_whiten(x, spec.num_groups, inverse_sqrt, mask, scale, bias).astype(x.dtype)
     return jax.nn.relu(y) if spec.relu else y
 
 

@@ -2,7 +2,8 @@
 
 Both run on the device: the kernel in the type of the input, the definition in float32 with products at the highest
 precision. Output and gradients are compared for random samples, for samples beside a constant one and one with a NaN, and
-for one whose mean is large. A kernel fails with one value beyond the bounds, or if it cannot be compiled or run.
+for one whose mean is large; with a mask where the kernel takes one, and NaN where that is false. A kernel fails with one
+value beyond the bounds, or if it cannot be compiled or run.
 """
 
 import concurrent.futures
@@ -28,7 +29,15 @@ from gw_jax.ops.kernels.check_cache import Answer
 BOUNDS = {"float32": (2e-5, 1e-4), "bfloat16": (6 * 2**-9, 6 * 2**-9)}
 RESULTS = ("output", "gradient of the input", "gradient of scale", "gradient of bias")
 # Two programs of each kernel, so that a program that reads the samples of another one is seen.
-SAMPLES = {"tpu_resident": 16, "tpu_sublane_tiles": 16, "tpu_lane_tiles": 256, "gpu_triton": 8, "gpu_split": 8}
+SAMPLES = {
+    "tpu_resident": 16,
+    "tpu_sublane_tiles": 16,
+    "tpu_lane_tiles": 256,
+    "tpu_column_tiles": 5,
+    "tpu_position_tiles": 5,
+    "gpu_triton": 8,
+    "gpu_split": 8,
+}
 # The definition takes so many samples at a time: it needs ten times their memory.
 _CHUNK = 8
 # Samples of the second input.
@@ -139,15 +148,20 @@ def _compare(question: Question, device: jax.Device) -> tuple[dict[str, float], 
     for seed, hard in enumerate((False, True)):
         with jax.default_device(device):
             x, scale, bias, cotangent = _make_inputs(shape, question.dtype, seed, hard)
-            found = program(x, scale, bias, cotangent)
+            mask = _make_mask(shape) if spec.takes_mask else None
+            if mask is not None:
+                # What does not count may be anything.
+                x, cotangent = (jnp.where(mask[..., None], array, jnp.nan) for array in (x, cotangent))
+            found = program(x, scale, bias, cotangent, mask)
+        arrays = x, scale, bias, cotangent, mask, *found
         chunks = [slice(first, first + _CHUNK) for first in range(0, shape[0], _CHUNK)]
-        parts = [_errors(spec, *(array[chunk] for array in (x, scale, bias, cotangent, *found))) for chunk in chunks]
+        parts = [_errors(spec, *(None if array is None else array[chunk] for array in arrays)) for chunk in chunks]
         # [results, samples]
         off, largest = (np.concatenate([np.asarray(part[i]) for part in parts], axis=1) for i in (0, 1))
         counted = np.ones(shape[0], bool)
         if hard:
             counted[[_CONSTANT, _NAN]] = False
-            problems += _hard_problems(spec, found, bias)
+            problems += _hard_problems(spec, found, bias, mask)
         for name, differences, values in zip(RESULTS, off[:, counted], largest[:, counted], strict=True):
             errors[name] = max(errors[name], float(differences.max() / max(values.max(), np.finfo(np.float32).tiny)))
     return errors, problems
@@ -162,22 +176,41 @@ def _make_inputs(shape: tuple[int, ...], dtype: str, seed: int, hard: bool) -> _
     white = jax.random.normal(keys[1], shape, jnp.float32)
     x = jnp.einsum("nhwk,kc->nhwc", white, mixing, precision="highest") + 0.5
     if hard:
-        x = x.at[_CONSTANT].set(0.1).at[_NAN, -1, -1, 3].set(jnp.nan).at[_FAR].add(_OFFSET)
+        x = x.at[_CONSTANT].set(0.1).at[_NAN, 0, 0, 3].set(jnp.nan).at[_FAR].add(_OFFSET)
     scale = jax.random.normal(keys[2], (n, channels), jnp.float32) + 1
     bias = jax.random.normal(keys[3], (n, channels), jnp.float32)
     return x.astype(dtype), scale, bias, jax.random.normal(keys[4], shape, jnp.float32).astype(dtype)
 
 
+def _make_mask(shape: tuple[int, ...]) -> jax.Array:
+    """Every sample without its last rows and columns, one more each; the first is whole."""
+    n, h, w, _ = shape
+    cut = jnp.arange(n)[:, None]
+    rows, columns = (jnp.arange(size) < jnp.maximum(size - cut, 1) for size in (h, w))
+    return rows[:, :, None] & columns[:, None]
+
+
 def _values_and_gradients(
-    spec: kernels.KernelSpec, x: jax.Array, scale: jax.Array, bias: jax.Array, cotangent: jax.Array
+    spec: kernels.KernelSpec,
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    cotangent: jax.Array,
+    mask: jax.Array | None,
 ) -> _Arrays:
-    y, pullback = jax.vjp(lambda *arrays: kernels.whiten_samples(*arrays, spec, kernel_definition), x, scale, bias)
+    y, pullback = jax.vjp(lambda *arrays: kernels.whiten_samples(*arrays, mask, spec, kernel_definition), x, scale, bias)
     return y, *pullback(cotangent)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _errors(
-    spec: kernels.KernelSpec, x: jax.Array, scale: jax.Array, bias: jax.Array, cotangent: jax.Array, *found: jax.Array
+    spec: kernels.KernelSpec,
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    cotangent: jax.Array,
+    mask: jax.Array | None,
+    *found: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """The largest difference from the definition, and the largest value of that, ``[results, samples]``.
 
@@ -186,7 +219,10 @@ def _errors(
     x, cotangent = x.astype(jnp.float32), cotangent.astype(jnp.float32)
     if spec.relu:
         cotangent = jnp.where(found[0] > 0, cotangent, 0)
-    plain = functools.partial(kernel_definition, dataclasses.replace(spec, relu=False))
+
+    def plain(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+        return kernel_definition(dataclasses.replace(spec, relu=False), x, scale, bias, mask)
+
     y, pullback = jax.vjp(plain, x, scale, bias)
     truth = (jnp.maximum(y, 0) if spec.relu else y, *pullback(cotangent))
 
@@ -201,12 +237,14 @@ def _errors(
     return jnp.stack(differences), jnp.stack([of_samples(other) for other in truth])
 
 
-def _hard_problems(spec: kernels.KernelSpec, found: _Arrays, bias: jax.Array) -> list[str]:
+def _hard_problems(spec: kernels.KernelSpec, found: _Arrays, bias: jax.Array, mask: jax.Array | None) -> list[str]:
     """What is wrong with the constant sample and with the one that has a NaN; the others are compared as any."""
     problems = []
     constant = [np.asarray(array[_CONSTANT].astype(jnp.float32)) for array in found]
     expected = np.asarray(bias[_CONSTANT])
     expected = np.maximum(expected, 0) if spec.relu else expected
+    if mask is not None:
+        expected = np.where(np.asarray(mask[_CONSTANT])[..., None], expected, 0)
     if not np.abs(constant[0] - expected).max() <= 2**-8 * np.abs(expected).max():
         problems.append("its output for a constant sample is not the bias")
     if not all(np.isfinite(array).all() for array in constant):

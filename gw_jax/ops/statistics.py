@@ -51,12 +51,16 @@ def centre_groups(grouped: jax.Array, keep: jax.Array | None) -> tuple[jax.Array
     return jnp.where(keep, distance - mean, 0), count.reshape(-1, 1, 1)
 
 
-def first_values(x: jax.Array, num_groups: int) -> jax.Array:
+def first_values(x: jax.Array, num_groups: int, keep: jax.Array | None = None) -> jax.Array:
     """The first value of every group of every sample, repeated for its channels.
 
-    Distances to it are exactly zero in a constant group. ``[n, *spatial, c]`` becomes ``[n, 1, ..., c]``.
+    Distances to it are exactly zero in a constant group. ``[n, *spatial, c]`` becomes ``[n, 1, ..., c]``. With ``keep``
+    ``[n, *spatial, 1]``, it is the first one where that is true, and zero where it is nowhere.
     """
-    for axis in range(1, x.ndim - 1):
+    positions = tuple(range(1, x.ndim - 1))
+    if keep is not None:
+        x = jnp.where(_first_kept(keep, positions), x, 0).sum(positions, keepdims=True)
+    for axis in positions:
         x = jax.lax.slice_in_dim(x, 0, 1, axis=axis)
     first = x.reshape(*x.shape[:-1], num_groups, -1)
     return jnp.broadcast_to(first[..., :1], first.shape).reshape(x.shape)
@@ -72,7 +76,7 @@ def group_means(sums: jax.Array, num_groups: int, count: jax.Array | float) -> j
 
 
 def _first_kept(keep: jax.Array, positions: tuple[int, ...]) -> jax.Array:
-    """True at the first kept position of each sample: the shape of ``keep`` ``[n, *spatial, 1, 1]``."""
+    """True at the first kept position of each sample: the shape of ``keep`` ``[n, *spatial, 1, ...]``."""
     order = jnp.zeros(keep.shape, jnp.int32)
     stride = 1
     for axis in reversed(positions):

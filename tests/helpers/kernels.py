@@ -38,6 +38,10 @@ KERNELS = {
     "sublane tiles, 1 channel per group": ((16, 6, 8, 64), 64, 16),
     "sublane tiles, 2 channels per group": ((8, 5, 4, 128), 64, 5),
     "sublane tiles, 4 channels per group": ((8, 4, 4, 256), 64, 8),
+    "column tiles, 1 channel per group": ((3, 20, 100, 64), 64, 8),
+    "column tiles, 2 channels per group": ((3, 9, 130, 32), 16, None),
+    "position tiles, 1 channel per group": ((3, 48, 44, 64), 64, 1024),
+    "position tiles, 4 channels per group": ((3, 36, 30, 128), 32, None),
     "v4, 2 channels per group": ((8, 4, 3, 256), 128, 6),
     "v4, 8 channels per group": ((16, 3, 3, 512), 64, 3),
     "GPU, 1 channel per group": ((6, 13, 12, 64), 64, None),
@@ -64,27 +68,42 @@ def device_of(name):
 
 def case(name):
     """Shape, groups, and the function that runs the kernel."""
-    shape, num_groups, tile = KERNELS[name]
+    shape, num_groups, _ = KERNELS[name]
+    skip_without_triton(name)
+    return shape, functools.partial(kernel, num_groups=num_groups, device=device_of(name), change=changes(name))
+
+
+def skip_without_triton(name):
     if name.startswith("split") and not HAS_TRITON:
         pytest.skip("Triton is not installed: pip install 'gw_jax[jax-triton]'")
     if name.startswith("split") and os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("Triton compiles here, and does not interpret")
-    device = device_of(name)
-    change = {} if tile is None else {"tile": tile}
-    if device is A100 and tile is not None:
-        change = {"tile": tile[0], "parts": tile[1:]}
-    if tile is not None and device is TPU:
-        change["kernel"] = f"tpu_{name.split()[0]}_tiles"
-    return shape, functools.partial(kernel, num_groups=num_groups, device=device, change=change)
 
 
-def kernel(x, scale, bias, *, num_groups, device, num_iterations=5, epsilon=0.0, interpret=True, change=None):
+def changes(name):
+    """The fields of the kernel's sizes that are not what would be chosen."""
+    tile, device = KERNELS[name][2], device_of(name)
+    if tile is None:
+        return {}
+    if device is A100:
+        return {"tile": tile[0], "parts": tile[1:]}
+    layout = name.split()[0].removesuffix("s")
+    return {"tile": tile} | ({"kernel": f"tpu_{layout}_tiles"} if device is TPU else {})
+
+
+def spec_for(shape, dtype, num_groups, device, *, num_iterations=5, epsilon=0.0, sharding=None, **options):
+    """What would be chosen for an input."""
     # An interpreter needs Triton, but neither JAX for CUDA nor jax_triton.
     with mock.patch.object(gpu_split, "is_installed", return_value=device == A100):
-        spec = choose_kernel(x.shape, x.dtype, num_groups, num_iterations, epsilon, device, placement.batch_sharding(x))
+        return choose_kernel(shape, dtype, num_groups, num_iterations, epsilon, device, sharding, **options)
+
+
+def kernel(x, scale, bias, mask=None, *, num_groups, device, num_iterations=5, epsilon=0.0, interpret=True, change=None):
+    options = {"num_iterations": num_iterations, "epsilon": epsilon, "has_mask": mask is not None}
+    spec = spec_for(x.shape, x.dtype, num_groups, device, sharding=placement.batch_sharding(x), **options)
     assert spec is not None
     spec = dataclasses.replace(spec, interpret=interpret, **(change or {}))
-    return kernel_whiten(x, spec, scale, bias, kernel_definition)
+    return kernel_whiten(x, spec, scale, bias, kernel_definition, mask)
 
 
 def compiling_for(device):

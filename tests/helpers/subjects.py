@@ -76,22 +76,23 @@ def subject(name):
     device = device_of(name)
 
     def function(x, scale, bias, mask, relu):
-        assert mask is None
         # Kernels for TPUs leave the ReLU to XLA.
         if relu and device.platform == "gpu":
-            return run(x, scale, bias, change=run.keywords["change"] | RELU)
-        y = run(x, scale, bias)
+            return run(x, scale, bias, mask, change=run.keywords["change"] | RELU)
+        y = run(x, scale, bias, mask)
         return jax.nn.relu(y) if relu else y
 
     # Triton's interpreter multiplies by NumPy, whose sums depend on where an array lies.
-    return Subject(shape, KERNELS[name][1], function, KERNEL_DTYPES, "cpu", exact=device != A100)
+    masks = name in MASKED_KERNELS
+    return Subject(shape, KERNELS[name][1], function, KERNEL_DTYPES, "cpu", masks, exact=device != A100)
 
 
 # The others of a kind differ in sizes only.
 _QUICK = {"products, GPU, 3 channels per group"}
 _SELDOM = {*FORMULATIONS, "samples, 2 channels per group", "GPU, 2 channels per group", "split, 2 channels per group"}
-_OFTEN = _SELDOM | {"lane tiles, 1 channel per group", "v4, 8 channels per group"}
+_OFTEN = _SELDOM | {"lane tiles, 1 channel per group", "column tiles, 1 channel per group", "v4, 8 channels per group"}
 NAMES = (*FORMULATIONS, *KERNELS)
+MASKED_KERNELS = tuple(name for name in KERNELS if name.startswith(("column", "position")))
 
 
 def _parameter(name, checked, *more):
@@ -106,6 +107,7 @@ def _parametrize(checked):
 
 
 ALL, OFTEN, SELDOM = _parametrize(NAMES), _parametrize(_OFTEN), _parametrize(_SELDOM)
+MASKED = pytest.mark.parametrize("name", [_parameter(name, MASKED_KERNELS) for name in MASKED_KERNELS])
 LOW_PRECISION = pytest.mark.parametrize(
     ("name", "dtype"),
     [

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from gw_jax import group_whiten
 from gw_jax.versions import enable_x64
 from tests.helpers.kernels import in_float64, make_input, relative_errors, values_and_gradients
-from tests.helpers.subjects import ALL, FORMULATIONS, LOW_PRECISION, OFTEN, SELDOM, subject
+from tests.helpers.subjects import ALL, FORMULATIONS, LOW_PRECISION, MASKED, OFTEN, SELDOM, subject
 
 DATA = PartitionSpec("data")
 
@@ -111,6 +111,22 @@ def test_a_mask_equals_an_image_without_padding(name, dtype):
     assert (found[0][outside] == 0).all()
     assert (found[1][outside] == 0).all()
     close((found[0][inside], found[1][inside], *found[2:]), small, 4 * jnp.finfo(dtype).eps)
+
+
+@MASKED
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_any_mask_is_that_of_the_definition(name, dtype):
+    """In any shape, another one for every sample, one of them true nowhere; what does not count is NaN."""
+    of = subject(name)
+    x, scale, bias = make_input(of.shape, dtype)
+    mask = jnp.asarray(np.random.default_rng(2).random(x.shape[:-1]) < 0.6).at[0, :2].set(False).at[1].set(False)
+    truth = in_float64(jnp.where(mask[..., None], x, 0), scale, bias, num_groups=of.num_groups, mask=mask)
+    junk = jnp.where(mask[..., None], x, jnp.nan)
+    found = values_and_gradients(lambda *arguments: of(*arguments, mask=mask), junk, scale, bias)
+    outside = ~np.asarray(mask)
+    assert (found[0][outside] == 0).all()
+    assert (found[1][outside] == 0).all()
+    close(found, truth, 3e-5 if dtype == "float32" else 1.5 * jnp.finfo(dtype).eps)
 
 
 @OFTEN

@@ -9,11 +9,11 @@ import pytest
 
 from gw_jax.ops import check_kernels, kernel_check
 from gw_jax.ops.choice import choose_implementation
-from gw_jax.ops.kernels import answers, check_cache, choose_kernel, placement
+from gw_jax.ops.kernels import answers, check_cache, placement, tpu_image_layouts
 from gw_jax.ops.kernels.answers import Question
 from gw_jax.ops.kernels.check_cache import Answer
 from tests.helpers import pretend
-from tests.helpers.kernels import GPU, KERNELS, NEEDS_KERNELS, TPU
+from tests.helpers.kernels import KERNELS, NEEDS_KERNELS, TPU, changes, device_of, skip_without_triton, spec_for
 from tests.helpers.pretend import LABEL, SHAPE, cache_file, images, keep, new_process, question, uses_kernel, whiten
 
 
@@ -29,6 +29,7 @@ def quick(quick_compilation):
     [
         ("samples, 2 channels per group", "float32"),
         ("sublane tiles, 1 channel per group", "bfloat16"),
+        ("column tiles, 1 channel per group", "bfloat16"),
         ("GPU, 2 channels per group", "bfloat16"),
         *(pytest.param(name, dtype, marks=pytest.mark.long) for name in KERNELS for dtype in ("float32", "bfloat16")),
     ],
@@ -36,14 +37,28 @@ def quick(quick_compilation):
 @NEEDS_KERNELS
 def test_the_kernels_pass(name, dtype):
     """Interpreted: the bounds leave room for the rounding of right kernels, with hard samples, too."""
-    shape, num_groups, tile = KERNELS[name]
-    device = GPU if name.startswith("GPU") else TPU
-    spec = choose_kernel(shape, dtype, num_groups, 5, 0.0, device, relu=True)
-    change = {} if tile is None else {"tile": tile, "kernel": f"tpu_{name.split()[0]}_tiles"}
-    spec = dataclasses.replace(spec, interpret=True, **change)
+    shape, num_groups, _ = KERNELS[name]
+    skip_without_triton(name)
+    spec = spec_for(shape, dtype, num_groups, device_of(name), relu=True)
+    spec = dataclasses.replace(spec, interpret=True, **changes(name))
     answer = kernel_check.check_kernel(Question(spec, shape[1:3], dtype), jax.local_devices()[0])
     assert answer.passed, answer.problem
     assert 0 < answer.errors["gradient of the input"] < kernel_check.BOUNDS[dtype][1]
+
+
+@pytest.mark.slow
+@NEEDS_KERNELS
+def test_a_kernel_that_counts_a_masked_position_is_found(monkeypatch):
+    shape, num_groups, _ = KERNELS["column tiles, 2 channels per group"]
+    spec = dataclasses.replace(spec_for(shape, "float32", num_groups, TPU, has_mask=True), interpret=True)
+    right = tpu_image_layouts.ColumnsInLanes.mask
+
+    def wrong(self, mask, tile):
+        return right(self, mask, tile).at[1, 0, shape[2] - 1].set(1)
+
+    monkeypatch.setattr(tpu_image_layouts.ColumnsInLanes, "mask", wrong)
+    answer = kernel_check.check_kernel(Question(spec, shape[1:3], "float32"), jax.local_devices()[0])
+    assert "its output is off by" in answer.problem
 
 
 @pytest.mark.parametrize("relu", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -133,6 +133,12 @@ def test_the_kernel_that_is_preferred_follows_the_device_that_is_compiled_for():
         assert jaxpr_of(x).count("pallas_call") == 1
         assert not jaxpr_of(x[:3]).count("pallas_call")  # They fill no block.
         assert jaxpr_of(jnp.zeros((8, 4, 4, 64))).count("pallas_call") == 2  # In tiles.
+        # Few large samples, whose columns fill the lanes or do not; with a mask, however many.
+        for shape in ((2, 40, 120, 64), (1, 40, 40, 64), (3, 40, 40, 256)):
+            assert jaxpr_of(jnp.zeros(shape)).count("pallas_call") == 2
+            assert jaxpr_of(jnp.zeros(shape), jnp.ones(shape[:3], bool)).count("pallas_call") == 2
+        assert jaxpr_of(jnp.zeros((16, 32, 32, 128)), jnp.ones((16, 32, 32), bool)).count("pallas_call") == 2
+        assert not jaxpr_of(x, jnp.ones((16, 4, 4), bool)).count("pallas_call")  # Too few positions.
         with placement.batch_sharded_over(mesh, "data"):
             assert jaxpr_of(x).count("shard_map") == jaxpr_of(x).count("pallas_call") == 1
             assert not jaxpr_of(x[:8]).count("pallas_call")  # A device's share fills none.
@@ -149,8 +155,8 @@ def test_the_kernel_that_is_preferred_follows_the_device_that_is_compiled_for():
     assert placement.device_kind().platform == "cpu"
 
 
-def jaxpr_of(x):
-    return str(jax.make_jaxpr(lambda x: group_whiten(x, 64, implementation="prefer_kernel"))(x))
+def jaxpr_of(x, mask=None):
+    return str(jax.make_jaxpr(lambda x: group_whiten(x, 64, mask=mask, implementation="prefer_kernel"))(x))
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@
 gpu_triton        GPUs: a program per sample, in tiles (Pallas on Triton)
 gpu_split         GPUs: small kernels, of which a sample has several programs (jax_triton)
 tpu_resident      TPUs: eight whole samples on the chip
-tpu_tiled         TPUs: samples in tiles, in one of the two layouts of tpu_layouts
+tpu_tiled         TPUs: samples in tiles, in one of the four layouts of tpu_layouts, two of which have masks
 tpu_math          what both TPU kernels compute on the chip
-affine products   scale and bias per sample; products and types of results
+affine products   scale, bias and mask per sample; products and types of results
 spec placement    the sizes of a kernel; the device kind and the sharding of the batch, which decide
 answers           what this process believes about kernels, which decides whether "auto" uses them
 check_cache       answers of checks, in files
@@ -28,7 +28,7 @@ from jax.typing import DTypeLike
 
 from gw_jax.ops.inverse_sqrt import supports_vjp
 from gw_jax.ops.kernels import gpu_split, gpu_triton, tpu_resident, tpu_tiled
-from gw_jax.ops.kernels.affine import affine_per_sample
+from gw_jax.ops.kernels.affine import affine_per_sample, full_mask
 from gw_jax.ops.kernels.placement import BatchSharding, DeviceKind
 from gw_jax.ops.kernels.spec import SMALL_MEMORY, KernelName, KernelSpec
 from gw_jax.ops.kernels.tpu_layouts import LAYOUTS
@@ -41,28 +41,31 @@ VMEM = {"TPU v4": 15 << 20, "TPU v5 lite": 110 << 20, "TPU v6 lite": 110 << 20}
 BYTES_PER_VALUE = {2: 24, 4: 36}
 SUPPORTED = (
     "There are kernels for TPU v4, v5e and v6e, for H100, H200 and B200 GPUs, and with the extra jax-triton for A100, A10, "
-    'L4 and the like, for method="newton" with 2 to 14 '
-    "iterations, no mask, bfloat16 or float32, and [n, h, w, c]: on TPUs with n a multiple of 8 and c 64, 128, 256, ... "
-    "1024 (v4: ... 512, from 256 in up to 128 groups), or n a multiple of 128 and c 2, 4, ... 64, that fits on the chip; "
-    "on GPUs with 16, 32 or 64 groups of 1, 2, 4, ... 64 channels (float32 by jax_triton: ... 16) and at least 16 values."
+    'L4 and the like, for method="newton" with 2 to 14 iterations, bfloat16 or float32, and [n, h, w, c]. TPUs, without a '
+    "mask: n a multiple of 8 and c 64, 128, 256, ... 1024 (v4: ... 512, from 256 in up to 128 groups), or n a multiple of "
+    "128 and c 2, 4, ... 64, that fits on the chip. v5e and v6e, with or without a mask: at least 1024 positions and c 64, "
+    "128, 192, ... 1024, or a smaller power of two with columns that fill more of the lanes than channels. GPUs, without a "
+    "mask: 16, 32 or 64 groups of 1, 2, 4, ... 64 channels (float32 by jax_triton: ... 16) and at least 16 values."
 )
 _DTYPES = ("bfloat16", "float32")
 
 
 # Modules with ``forward(spec, x, scale, bias)``, which returns the output and what ``backward`` needs besides the input
 # (of the shapes ``saved(spec, n)``; a module without that function saves nothing), and ``backward(spec, x, dy, scale,
-# *saved)``, which returns the gradients of input, scale and bias.
+# *saved)``, which returns the gradients of input, scale and bias. Kernels that take a mask have it as a last argument.
 # With a ReLU, the output is the first of ``saved``. Images are ``[n, h, w, c]``, scale and bias ``[n, c]``.
 _MODULES: dict[KernelName, ModuleType] = {
     "tpu_resident": tpu_resident,
     "tpu_lane_tiles": tpu_tiled,
     "tpu_sublane_tiles": tpu_tiled,
+    "tpu_position_tiles": tpu_tiled,
+    "tpu_column_tiles": tpu_tiled,
     "gpu_triton": gpu_triton,
     "gpu_split": gpu_split,
 }
 
-# (spec, x, scale, bias) -> output, in plain JAX.
-Definition = Callable[[KernelSpec, jax.Array, jax.Array, jax.Array], jax.Array]
+# (spec, x, scale, bias, mask) -> output, in plain JAX.
+Definition = Callable[[KernelSpec, jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
 
 
 def choose_kernel(
@@ -74,6 +77,7 @@ def choose_kernel(
     device: DeviceKind,
     sharding: BatchSharding | None = None,
     *,
+    has_mask: bool = False,
     relu: bool = False,
 ) -> KernelSpec | None:
     """The kernel for an input, or None if there is none, or if the installed JAX is too old for kernels.
@@ -86,9 +90,10 @@ def choose_kernel(
         epsilon: added to the covariance's diagonal.
         device: the kind of device that the kernel is compiled for.
         sharding: how the batch is sharded; a kernel sees the samples of one device.
+        has_mask: whether a mask says which positions count.
         relu: whether ``max(., 0)`` of the output is requested; the result's ``relu`` says whether the kernel does it.
     """
-    spec = _kernel_that_fits(shape, dtype, num_groups, num_iterations, epsilon, device, sharding, relu)
+    spec = _kernel_that_fits(shape, dtype, num_groups, num_iterations, epsilon, device, sharding, has_mask, relu)
     if spec is not None and (reason := no_kernels_because()) is not None:
         _log_once(reason)
         return None
@@ -108,6 +113,7 @@ def _kernel_that_fits(
     epsilon: float,
     device: DeviceKind,
     sharding: BatchSharding | None,
+    has_mask: bool,
     relu: bool,
 ) -> KernelSpec | None:
     if len(shape) != 4 or not supports_vjp(num_iterations) or jnp.dtype(dtype).name not in _DTYPES:
@@ -118,6 +124,8 @@ def _kernel_that_fits(
         return None
     spec = functools.partial(KernelSpec, h * w, c, num_groups, num_iterations, epsilon, sharding=sharding)
     if device.platform == "gpu":
+        if has_mask:
+            return None
         d = c // num_groups
         # The kernel of whole samples has run on an H100; its cards keep it, while Pallas has Triton.
         if gpu_triton.serves(device.kind):
@@ -127,8 +135,9 @@ def _kernel_that_fits(
             return None
         return spec("gpu_split", relu=relu, **gpu_split.spec_fields(n, h * w, d, width, device.kind))
     memory = VMEM.get(device.kind, 0)
-    kernel, tile = _tpu_kernel(n, h * w, c, num_groups, jnp.dtype(dtype).itemsize, memory)
-    return None if kernel is None else spec(kernel, tile=tile, memory=memory)
+    kernel, tile = _tpu_kernel(n, (h, w), c, num_groups, jnp.dtype(dtype).itemsize, memory, has_mask)
+    columns = w if kernel == "tpu_column_tiles" else 0
+    return None if kernel is None else spec(kernel, tile=tile, columns=columns, memory=memory)
 
 
 def missing_because(x: jax.Array, num_groups: int, num_iterations: int, device: DeviceKind) -> str | None:
@@ -156,26 +165,35 @@ def fills_the_device(spec: KernelSpec, num_samples: int) -> bool:
     return spec.kernel != "gpu_triton" or num_samples // devices >= gpu_triton.FEWEST_SAMPLES
 
 
-def _tpu_kernel(n: int, positions: int, c: int, num_groups: int, width: int, memory: int) -> tuple[KernelName | None, int]:
+def _tpu_kernel(
+    n: int, spatial: tuple[int, int], c: int, num_groups: int, width: int, memory: int, has_mask: bool
+) -> tuple[KernelName | None, int]:
     """The TPU kernel for ``n`` samples per device of values of ``width`` bytes, and the positions of its tiles."""
     # Matrices between more than 1,024 channels take minutes to compile; a v4 has no room for those between more than 512.
     most = 1024 if memory > SMALL_MEMORY else 512 if num_groups <= LANES else LANES
     if c > most:
         return None, 0
     # The largest kernel has four matrices between channels.
-    needed = positions * tpu_resident.SAMPLES * c * BYTES_PER_VALUE[width] + 4 * 4 * c * c
+    needed = spatial[0] * spatial[1] * tpu_resident.SAMPLES * c * BYTES_PER_VALUE[width] + 4 * 4 * c * c
     fits_whole = memory > SMALL_MEMORY and needed <= memory
-    if c % LANES == 0 and n % tpu_resident.SAMPLES == 0 and fits_whole:
+    if c % LANES == 0 and n % tpu_resident.SAMPLES == 0 and fits_whole and not has_mask:
         return "tpu_resident", 0
     for kernel, layout in LAYOUTS.items():
-        tile = tpu_tiled.tile_positions(kernel, positions, c, num_groups, width, memory) if layout.supports(n, c) else 0
+        if has_mask and not layout.takes_mask:
+            continue
+        tile = tpu_tiled.tile_positions(kernel, spatial, c, num_groups, width, memory) if layout.supports(n, c) else 0
         if tile:
             return kernel, tile
     return None, 0
 
 
 def kernel_whiten(
-    x: jax.Array, spec: KernelSpec, scale: jax.Array | None, bias: jax.Array | None, definition: Definition
+    x: jax.Array,
+    spec: KernelSpec,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    definition: Definition,
+    mask: jax.Array | None = None,
 ) -> jax.Array:
     """Group Whitening by Newton iteration, see :func:`gw_jax.group_whiten`, and the ReLU after it if ``spec`` says so.
 
@@ -188,30 +206,39 @@ def kernel_whiten(
         scale: ``[c]``, or None.
         bias: ``[c]``, or None.
         definition: the same function in plain JAX.
+        mask: ``[n, h, w]``, true where a position counts, or None.
 
     Returns:
         An array of the shape and type of ``x``.
     """
-    return whiten_samples(x, *affine_per_sample(x, scale, bias), spec, definition)
+    if spec.takes_mask and mask is None:
+        mask = full_mask(x)
+    return whiten_samples(x, *affine_per_sample(x, scale, bias), mask, spec, definition)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def whiten_samples(x: jax.Array, scale: jax.Array, bias: jax.Array, spec: KernelSpec, definition: Definition) -> jax.Array:
-    """:func:`kernel_whiten` with scale and bias per sample, ``[n, c]``."""
-    return _run("forward", spec, definition, x, scale, bias)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def whiten_samples(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, mask: jax.Array | None, spec: KernelSpec, definition: Definition
+) -> jax.Array:
+    """:func:`kernel_whiten` with scale and bias per sample, ``[n, c]``, and a mask if the kernel takes one."""
+    return _run("forward", spec, definition, x, scale, bias, *_if_given(mask))[0]
+
+
+def _if_given(mask: jax.Array | None) -> tuple[jax.Array, ...]:
+    return () if mask is None else (mask,)
 
 
 def _forward(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, spec: KernelSpec, definition: Definition
+    x: jax.Array, scale: jax.Array, bias: jax.Array, mask: jax.Array | None, spec: KernelSpec, definition: Definition
 ) -> tuple[jax.Array, Any]:
-    y, *saved = _run("forward", spec, definition, x, scale, bias)
+    y, *saved = _run("forward", spec, definition, x, scale, bias, *_if_given(mask))
     # A convolution after the ReLU keeps the same array for its own derivative.
-    return y, (x, scale, *([y] if spec.relu else []), *saved)
+    return y, (x, scale, *([y] if spec.relu else []), *saved, *_if_given(mask))
 
 
-def _backward(spec: KernelSpec, definition: Definition, residuals: Any, dy: jax.Array) -> tuple[jax.Array, ...]:
+def _backward(spec: KernelSpec, definition: Definition, residuals: Any, dy: jax.Array) -> tuple[jax.Array | None, ...]:
     x, scale, *saved = residuals
-    return tuple(_run("backward", spec, definition, x, dy, scale, *saved))
+    return (*_run("backward", spec, definition, x, dy, scale, *saved), None)
 
 
 whiten_samples.defvjp(_forward, _backward)
@@ -271,9 +298,14 @@ def _kernel_or_definition(
 
 
 def _plain_forward(
-    spec: KernelSpec, definition: Definition, x: jax.Array, scale: jax.Array, bias: jax.Array
+    spec: KernelSpec,
+    definition: Definition,
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    mask: jax.Array | None = None,
 ) -> tuple[jax.Array, ...]:
-    y = definition(spec, x, scale, bias)
+    y = definition(spec, x, scale, bias, mask)
     # Of the types of what the kernels save; the plain backward pass does not read it.
     saved = getattr(_MODULES[spec.kernel], "saved", lambda spec, samples: ())(spec, x.shape[0])
     return (y, *(jnp.zeros_like(x, jnp.float32, shape=shape) for shape in saved))
@@ -284,4 +316,9 @@ def _plain_backward(
 ) -> tuple[jax.Array, ...]:
     if spec.relu:
         dy, spec = jnp.where(saved[0] > 0, dy, 0), dataclasses.replace(spec, relu=False)
-    return jax.vjp(functools.partial(definition, spec), x, scale, jnp.zeros_like(scale))[1](dy)
+    mask = saved[-1] if spec.takes_mask else None
+
+    def plain(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+        return definition(spec, x, scale, bias, mask)
+
+    return jax.vjp(plain, x, scale, jnp.zeros_like(scale))[1](dy)

@@ -1,4 +1,4 @@
-"""Scale and bias for implementations that treat every sample alone."""
+"""Scale, bias and mask for implementations that treat every sample alone."""
 
 import jax
 import jax.numpy as jnp
@@ -27,3 +27,9 @@ def affine_per_sample(x: jax.Array, scale: jax.Array | None, bias: jax.Array | N
 
     one, zero = jnp.ones(x.shape[-1], dtype), jnp.zeros(x.shape[-1], dtype)
     return copies(one if scale is None else scale), copies(zero if bias is None else bias)
+
+
+def full_mask(x: jax.Array) -> jax.Array:
+    """The mask ``[n, h, w]`` that is true everywhere; sharded and mapped as ``x`` ``[n, h, w, c]`` is."""
+    integer = jax.lax.slice_in_dim(x, 0, 1, axis=x.ndim - 1).reshape(x.shape[:-1]).astype(jnp.int32)
+    return integer == integer  # Folded by XLA, as above.

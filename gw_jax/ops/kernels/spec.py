@@ -5,7 +5,15 @@ from typing import Literal
 
 from gw_jax.ops.kernels.placement import BatchSharding
 
-KernelName = Literal["tpu_resident", "tpu_lane_tiles", "tpu_sublane_tiles", "gpu_triton", "gpu_split"]
+KernelName = Literal[
+    "tpu_resident",
+    "tpu_lane_tiles",
+    "tpu_sublane_tiles",
+    "tpu_position_tiles",
+    "tpu_column_tiles",
+    "gpu_triton",
+    "gpu_split",
+]
 
 # A TPU with less on-chip memory (v4) does not hold the iterations of eight samples at once.
 SMALL_MEMORY = 32 << 20
@@ -21,9 +29,10 @@ class KernelSpec:
         num_groups: divides ``channels``.
         num_iterations: Newton-Schulz iterations, 2 or more.
         epsilon: added to the covariance's diagonal.
-        kernel: the module that implements it: :mod:`tpu_resident`, :mod:`tpu_tiled` (in one layout or the other),
+        kernel: the module that implements it: :mod:`tpu_resident`, :mod:`tpu_tiled` (in one of four layouts),
             :mod:`gpu_triton` or :mod:`gpu_split`.
-        tile: positions per tile, for TPUs and :mod:`gpu_split`.
+        tile: positions per tile, for TPUs and :mod:`gpu_split`; rows of the image for "tpu_column_tiles".
+        columns: of the image, for "tpu_column_tiles".
         parts: programs among which a sample is divided, for sums and for the rest, for :mod:`gpu_split`.
         capability: compute capability of the card, times ten, for :mod:`gpu_split`.
         memory: bytes of on-chip memory that it may use, for TPUs.
@@ -40,12 +49,18 @@ class KernelSpec:
     epsilon: float
     kernel: KernelName
     tile: int = 0
+    columns: int = 0
     parts: tuple[int, int] = (1, 1)
     capability: int = 0
     memory: int = 0
     relu: bool = False
     interpret: bool = False
     sharding: BatchSharding | None = None
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether the kernel has a mask ``[n, h, w]`` as its last argument."""
+        return self.kernel in ("tpu_position_tiles", "tpu_column_tiles")
 
     @property
     def channels_per_group(self) -> int:

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from gw_jax.ops.inverse_sqrt import NewtonResiduals
 from gw_jax.ops.kernels.products import result_like
 from gw_jax.ops.kernels.spec import KernelSpec
-from gw_jax.ops.kernels.tpu_layouts import SamplesInSublanes, TileOfSublanes, for_each_sample, read_row, write_row
+from gw_jax.ops.kernels.tpu_batch_layouts import SamplesInSublanes, TileOfSublanes
 from gw_jax.ops.kernels.tpu_math import NT, TN, apply_matrix, dot, expanded, membership, newton, newton_vjp
+from gw_jax.ops.kernels.tpu_rows import for_each_sample, read_row, write_row
 
 SAMPLES = SamplesInSublanes.samples
 

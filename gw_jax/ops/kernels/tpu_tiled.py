@@ -8,7 +8,6 @@ channels, in :mod:`tpu_math`.
 """
 
 import enum
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -17,27 +16,34 @@ import jax
 import jax.numpy as jnp
 
 from gw_jax.ops.kernels.products import result_like
-from gw_jax.ops.kernels.spec import KernelName, KernelSpec
-from gw_jax.ops.kernels.tpu_layouts import LAYOUTS, SamplesInLanes, holds_channel_matrices, layout_of
+from gw_jax.ops.kernels.spec import SMALL_MEMORY, KernelName, KernelSpec
+from gw_jax.ops.kernels.tpu_batch_layouts import SamplesInLanes
+from gw_jax.ops.kernels.tpu_image_layouts import ColumnsInLanes
+from gw_jax.ops.kernels.tpu_layouts import LAYOUTS, Layout, MaskedLayout, layout_of
 from gw_jax.ops.kernels.tpu_math import LANES
+from gw_jax.ops.kernels.tpu_rows import Valid, holds_channel_matrices
 from gw_jax.ops.kernels.tpu_tiled_kernels import apply_kernel, covariance_grad_kernel, input_grad_kernel, statistics_kernel
 
 # A tile is no larger in the memory layout of XLA; a kernel holds up to six of them, and float32 copies of two.
 BLOCK_BYTES = {"tpu_lane_tiles": 448 * 64 * LANES * 2, "tpu_sublane_tiles": 2 << 20}
+# The same for one sample. Programs for smaller ones would have little to do between their iterations.
+MASKED_BLOCK_BYTES, FEWEST_POSITIONS = 512 << 10, 1 << 10
 
 
-def tile_positions(kernel: KernelName, positions: int, channels: int, num_groups: int, width: int, memory: int) -> int:
-    """The number of positions per tile, or 0 if no tile fits.
+def tile_positions(
+    kernel: KernelName, spatial: tuple[int, int], channels: int, num_groups: int, width: int, memory: int
+) -> int:
+    """``KernelSpec.tile``, or 0 if no tile fits.
 
     Args:
         kernel: the layout.
-        positions: number of positions of a sample, of which the tile's divides it.
+        spatial: rows and columns of an image.
         channels: number of channels.
         num_groups: number of groups.
         width: bytes per value.
         memory: bytes on the chip.
     """
-    layout = LAYOUTS[kernel]
+    layout, positions = LAYOUTS[kernel], spatial[0] * spatial[1]
     row = max(channels, LANES)
     values = layout.samples * (channels if layout is SamplesInLanes else row)
     # The largest kernel has two matrices per sample, six blocks of a tile, and two float32 copies. Where there is no memory
@@ -46,10 +52,30 @@ def tile_positions(kernel: KernelName, positions: int, channels: int, num_groups
     matrices = 2 * layout.samples * row * (row if holds else num_groups) + (0 if holds else 4 * row * row)
     # What the compiler keeps of a sample has to fit beside a tile.
     left = 3 * memory // 4 - 4 * matrices
-    most = min(BLOCK_BYTES[kernel] // (values * width), left // (values * (6 * width + 8)))
     unit = layout.unit(channels)
+    if layout.takes_mask:
+        return _masked_tile(layout, spatial, channels, width, memory, left)
+    most = min(BLOCK_BYTES[kernel] // (values * width), left // (values * (6 * width + 8)))
     fitting = [p for p in range(unit, min(positions, most) + 1, unit) if positions % p == 0]
     return max(fitting, default=0)
+
+
+def _masked_tile(layout: type[Layout], spatial: tuple[int, int], channels: int, width: int, memory: int, left: int) -> int:
+    """:func:`tile_positions` for layouts of which the last tile may be in part beyond the sample."""
+    (h, w), unit = spatial, layout.unit(channels)
+    if memory <= SMALL_MEMORY or h * w < FEWEST_POSITIONS:
+        return 0
+    if layout is ColumnsInLanes:
+        of_columns = -(-w // LANES) * LANES
+        # With fewer columns, XLA keeps the channels in the lanes.
+        if of_columns * channels > w * LANES:
+            return 0
+        size, values = h, of_columns * channels
+    else:
+        size, values = h * w, max(channels, LANES)
+    most = min(size, MASKED_BLOCK_BYTES // (values * width)) // unit * unit
+    tile = max(most, unit)
+    return tile if left >= tile * values * (6 * width + 8) else 0
 
 
 class Scratch(enum.Enum):
@@ -68,8 +94,9 @@ def _call(
     others: Sequence[jax.Array],
     outputs: Sequence[jax.ShapeDtypeStruct],
     scratch: Sequence[Scratch],
+    valid: Sequence[jax.Array],
 ) -> Any:
-    """Runs a kernel over blocks of samples and tiles."""
+    """Runs a kernel over blocks of samples and tiles; ``valid`` has what :func:`_valid` returned."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
@@ -77,6 +104,8 @@ def _call(
     holds = holds_channel_matrices(spec.channels, spec.memory)
 
     def block(shape: Sequence[int]) -> Any:
+        if shape[1:] == (1, layout.row):
+            return pl.BlockSpec((None, 1, layout.row), lambda i, t: (i, 0, 0))
         return pl.BlockSpec((layout.samples, *shape[1:]), lambda i, t: (i,) + (0,) * (len(shape) - 1))
 
     def memory(kind: Scratch) -> Any:
@@ -89,14 +118,26 @@ def _call(
     out_specs = [block(array.shape) for array in outputs]
     if first_is_image:
         out_specs[0] = layout.block(spec.tile)
+
+    def run(*references: Any) -> None:
+        masking, rest = references[: len(valid)], references[len(valid) :]
+        kernel(Valid(*masking) if masking else None, *rest, spec=spec)
+
+    of_mask = []
+    if isinstance(layout, MaskedLayout):
+        of_mask = [layout.mask_block(spec.tile), *(block(array.shape) for array in valid[1:])]
     n = others[0].shape[0] if others else outputs[0].shape[0]
-    inputs = sum(array.nbytes for array in (*images, *others))
+    inputs = sum(array.nbytes for array in (*valid, *images, *others))
     moved = inputs + sum(array.size * array.dtype.itemsize for array in outputs)
     products = 2 * len(images)
     return pl.pallas_call(
-        functools.partial(kernel, spec=spec),
-        grid=(n // layout.samples, spec.positions // spec.tile),
-        in_specs=[layout.block(spec.tile) for _ in images] + [block(array.shape) for array in others],
+        run,
+        grid=(n // layout.samples, -(-spec.positions // (spec.tile * (spec.columns or 1)))),
+        in_specs=[
+            *of_mask,
+            *[layout.block(spec.tile) for _ in images],
+            *[block(array.shape) for array in others],
+        ],
         out_specs=out_specs,
         out_shape=list(outputs),
         scratch_shapes=[memory(kind) for kind in scratch if holds or kind is not Scratch.MATRICES],
@@ -105,25 +146,49 @@ def _call(
         ),
         compiler_params=pltpu.CompilerParams(vmem_limit_bytes=spec.memory, dimension_semantics=("parallel", "arbitrary")),
         interpret=spec.interpret,
-    )(*images, *others)
+    )(*valid, *images, *others)
 
 
-def _of_samples(x: jax.Array, row: int, num_groups: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """The types of a row and of a matrix between groups per sample."""
-    square = (x.shape[0], num_groups, num_groups)
-    return result_like(x, (x.shape[0], row), jnp.float32), result_like(x, square, jnp.float32)
+def _valid(layout: Layout, spec: KernelSpec, stored: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, ...]:
+    """What a kernel needs of a mask ``[n, h, w]``, in the order of :class:`Valid`; nothing where there is none.
+
+    ``stored`` is the input in the layout.
+    """
+    if mask is None or not isinstance(layout, MaskedLayout):
+        return ()
+    mask = mask.astype(bool)
+    flat = mask.reshape(mask.shape[0], -1)
+    count = jnp.maximum(flat.sum(1, dtype=jnp.float32) * spec.channels_per_group, 1)
+    at_first = jax.vmap(layout.values_at)(stored, jnp.argmax(flat, 1)).astype(jnp.float32)
+    # Where nothing counts, the first position may hold NaN.
+    first = layout.to_rows(jnp.where(flat.any(1)[:, None], at_first, 0))
+    return layout.mask(mask, spec.tile), jnp.broadcast_to(count[:, None, None], first.shape), first
 
 
 def saved(spec: KernelSpec, samples: int) -> list[tuple[int, ...]]:
     """Shapes of what the forward pass saves, in float32: means and covariances."""
-    return [(samples, layout_of(spec).row), (samples, spec.num_groups, spec.num_groups)]
+    layout = layout_of(spec)
+    # An axis of one sample can't be the second last of a block.
+    row = (1, layout.row) if layout.samples == 1 else (layout.row,)
+    return [(samples, *row), (samples, spec.num_groups, spec.num_groups)]
 
 
-def forward(spec: KernelSpec, x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The output for ``x`` ``[n, h, w, c]``, ``scale`` and ``bias`` ``[n, c]``; then means and covariances."""
+def _of_samples(spec: KernelSpec, x: jax.Array) -> list[jax.ShapeDtypeStruct]:
+    """The types of a row and of a matrix between groups per sample."""
+    return [result_like(x, shape, jnp.float32) for shape in saved(spec, x.shape[0])]
+
+
+def forward(
+    spec: KernelSpec, x: jax.Array, scale: jax.Array, bias: jax.Array, mask: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The output for ``x`` ``[n, h, w, c]``, ``scale`` and ``bias`` ``[n, c]``; then means and covariances.
+
+    ``mask`` ``[n, h, w]``, in layouts of one sample and no other.
+    """
     layout = layout_of(spec)
     stored = layout.to_layout(x)
-    row, square = _of_samples(x, layout.row, spec.num_groups)
+    valid = _valid(layout, spec, stored, mask)
+    row, square = _of_samples(spec, x)
     mean, covariance, whitening = _call(
         statistics_kernel,
         spec,
@@ -131,6 +196,7 @@ def forward(spec: KernelSpec, x: jax.Array, scale: jax.Array, bias: jax.Array) -
         (),
         (row, square, square),
         (Scratch.TILE, Scratch.PRODUCTS, Scratch.ROWS, Scratch.ROWS, Scratch.ROWS),
+        valid,
     )
     (y,) = _call(
         apply_kernel,
@@ -139,17 +205,25 @@ def forward(spec: KernelSpec, x: jax.Array, scale: jax.Array, bias: jax.Array) -
         (mean, whitening, layout.to_rows(scale), layout.to_rows(bias)),
         (result_like(x, stored.shape, x.dtype),),
         (Scratch.TILE, Scratch.MATRICES),
+        valid,
     )
     return layout.from_layout(y, x.shape), mean, covariance
 
 
 def backward(
-    spec: KernelSpec, x: jax.Array, dy: jax.Array, scale: jax.Array, mean: jax.Array, covariance: jax.Array
+    spec: KernelSpec,
+    x: jax.Array,
+    dy: jax.Array,
+    scale: jax.Array,
+    mean: jax.Array,
+    covariance: jax.Array,
+    mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The gradients of ``x``, scale and bias (per sample, ``[n, c]``) for the gradient ``dy`` of the output."""
     layout = layout_of(spec)
     stored, outer, factor = layout.to_layout(x), layout.to_layout(dy), layout.to_rows(scale)
-    row, square = _of_samples(x, layout.row, spec.num_groups)
+    valid = _valid(layout, spec, stored, mask)
+    row, square = _of_samples(spec, x)
     whitening, through, outer_mean, dscale, dbias = _call(
         covariance_grad_kernel,
         spec,
@@ -157,6 +231,7 @@ def backward(
         (mean, covariance, factor),
         (square, square, row, row, row),
         (Scratch.TILE, Scratch.TILE, Scratch.PRODUCTS),
+        valid,
     )
     (dx,) = _call(
         input_grad_kernel,
@@ -165,5 +240,6 @@ def backward(
         (mean, factor, whitening, through, outer_mean),
         (result_like(x, stored.shape, x.dtype),),
         (Scratch.TILE, Scratch.TILE, Scratch.MATRICES, Scratch.MATRICES),
+        valid,
     )
     return layout.from_layout(dx, x.shape), layout.sum_rows(dscale), layout.sum_rows(dbias)

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from gw_jax.ops.kernels.spec import SMALL_MEMORY, KernelSpec
-from gw_jax.ops.kernels.tpu_layouts import for_each_sample, layout_of, read_row, write_row
+from gw_jax.ops.kernels.tpu_layouts import layout_of
 from gw_jax.ops.kernels.tpu_math import NT, TN, apply_matrix, dot, expanded, membership, newton, newton_vjp
+from gw_jax.ops.kernels.tpu_rows import Valid, for_each_sample, read_row, write_row
 
 
 def _first_and_last() -> tuple[Any, Any]:
@@ -28,7 +29,10 @@ def _each_sample(do: Callable[[Any], None], spec: KernelSpec) -> None:
 
 def _some_together(do: Callable[[list[Any]], None], spec: KernelSpec) -> None:
     """Calls ``do`` with several samples at a time, whose iterations run side by side."""
-    together = 8 if spec.memory > SMALL_MEMORY else 2
+    together = min(8 if spec.memory > SMALL_MEMORY else 2, layout_of(spec).samples)
+    if layout_of(spec).samples == 1:
+        do([0])
+        return
 
     def body(number: Any, _: None) -> None:
         do([number * together + i for i in range(together)])
@@ -68,17 +72,33 @@ def _between_channels(matrices: Any, held: Sequence[Any], spec: KernelSpec) -> C
     return lambda sample: held[0][sample]
 
 
+def _count(valid: Valid | None, spec: KernelSpec) -> Any:
+    """Observations per group: a number, or ``[1, g]``."""
+    if valid is None:
+        return spec.positions * spec.channels_per_group
+    return valid.count[:, : spec.num_groups]
+
+
 def statistics_kernel(
-    x: Any, mean: Any, covariance: Any, whitening: Any, rows: Any, products: Any, *more: Any, spec: KernelSpec
+    valid: Valid | None,
+    x: Any,
+    mean: Any,
+    covariance: Any,
+    whitening: Any,
+    rows: Any,
+    products: Any,
+    *more: Any,
+    spec: KernelSpec,
 ) -> None:
     """Mean, covariance and whitening matrix of every sample."""
     from jax.experimental import pallas as pl
 
     sums, shift, rounded = more
-    member, same = membership(spec, layout_of(spec).row)
-    tile = layout_of(spec).tile(rows)
+    layout = layout_of(spec)
+    member, same = membership(spec, layout.row)
+    tile = layout.tile(rows, valid)
     first, last = _first_and_last()
-    count = spec.positions * spec.channels_per_group
+    count = _count(valid, spec)
 
     @pl.when(first)
     def start() -> None:
@@ -88,7 +108,7 @@ def statistics_kernel(
         # As in centre_groups; the value is the group's first of the sample.
         lane = jax.lax.broadcasted_iota(jnp.int32, member.shape, 0)
         is_first = (jax.lax.rem(lane, spec.channels_per_group) == 0) & (lane < spec.channels)
-        shift[...] = dot(dot(layout_of(spec).first(x), jnp.where(is_first, member, 0.0)), member, NT)
+        shift[...] = dot(dot(layout.first(x, valid), jnp.where(is_first, member, 0.0)), member, NT)
 
     tile.load(x, shift[...], sums)
 
@@ -120,10 +140,19 @@ def statistics_kernel(
 
 
 def apply_kernel(
-    x: Any, mean: Any, whitening: Any, scale: Any, bias: Any, y: Any, rows: Any, *held: Any, spec: KernelSpec
+    valid: Valid | None,
+    x: Any,
+    mean: Any,
+    whitening: Any,
+    scale: Any,
+    bias: Any,
+    y: Any,
+    rows: Any,
+    *held: Any,
+    spec: KernelSpec,
 ) -> None:
     """The output, from means and whitening matrices."""
-    tile = layout_of(spec).tile(rows)
+    tile = layout_of(spec).tile(rows, valid)
     matrix = _between_channels(whitening, held, spec)
     tile.load(x, mean[...])
 
@@ -135,6 +164,7 @@ def apply_kernel(
 
 
 def covariance_grad_kernel(
+    valid: Valid | None,
     x: Any,
     dy: Any,
     mean: Any,
@@ -155,9 +185,9 @@ def covariance_grad_kernel(
     from jax.experimental import pallas as pl
 
     member, same = membership(spec, layout_of(spec).row)
-    samples, outer = layout_of(spec).tile(rows), layout_of(spec).tile(cotangents)
+    samples, outer = (layout_of(spec).tile(memory, valid) for memory in (rows, cotangents))
     first, last = _first_and_last()
-    count = spec.positions * spec.channels_per_group
+    count = _count(valid, spec)
 
     @pl.when(first)
     def start() -> None:
@@ -192,6 +222,7 @@ def covariance_grad_kernel(
 
 
 def input_grad_kernel(
+    valid: Valid | None,
     x: Any,
     dy: Any,
     mean: Any,
@@ -206,7 +237,7 @@ def input_grad_kernel(
     spec: KernelSpec,
 ) -> None:
     """The gradient of the input."""
-    samples, outer = layout_of(spec).tile(rows), layout_of(spec).tile(cotangents)
+    samples, outer = (layout_of(spec).tile(memory, valid) for memory in (rows, cotangents))
     matrix, derivative = (_between_channels(of, held[i : i + 1], spec) for i, of in enumerate((whitening, through)))
     samples.load(x, mean[...])
     outer.load(dy)
