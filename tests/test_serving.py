@@ -56,6 +56,7 @@ def test_a_program_is_the_network(model, batch):
         np.testing.assert_allclose(exported.call(IMAGES[:1])[0], exported.call(IMAGES)[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_another_process_computes_the_same_without_this_package(model, tmp_path):
     pytest.importorskip("flatbuffers", reason="the extra 'serving' is not installed")
     path = tmp_path / "small.jax"

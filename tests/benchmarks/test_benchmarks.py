@@ -42,6 +42,7 @@ def test_the_peer_in_pytorch_is_the_same_function():
 
 
 @pytest.mark.slow
+@pytest.mark.long  # test_gpu_report.py measures steps, too.
 def test_the_training_step_is_measured(capsys, quick_compilation):
     with quick_compilation():
         train_step.main(["--small", "--model=resnet18", "--norms=gw", "--json"])

@@ -12,6 +12,7 @@ from gw_jax.detection.data.scenes import open_scenes
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_eight_scenes_are_trained_on_and_evaluated(tmp_path):
     detection_accuracy.prepare_eight_scenes(str(tmp_path))
     scenes = open_scenes("eight_scenes", str(tmp_path))

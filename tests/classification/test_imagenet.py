@@ -83,6 +83,7 @@ def test_the_recipe_trains_on_what_was_prepared(directory, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long  # Of a page, too: docs/import_pytorch.md, and of its notebook.
 def test_an_imported_model_gets_the_numbers_of_load_torch(directory, tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch, an optional extra that brings gigabytes, is not installed")
     state = {key: torch.from_numpy(value) for key, value in reference.golden_state("r50_gw").items()}

@@ -74,6 +74,7 @@ def test_two_hosts_train_stop_and_resume_like_one(config, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_of_four_devices_resumes_on_one_and_on_two_hosts(config, tmp_path):
     for path, value in CHANGES.items():
         set_field(config, path, value)

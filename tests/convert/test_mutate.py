@@ -16,4 +16,4 @@ def assert_no_fault(count, seed):
 
 @pytest.mark.slow
 def test_damaged_files(torch):
-    assert_no_fault(500, seed=2)
+    assert_no_fault(250, seed=2)

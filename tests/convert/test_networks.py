@@ -110,7 +110,9 @@ def in_order(tree, trained):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ALL)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.long] * case.startswith(("r101", "x101"))) for case in ALL]
+)
 def test_files_there_and_back(reference, torch, tmp_path, case):
     """Both kinds in both containers, bit for bit: keys, order, shapes, types and values."""
     state = reference.golden_state(case)

@@ -19,11 +19,13 @@ STAGES = {"C2": 4, "C3": 8, "C4": 16, "C5": 32}
 
 # Both orientations of the one that has GW and GN: the masks of all models are made by the same lines.
 PORTRAIT = "r50_gw_fpn_gn"
+# Their parts are those of the others, or are in the steps of test_train_step.py.
+LONG = ("r50_gn", "x101_gw_fpn_gw")
 
 pytestmark = pytest.mark.slow  # Networks of full size.
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in MODELS])
 def model(request):
     config, tolerance = MODELS[request.param]
     arrays = golden.load(f"backbone_rpn/{request.param}")

@@ -11,7 +11,7 @@ from tests.detection.detectors import batch, matches, of_file
 
 pytestmark = pytest.mark.slow  # Networks of full size.
 
-CONFIGS = (1, 3, 6, 9)
+CONFIGS = (1, 3, *(pytest.param(config, marks=pytest.mark.long) for config in (6, 9)))
 NUM_PROPOSALS = 1000
 CANVAS = (288, 288)
 

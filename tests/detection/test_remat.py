@@ -12,6 +12,7 @@ from tests.detection.test_task import batches, make_config
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_gradients_are_the_same(quick):
     graphdef, params, rest = nnx.split(detectors.small(fpn_norm="gw"), nnx.Param, ...)
     images, valid, _ = detectors.batch([detectors.random_image(50, 90), detectors.random_image(60, 96)], 64, 96)

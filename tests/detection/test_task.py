@@ -136,6 +136,7 @@ def test_four_devices_train_as_one(quick, norm):
 
 
 @pytest.mark.slow
+@pytest.mark.long  # test_quickstart.py trains one, too.
 def test_an_overfitted_detector_finds_its_object(tmp_path, quick):
     """The whole way from random weights to a detection of the right place, class and shape."""
     config = make_config(num_steps=150, eval_every_steps=150, log=LogConfig(every_steps=50, progress_bar=False, plot=False))

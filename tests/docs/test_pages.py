@@ -87,8 +87,8 @@ def test_python_blocks_run(page, checkout):
             run_python(block, scope)
 
 
-# Minutes of commands; a notebook of the same content runs in its place.
-LONG_PAGES = ("import_pytorch.md",)
+# Minutes of commands; a notebook of the same content runs in place of the first, and other tests do what the others do.
+LONG_PAGES = ("import_pytorch.md", "loggers.md", "extending.md", "dense_features.md")
 WHOLE_PAGES = [
     pytest.param(page, marks=[pytest.mark.long] * (page.name in LONG_PAGES)) for page in filter(runs_commands, PAGES)
 ]

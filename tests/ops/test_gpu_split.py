@@ -152,6 +152,22 @@ def test_a_jax_triton_for_another_jax_is_named_and_not_used(monkeypatch, tmp_pat
     assert said in caplog.text
 
 
+def test_triton_is_not_imported_after_tensorflow(monkeypatch, tmp_path, caplog):
+    """It would abort the process."""
+    for name in ("jax_triton", "triton"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "tensorflow", SimpleNamespace())
+    gpu_split_calls.is_installed.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            assert not gpu_split_calls.is_installed()
+    finally:
+        gpu_split_calls.is_installed.cache_clear()
+    assert "Import triton before tensorflow" in caplog.text
+
+
 @NEEDS_KERNELS
 def test_lowered_for_a_cpu_the_definition_runs_in_their_place(installed, monkeypatch):
     def triton_call(*_, out_shape, **__):

@@ -26,7 +26,7 @@ def inputs(shape):
     [
         pytest.param("newton", 1, marks=pytest.mark.slow),
         ("newton", 3),
-        pytest.param("newton", 15, marks=pytest.mark.slow),
+        pytest.param("newton", 15, marks=[pytest.mark.slow, pytest.mark.long]),
         pytest.param("zca", 5, marks=pytest.mark.slow),
     ],
 )

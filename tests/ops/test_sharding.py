@@ -89,6 +89,7 @@ def test_a_function_traced_for_one_mesh_is_retraced_for_another():
 
 
 @NEEDS_KERNELS
+@pytest.mark.slow
 def test_kernels_read_the_sharding_from_the_type_on_an_explicit_mesh():
     mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2, devices=jax.devices()[:4])
     x = images((32, 4, 4, 128))

@@ -31,6 +31,7 @@ def test_norms(float64, name):
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.slow
 def test_sgd(float64, nesterov):
     config = OptimizerConfig(learning_rate=0.1, momentum=0.9, weight_decay=0.01, nesterov=nesterov)
     optimizer = make_optimizer(config, optax.constant_schedule(0.1))

@@ -6,7 +6,7 @@ from tests.train.bit_flips import flip_repeatedly
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flips", [15, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize("flips", [8, pytest.param(50, marks=pytest.mark.long)])
 def test_random_flips_change_no_number(tmp_path, flips):
     report = flip_repeatedly(flips, seed=flips, directory=tmp_path)
     assert not report.failures

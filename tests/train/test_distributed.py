@@ -148,7 +148,7 @@ def test_a_launcher_that_jax_does_not_know_is_named(cluster, monkeypatch):
 # Real processes, which compute together by JAX.
 
 
-@pytest.mark.parametrize("victim", [None, "0", "1"])
+@pytest.mark.parametrize("victim", [None, *(pytest.param(victim, marks=pytest.mark.slow) for victim in "01")])
 def test_two_processes_of_jax(port, victim):
     arguments = [] if victim is None else [victim]
     processes = [

@@ -61,7 +61,8 @@ def make_config(**fields):
     return dataclasses.replace(config, num_epochs=1, **fields)
 
 
-@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.long), 8])
 def test_outputs_that_stay_sharded_give_the_same_metrics(tmp_path, devices):
     chosen = jax.devices()[:devices]
     run(make_config(), tmp_path / "replicated", devices=chosen)
@@ -106,6 +107,7 @@ def test_local_rows_are_in_order():
     ("width", "said", "warned"),
     [(6, "Picture: ", ""), (5, "", ""), (4, "", "read-only"), (3, "", "warning: no picture of 3")],
 )
+@pytest.mark.slow
 def test_a_task_may_draw_its_result(tmp_path, capsys, width, said, warned):
     """Where that fails, the run has succeeded nevertheless."""
     config = make_config(task="DrawingTask", width=width)

@@ -115,6 +115,7 @@ def test_hosts_agree(own, others, passed, problem):
     assert (agreed is None and passed is None) or (agreed.passed, agreed.problem) == (passed, problem)
 
 
+@pytest.mark.slow
 def test_a_failure_of_another_process_of_this_machine_is_kept(gpu, monkeypatch):
     gpu()
     keep()

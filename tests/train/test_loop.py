@@ -100,8 +100,10 @@ def test_a_finished_run_without_its_metrics_answers_from_the_checkpoint(finished
 
 
 @pytest.mark.usefixtures("hangup_stops")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-@pytest.mark.parametrize("step", [7, 10])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGHUP))]
+)
+@pytest.mark.parametrize("step", [7, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.long])])
 def test_stopped_and_resumed_ends_with_the_same_numbers(finished, config, tmp_path, capfd, step, number):
     workdir, handler = tmp_path / "stopped", signal.getsignal(number)
     assert run(config, workdir, hooks=stop_at(step, number)).stopped_by == number
@@ -132,6 +134,7 @@ def test_stopped_before_the_first_step(finished, config, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("step", [10, 30])
+@pytest.mark.slow
 def test_stopped_in_an_evaluation(finished, config, tmp_path, step):
     """In the middle of the run, and in its last evaluation: nothing is lost, and nothing is done twice."""
     workdir = tmp_path / "stopped"
@@ -142,6 +145,7 @@ def test_stopped_in_an_evaluation(finished, config, tmp_path, step):
 
 
 @pytest.mark.parametrize("method", ["before_step", "before_evaluation", "before_save", "after_log"])
+@pytest.mark.slow
 def test_killed_between_saves(finished, config, tmp_path, method):
     """Lines that were written after the last checkpoint are not there twice."""
     workdir = tmp_path / "killed"

@@ -2,12 +2,13 @@
 
 The interpreter has to be chosen before Triton is imported (``TRITON_INTERPRET=1``).
 The extra ``jax-triton`` installs what is needed. jax_triton is made for one version of JAX or a few, so where its import
-fails, there are no kernels, and a warning says why.
+fails, there are no kernels, and a warning says why. The import of Triton 3.9 after TensorFlow 2.21 aborts the process.
 """
 
 import functools
 import importlib.util
 import logging
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,12 @@ from gw_jax.ops.kernels.spec import KernelSpec
 def is_installed() -> bool:
     """Whether jax_triton and Triton can be imported. A failure other than their absence is a warning."""
     if importlib.util.find_spec("jax_triton") is None or importlib.util.find_spec("triton") is None:
+        return False
+    if "tensorflow" in sys.modules and "triton" not in sys.modules:
+        logging.getLogger(__name__).warning(
+            "Group Whitening does not use jax_triton here: TensorFlow was imported before Triton, whose import would then "
+            "abort the process, since both register the options of LLVM. Import triton before tensorflow."
+        )
         return False
     try:
         import jax_triton  # noqa: F401
