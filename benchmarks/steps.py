@@ -189,7 +189,15 @@ def task_steps(task: Task, config: TrainConfig, slice_devices: list[Any], batche
     return Steps({name: lower(name) for name in steps}, arguments, initialise)
 
 
-def lower_layer(norm: str, shape: tuple[int, ...], dtype: str, sharding: jax.sharding.Sharding, **options: Any) -> Any:
+def lower_layer(
+    norm: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    sharding: jax.sharding.Sharding,
+    *,
+    masked: bool = False,
+    **options: Any,
+) -> Any:
     """Lowers a norm's output, its gradients and its new statistics.
 
     Args:
@@ -197,15 +205,16 @@ def lower_layer(norm: str, shape: tuple[int, ...], dtype: str, sharding: jax.sha
         shape: of the input, ``[n, h, w, c]``.
         dtype: of the input.
         sharding: of all arguments.
+        masked: whether a mask is another argument.
         options: of the norm.
     """
     layer = make_norm(norm, shape[-1], rngs=nnx.Rngs(0), **options)
     graphdef, params, rest = nnx.split(layer, nnx.Param, ...)
 
-    def step(params: Any, x: jax.Array, rest: Any, cotangent: jax.Array) -> Any:
+    def step(params: Any, x: jax.Array, rest: Any, cotangent: jax.Array, mask: jax.Array | None) -> Any:
         def forward(params: Any, x: jax.Array) -> tuple[jax.Array, Any]:
             model = nnx.merge(graphdef, params, rest, copy=True)
-            y = model(x)
+            y = model(x) if mask is None else model(x, mask=mask)
             return y, nnx.split(model, nnx.Param, ...)[2]
 
         y, pullback, updated = jax.vjp(forward, params, x, has_aux=True)
@@ -215,4 +224,5 @@ def lower_layer(norm: str, shape: tuple[int, ...], dtype: str, sharding: jax.sha
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     x = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=sharding)
-    return jax.jit(step).lower(jax.tree.map(described, params), x, jax.tree.map(described, rest), x)
+    mask = jax.ShapeDtypeStruct(shape[:-1], jnp.bool_, sharding=sharding) if masked else None
+    return jax.jit(step).lower(jax.tree.map(described, params), x, jax.tree.map(described, rest), x, mask)

@@ -1,19 +1,21 @@
 """Memory traffic of Group Whitening on a TPU, beside BatchNorm and GroupNorm; compiled without a TPU.
 
     python -m benchmarks.tpu_cost [--json] [--topology=v5e:2x2] [--batch=128] [--layers_only] [--models=resnet50,resnext50]
-                                  [--norms=gw,bn,gn] [--implementation=prefer_kernel]
+                                  [--norms=gw,bn,gn] [--implementation=prefer_kernel] [--shapes=200x336x64,...] [--mask]
 
 One chip of the slice, bfloat16 activations. For a layer: bytes accessed, forward and backward, over the bytes of its input
-("passes"). For a network: the whole training step on images of 224 pixels, with the norm at the paper's place (S1-B2, 64
-groups) and BatchNorm elsewhere. The compiler (libtpu, extra ``plan``) says what it would move; no time is measured. Kernels
-count with the arrays that they read and write. "auto" chooses no kernel on a TPU, since none has run on one; the default
-here, ``--implementation=prefer_kernel``, does. Compiling a ResNet-50 step takes two minutes.
+("passes"); ``--mask`` gives layers a mask, as detectors do. For a network: the whole training step on images of 224 pixels,
+with the norm at the paper's place (S1-B2, 64 groups) and BatchNorm elsewhere. The compiler (libtpu, extra ``plan``) says
+what it would move; no time is measured. Kernels count with the arrays that they read and write. "auto" chooses no kernel on
+a TPU, since none has run on one; the default here, ``--implementation=prefer_kernel``, does. Compiling a ResNet-50 step
+takes two minutes.
 """
 
 import argparse
 import importlib.metadata
 import json
 import math
+import re
 import sys
 import time
 from typing import Any
@@ -34,12 +36,12 @@ NAMES = {"resnext50": "resnext50_32x4d"}  # Short ones; others are those of crea
 OPTIONS: dict[str, dict[str, Any]] = {"gw": {"num_groups": 64}, "gn": {"num_groups": 32}, "bn": {}}
 
 
-def compile_layer(norm: str, shape: tuple[int, ...], device: Any, options: dict[str, Any]) -> tpu.Program:
+def compile_layer(norm: str, shape: tuple[int, ...], device: Any, masked: bool, options: dict[str, Any]) -> tpu.Program:
     """A layer's output, its gradients and its new statistics, for an input ``[n, h, w, c]`` in bfloat16."""
     sharding = NamedSharding(make_mesh([device]), PartitionSpec())
     began = time.perf_counter()
     with compiling_for(device):
-        lowered = lower_layer(norm, shape, "bfloat16", sharding, **options)
+        lowered = lower_layer(norm, shape, "bfloat16", sharding, masked=masked, **options)
     compiled = lowered.compile()
     return tpu.describe(compiled, time.perf_counter() - began)
 
@@ -88,6 +90,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--norms", default="gw,bn,gn", help=f"of {', '.join(OPTIONS)}")
     parser.add_argument("--models", default="resnet50,resnext50", help="networks; empty for none")
     parser.add_argument("--layers_only", action="store_true", help="no networks")
+    parser.add_argument(
+        "--shapes", default=",".join("x".join(map(str, shape)) for shape in SHAPES), help="of layers, HxWxC"
+    )
+    parser.add_argument("--mask", action="store_true", help="layers with a mask")
     parser.add_argument("--implementation", default="prefer_kernel", help="of Group Whitening")
     args = parser.parse_args(arguments)
     norms = args.norms.split(",")
@@ -98,17 +104,19 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(
             f"--models={args.models}: {', '.join(sorted(unknown))} is not known; choose of {', '.join(ARCHITECTURES)}"
         )
+    shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes.split(",") if re.fullmatch(r"\d+x\d+x\d+", shape)]
+    if len(shapes) != len(args.shapes.split(",")):
+        parser.error(f"--shapes={args.shapes}: give HxWxC, such as 56x56x64, with commas between them")
     options = {name: dict(values) for name, values in OPTIONS.items()}
     options["gw"]["implementation"] = args.implementation
     try:
         device = tpu.devices(args.topology)[0]
         layers = []
-        for h, w, c in SHAPES:
-            shape = (args.batch, h, w, c)
+        for shape in ((args.batch, *shape) for shape in shapes):
             size = 2 * math.prod(shape)
             layer: dict[str, Any] = {"shape": list(shape)}
             for norm in norms:
-                program = compile_layer(norm, shape, device, options[norm])
+                program = compile_layer(norm, shape, device, args.mask, options[norm])
                 layer |= {f"{norm}_passes": program.bytes / size, f"{norm}_copies": program.copies}
                 layer[f"{norm}_temporary_passes"] = program.temporaries / size
                 layer[f"{norm}_compile_seconds"] = program.seconds
@@ -131,6 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.json:
         versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu", "flax")}
         result = {"topology": args.topology, "device": device.device_kind, "batch": args.batch, "versions": versions}
+        result["mask"] = args.mask
         print(json.dumps(result | {"layers": layers, "models": models}))
     return 0
 

@@ -136,8 +136,10 @@ def _kernel_that_fits(
         return spec("gpu_split", relu=relu, **gpu_split.spec_fields(n, h * w, d, width, device.kind))
     memory = VMEM.get(device.kind, 0)
     kernel, tile = _tpu_kernel(n, (h, w), c, num_groups, jnp.dtype(dtype).itemsize, memory, has_mask)
-    columns = w if kernel == "tpu_column_tiles" else 0
-    return None if kernel is None else spec(kernel, tile=tile, columns=columns, memory=memory)
+    if kernel is None:
+        return None
+    columns = w if kernel in LAYOUTS and LAYOUTS[kernel].takes_mask else 0
+    return spec(kernel, tile=tile, columns=columns, memory=memory)
 
 
 def missing_because(x: jax.Array, num_groups: int, num_iterations: int, device: DeviceKind) -> str | None:

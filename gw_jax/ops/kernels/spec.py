@@ -31,8 +31,8 @@ class KernelSpec:
         epsilon: added to the covariance's diagonal.
         kernel: the module that implements it: :mod:`tpu_resident`, :mod:`tpu_tiled` (in one of four layouts),
             :mod:`gpu_triton` or :mod:`gpu_split`.
-        tile: positions per tile, for TPUs and :mod:`gpu_split`; rows of the image for "tpu_column_tiles".
-        columns: of the image, for "tpu_column_tiles".
+        tile: positions per tile, for TPUs and :mod:`gpu_split`; rows of the image where ``columns`` is given.
+        columns: of the image, for TPU kernels of few large images.
         parts: programs among which a sample is divided, for sums and for the rest, for :mod:`gpu_split`.
         capability: compute capability of the card, times ten, for :mod:`gpu_split`.
         memory: bytes of on-chip memory that it may use, for TPUs.

@@ -11,67 +11,24 @@ from gw_jax.ops.kernels.tpu_math import LANES, SUBLANES
 from gw_jax.ops.kernels.tpu_rows import Valid
 
 
-class PositionsInSublanes:
-    """Blocks ``[p, c]`` of ``[n, h * w, c]``."""
+class _OneImage:
+    """What both layouts have in common."""
 
     samples, takes_mask = 1, True
 
     def __init__(self, spec: KernelSpec):
-        self.row = spec.channels
-
-    @staticmethod
-    def supports(n: int, channels: int) -> bool:
-        """Whether XLA uses this layout for images of so many samples and channels, and kernels support it."""
-        return n > 0 and channels % (LANES // 2) == 0
-
-    @staticmethod
-    def unit(channels: int) -> int:
-        """A tile has a multiple of so many positions: those of its mask fill whole memory tiles."""
-        del channels
-        return SUBLANES * LANES
-
-    def to_layout(self, x: jax.Array) -> jax.Array:
-        """``[n, h, w, c]`` in this layout."""
-        n, h, w, c = x.shape
-        return x.reshape(n, h * w, c)
-
-    def from_layout(self, stored: jax.Array, shape: Sequence[int]) -> jax.Array:
-        """The inverse of :meth:`to_layout`."""
-        return stored.reshape(shape)
-
-    def block(self, tile: int) -> Any:
-        """The specification of the blocks in this layout, in a grid of samples and tiles."""
-        from jax.experimental import pallas as pl
-
-        return pl.BlockSpec((None, tile, self.row), lambda i, t: (i, t, 0))
-
-    def values_at(self, image: jax.Array, place: jax.Array) -> jax.Array:
-        """The values ``[c]`` at a position of one stored image, of which ``place`` is the number."""
-        return jax.lax.dynamic_slice(image, (place, 0), (1, self.row)).reshape(self.row)
+        self._channels, self._columns = spec.channels, spec.columns
 
     def mask(self, mask: jax.Array, tile: int) -> jax.Array:
-        """``[n, h, w]`` as ``[n, p / 128, 128]`` in float32, and zeros up to whole tiles."""
-        flat = mask.reshape(mask.shape[0], -1)
-        padded = jnp.pad(flat.astype(jnp.float32), ((0, 0), (0, _round_up(flat.shape[1], tile) - flat.shape[1])))
-        return padded.reshape(mask.shape[0], -1, LANES)
+        """``[n, h, w]`` in float32, and zeros up to whole tiles."""
+        _, h, w = mask.shape
+        return jnp.pad(mask.astype(jnp.float32), ((0, 0), (0, _round_up(h, tile) - h), (0, _round_up(w, LANES) - w)))
 
     def mask_block(self, tile: int) -> Any:
         """The specification of the blocks of a mask."""
         from jax.experimental import pallas as pl
 
-        return pl.BlockSpec((None, tile // LANES, LANES), lambda i, t: (i, t, 0))
-
-    def scratch(self, tile: int) -> list[tuple[int, int]]:
-        """The shapes of the float32 memory for the rows of a tile."""
-        return [(tile, self.row)]
-
-    def to_rows(self, parameter: jax.Array) -> jax.Array:
-        """Parameters ``[n, c]``: an axis of one sample per block can't be the second last."""
-        return parameter[:, None]
-
-    def sum_rows(self, rows: jax.Array) -> jax.Array:
-        """The inverse of :meth:`to_rows`."""
-        return rows[:, 0]
+        return pl.BlockSpec((None, tile, _round_up(self._columns, LANES)), lambda i, t: (i, t, 0))
 
     def first(self, block: Any, valid: Valid | None = None) -> jax.Array:
         """The row of the first position that counts, in float32."""
@@ -79,53 +36,12 @@ class PositionsInSublanes:
         assert valid is not None
         return valid.first[...]
 
-    def tile(self, rows: Sequence[Any], valid: Valid | None = None) -> "TileOfPositions":
-        """The rows in memory."""
-        assert valid is not None
-        return TileOfPositions(rows[0], valid.mask)
 
-
-class TileOfPositions:
-    """A tile ``[p, c]`` of one sample as float32 rows, which are zero where its mask is."""
+class _TileInMemory:
+    """Float32 rows of one sample."""
 
     def __init__(self, rows: Any, mask: Any):
         self._rows, self._mask = rows, mask
-        channels = rows.shape[1]
-        self._lanes = [slice(start, min(start + LANES, channels)) for start in range(0, channels, LANES)]
-
-    def _each(self, do: Callable[[Any, Any, slice], None]) -> None:
-        """Calls ``do`` with 128 positions, whether each counts, and up to 128 of the channels."""
-        from jax.experimental import pallas as pl
-
-        def body(j: Any, _: None) -> None:
-            counts = jnp.broadcast_to(self._mask[pl.ds(j, 1), :], (LANES, LANES)).T > 0
-            for lanes in self._lanes:
-                do(pl.ds(j * LANES, LANES), counts[:, : lanes.stop - lanes.start], lanes)
-
-        jax.lax.fori_loop(0, self._mask.shape[0], body, None)
-
-    def load(self, block: Any, shift: jax.Array | None = None, sums: Any = None) -> None:
-        """Reads a block, minus ``shift``; adds its rows to ``sums``, both ``[1, row]``."""
-
-        def one(positions: Any, counts: jax.Array, lanes: slice) -> None:
-            values = block[positions, lanes].astype(jnp.float32)
-            values = jnp.where(counts, values if shift is None else values - shift[:, lanes], 0.0)
-            self._rows[positions, lanes] = values
-            if sums is not None:
-                sums[:, lanes] += values.sum(0, keepdims=True)
-
-        self._each(one)
-
-    def store(self, block: Any, factor: jax.Array | None = None, offset: jax.Array | None = None) -> None:
-        """Writes the rows to a block, times ``factor`` and plus ``offset``, both ``[1, row]``."""
-
-        def one(positions: Any, counts: jax.Array, lanes: slice) -> None:
-            values = self._rows[positions, lanes]
-            values = values if factor is None else values * factor[:, lanes]
-            values = values if offset is None else values + offset[:, lanes]
-            block[positions, lanes] = jnp.where(counts, values, 0.0).astype(block.dtype)
-
-        self._each(one)
 
     def __getitem__(self, sample: Any) -> jax.Array:
         del sample
@@ -136,14 +52,127 @@ class TileOfPositions:
         self._rows[...] = values
 
 
-class ColumnsInLanes:
-    """Blocks ``[p, c, w]`` of ``[n, h, c, w]``: ``p`` rows of an image."""
-
-    samples, takes_mask = 1, True
+class PositionsInSublanes(_OneImage):
+    """Blocks ``[p, w, c]`` of ``[n, h, w, c]``: ``p`` rows of an image, each of whole memory tiles."""
 
     def __init__(self, spec: KernelSpec):
-        self._channels, self._side_by_side = spec.channels, LANES // spec.channels
-        self._columns = _round_up(spec.columns, LANES)
+        super().__init__(spec)
+        self.row = spec.channels
+
+    @staticmethod
+    def supports(n: int, channels: int) -> bool:
+        """Whether XLA uses this layout for images of so many samples and channels, and kernels support it."""
+        return n > 0 and channels % (LANES // 2) == 0
+
+    @staticmethod
+    def unit(channels: int) -> int:
+        """A tile has a multiple of so many rows of the image."""
+        del channels
+        return SUBLANES
+
+    @staticmethod
+    def values(columns: int, channels: int) -> int:
+        """Values of a row of the image on the chip."""
+        return _round_up(columns, SUBLANES) * max(channels, LANES)
+
+    def to_layout(self, x: jax.Array) -> jax.Array:
+        """``[n, h, w, c]`` in this layout."""
+        return x
+
+    def from_layout(self, stored: jax.Array, shape: Sequence[int]) -> jax.Array:
+        """The inverse of :meth:`to_layout`."""
+        del shape
+        return stored
+
+    def block(self, tile: int) -> Any:
+        """The specification of the blocks in this layout, in a grid of samples and tiles."""
+        from jax.experimental import pallas as pl
+
+        return pl.BlockSpec((None, tile, _round_up(self._columns, SUBLANES), self.row), lambda i, t: (i, t, 0, 0))
+
+    def values_at(self, image: jax.Array, place: jax.Array) -> jax.Array:
+        """The values ``[c]`` at a position of one stored image, of which ``place`` is the number."""
+        start = place // self._columns, place % self._columns, 0
+        return jax.lax.dynamic_slice(image, start, (1, 1, self.row)).reshape(self.row)
+
+    def scratch(self, tile: int) -> list[tuple[int, int]]:
+        """The shapes of the float32 memory for the rows of a tile."""
+        return [(tile * _round_up(self._columns, SUBLANES), self.row)]
+
+    def to_rows(self, parameter: jax.Array) -> jax.Array:
+        """Parameters ``[n, c]``: an axis of one sample per block can't be the second last."""
+        return parameter[:, None]
+
+    def sum_rows(self, rows: jax.Array) -> jax.Array:
+        """The inverse of :meth:`to_rows`."""
+        return rows[:, 0]
+
+    def tile(self, rows: Sequence[Any], valid: Valid | None = None) -> "TileOfPositions":
+        """The rows in memory."""
+        assert valid is not None
+        return TileOfPositions(rows[0], valid.mask)
+
+
+class TileOfPositions(_TileInMemory):
+    """A tile ``[p, w, c]`` of one sample as float32 rows, which are zero where its mask is."""
+
+    def __init__(self, rows: Any, mask: Any):
+        super().__init__(rows, mask)
+        channels = rows.shape[1]
+        self._lanes = [slice(start, min(start + LANES, channels)) for start in range(0, channels, LANES)]
+
+    def _each(self, do: Callable[[Any, Any, jax.Array, slice], None]) -> None:
+        """Calls ``do`` with up to 128 rows, their place in the image, whether each counts, and up to 128 channels."""
+        from jax.experimental import pallas as pl
+
+        width = self._rows.shape[0] // self._mask.shape[0]
+        together = jax.lax.broadcasted_iota(jnp.int32, (SUBLANES, LANES), 0)
+
+        def body(j: Any, _: None) -> None:
+            # A row of the mask whose number is not known is read in whole memory tiles.
+            tile = pl.ds(pl.multiple_of(jax.lax.div(j, SUBLANES) * SUBLANES, SUBLANES), SUBLANES)
+            is_row = together == jax.lax.rem(j, SUBLANES)
+            for start in range(0, width, LANES):
+                size = min(LANES, width - start)
+                row = jnp.where(is_row, self._mask[tile, start : start + LANES], 0.0).sum(0, keepdims=True)
+                counts = jnp.broadcast_to(row, (LANES, LANES)).T[:size] > 0
+                rows = pl.ds(pl.multiple_of(j * width + start, SUBLANES), size)
+                for lanes in self._lanes:
+                    place = j, slice(start, start + size), lanes
+                    do(rows, place, counts[:, : lanes.stop - lanes.start], lanes)
+
+        jax.lax.fori_loop(0, self._mask.shape[0], body, None)
+
+    def load(self, block: Any, shift: jax.Array | None = None, sums: Any = None) -> None:
+        """Reads a block, minus ``shift``; adds its rows to ``sums``, both ``[1, row]``."""
+
+        def one(rows: Any, place: Any, counts: jax.Array, lanes: slice) -> None:
+            values = block[place].astype(jnp.float32)
+            values = jnp.where(counts, values if shift is None else values - shift[:, lanes], 0.0)
+            self._rows[rows, lanes] = values
+            if sums is not None:
+                sums[:, lanes] += values.sum(0, keepdims=True)
+
+        self._each(one)
+
+    def store(self, block: Any, factor: jax.Array | None = None, offset: jax.Array | None = None) -> None:
+        """Writes the rows to a block, times ``factor`` and plus ``offset``, both ``[1, row]``."""
+
+        def one(rows: Any, place: Any, counts: jax.Array, lanes: slice) -> None:
+            values = self._rows[rows, lanes]
+            values = values if factor is None else values * factor[:, lanes]
+            values = values if offset is None else values + offset[:, lanes]
+            block[place] = jnp.where(counts, values, 0.0).astype(block.dtype)
+
+        self._each(one)
+
+
+class ColumnsInLanes(_OneImage):
+    """Blocks ``[p, c, w]`` of ``[n, h, c, w]``: ``p`` rows of an image."""
+
+    def __init__(self, spec: KernelSpec):
+        super().__init__(spec)
+        self._side_by_side = LANES // spec.channels
         self.row = LANES
 
     @staticmethod
@@ -155,6 +184,11 @@ class ColumnsInLanes:
     def unit(channels: int) -> int:
         """A tile has a multiple of so many rows of the image."""
         return max(SUBLANES, LANES // channels)
+
+    @staticmethod
+    def values(columns: int, channels: int) -> int:
+        """Values of a row of the image on the chip."""
+        return _round_up(columns, LANES) * channels
 
     def to_layout(self, x: jax.Array) -> jax.Array:
         """``[n, h, w, c]`` in this layout."""
@@ -169,7 +203,7 @@ class ColumnsInLanes:
         """The specification of the blocks in this layout, in a grid of samples and tiles."""
         from jax.experimental import pallas as pl
 
-        return pl.BlockSpec((None, tile, self._channels, self._columns), lambda i, t: (i, t, 0, 0))
+        return pl.BlockSpec((None, tile, self._channels, _round_up(self._columns, LANES)), lambda i, t: (i, t, 0, 0))
 
     def values_at(self, image: jax.Array, place: jax.Array) -> jax.Array:
         """The values ``[c]`` at a position of one stored image, of which ``place`` is the number."""
@@ -178,20 +212,9 @@ class ColumnsInLanes:
         # Single columns would be gathered from a copy of the image in another order.
         return jnp.where(jnp.arange(columns) == place % columns, row, 0).sum(1)
 
-    def mask(self, mask: jax.Array, tile: int) -> jax.Array:
-        """``[n, h, w]`` in float32, and zeros up to whole tiles."""
-        _, h, w = mask.shape
-        return jnp.pad(mask.astype(jnp.float32), ((0, 0), (0, _round_up(h, tile) - h), (0, self._columns - w)))
-
-    def mask_block(self, tile: int) -> Any:
-        """The specification of the blocks of a mask."""
-        from jax.experimental import pallas as pl
-
-        return pl.BlockSpec((None, tile, self._columns), lambda i, t: (i, t, 0))
-
     def scratch(self, tile: int) -> list[tuple[int, int]]:
         """The shapes of the float32 memory for the rows of a tile."""
-        return [(tile // self._side_by_side * self._columns, LANES)]
+        return [(tile // self._side_by_side * _round_up(self._columns, LANES), LANES)]
 
     def to_rows(self, parameter: jax.Array) -> jax.Array:
         """Parameters ``[n, c]``, repeated for the positions of a row; an axis of one sample can't be the second last."""
@@ -201,23 +224,18 @@ class ColumnsInLanes:
         """Sums over the positions of a row: ``[n, c]``."""
         return rows.reshape(rows.shape[0], -1, self._channels).sum(1)
 
-    def first(self, block: Any, valid: Valid | None = None) -> jax.Array:
-        """The row of the first position that counts, in float32."""
-        del block
-        assert valid is not None
-        return valid.first[...]
-
     def tile(self, rows: Sequence[Any], valid: Valid | None = None) -> "TileOfColumns":
         """The rows in memory."""
         assert valid is not None
         return TileOfColumns(rows[0], valid.mask, self._channels)
 
 
-class TileOfColumns:
+class TileOfColumns(_TileInMemory):
     """A tile ``[p, c, w]`` of one sample as float32 rows of ``r`` positions, which are zero where its mask is."""
 
     def __init__(self, rows: Any, mask: Any, channels: int):
-        self._rows, self._mask, self._channels = rows, mask, channels
+        super().__init__(rows, mask)
+        self._channels = channels
         self._lanes = [slice(start, start + LANES) for start in range(0, mask.shape[1], LANES)]
 
     def _each(self, do: Callable[[Any, Any, slice, jax.Array], None]) -> None:
@@ -264,14 +282,6 @@ class TileOfColumns:
             block[of_image, :, lanes] = values.astype(block.dtype)
 
         self._each(one)
-
-    def __getitem__(self, sample: Any) -> jax.Array:
-        del sample
-        return self._rows[...]
-
-    def __setitem__(self, sample: Any, values: jax.Array) -> None:
-        del sample
-        self._rows[...] = values
 
 
 def _in_columns(row: jax.Array) -> jax.Array:

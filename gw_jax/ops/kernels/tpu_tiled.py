@@ -53,28 +53,25 @@ def tile_positions(
     # What the compiler keeps of a sample has to fit beside a tile.
     left = 3 * memory // 4 - 4 * matrices
     unit = layout.unit(channels)
-    if layout.takes_mask:
+    if issubclass(layout, MaskedLayout):
         return _masked_tile(layout, spatial, channels, width, memory, left)
     most = min(BLOCK_BYTES[kernel] // (values * width), left // (values * (6 * width + 8)))
     fitting = [p for p in range(unit, min(positions, most) + 1, unit) if positions % p == 0]
     return max(fitting, default=0)
 
 
-def _masked_tile(layout: type[Layout], spatial: tuple[int, int], channels: int, width: int, memory: int, left: int) -> int:
-    """:func:`tile_positions` for layouts of which the last tile may be in part beyond the sample."""
+def _masked_tile(
+    layout: type[MaskedLayout], spatial: tuple[int, int], channels: int, width: int, memory: int, left: int
+) -> int:
+    """:func:`tile_positions` in rows of the image, of which the last tile may have more than there are."""
     (h, w), unit = spatial, layout.unit(channels)
     if memory <= SMALL_MEMORY or h * w < FEWEST_POSITIONS:
         return 0
-    if layout is ColumnsInLanes:
-        of_columns = -(-w // LANES) * LANES
-        # With fewer columns, XLA keeps the channels in the lanes.
-        if of_columns * channels > w * LANES:
-            return 0
-        size, values = h, of_columns * channels
-    else:
-        size, values = h * w, max(channels, LANES)
-    most = min(size, MASKED_BLOCK_BYTES // (values * width)) // unit * unit
-    tile = max(most, unit)
+    # XLA fills the lanes by columns or by channels, whichever leave fewer of them empty.
+    if layout is ColumnsInLanes and layout.values(w, channels) > w * LANES:
+        return 0
+    values = layout.values(w, channels)
+    tile = max(min(h, MASKED_BLOCK_BYTES // (values * width)) // unit * unit, unit)
     return tile if left >= tile * values * (6 * width + 8) else 0
 
 
