@@ -1,6 +1,7 @@
 """The kernels, compiled for a TPU on a machine without one."""
 
 import functools
+import math
 import re
 
 import jax
@@ -10,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 pytest.importorskip("libtpu", reason="the compiler for TPUs is not installed (extra: plan)")
 
-from benchmarks import tpu
+from benchmarks import tpu, tpu_cost
 from gw_jax import group_whiten
 from gw_jax.ops.kernels.placement import batch_sharded_over, compiling_for
 from gw_jax.train.mesh import DATA_AXIS, make_mesh
@@ -59,12 +60,27 @@ def test_two_chips_run_kernels_without_exchanging_anything(shape, kernels):
     assert not [kind for kind in COLLECTIVES if f" {kind}" in text]
 
 
-def test_the_networks_to_compile_are_checked_first(capsys):
-    from benchmarks import tpu_cost
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", [64, 256])
+def test_large_masked_images_are_read_five_times_and_written_three_times(channels):
+    """Columns in the lanes, and channels. Forward two reads and one write, backward twice x and dy and one write."""
+    (device, *_), shape = tpu.devices("v5e:2x2"), (2, 200, 336, channels)
+    options = {"num_groups": 64, "implementation": "prefer_kernel"}
+    program = tpu_cost.compile_layer("gw", shape, device, True, options)
+    assert 8 <= program.bytes / (2 * math.prod(shape)) < 8.5
 
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--models=resnet50,resnext50,resnet5"], "resnet5 is not known; choose of resnet18, resnet34"),
+        (["--shapes=56x56x64,7x7"], "--shapes=56x56x64,7x7: give HxWxC, such as 56x56x64"),
+    ],
+)
+def test_what_is_to_be_compiled_is_checked_first(capsys, arguments, said):
     with pytest.raises(SystemExit):
-        tpu_cost.main(["--models=resnet50,resnext50,resnet5"])
-    assert "resnet5 is not known; choose of resnet18, resnet34" in capsys.readouterr().err
+        tpu_cost.main(arguments)
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.slow
