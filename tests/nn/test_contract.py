@@ -16,8 +16,18 @@ from gw_jax.nn import NORM_NAMES, norm_options
 from tests.helpers.norms import NORMS, WITH_BATCH_STATISTICS, functional, images, make, trained, with_statistics
 
 
+# The others share their code, or compile as much.
+QUICK = ("gw", "bn", "gn", "iternorm", "frozen_bn", "none")
+
+
+def names(all_names):
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in all_names]
+
+
 @pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("shape", [(8, 16), (8, 7, 16), (8, 5, 4, 16), (4, 2, 3, 4, 16)])
+@pytest.mark.parametrize(
+    "shape", [(8, 16), (4, 2, 3, 4, 16), *(pytest.param(s, marks=pytest.mark.slow) for s in [(8, 7, 16), (8, 5, 4, 16)])]
+)
 @pytest.mark.parametrize("name", NORM_NAMES)
 def test_keeps_shape_and_type(name, shape, train):
     layer = make(name)
@@ -64,7 +74,7 @@ def test_evaluation_treats_each_sample_separately(name):
 
 
 @pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("name", names(NORMS))
 def test_the_gradient_is_the_derivative(float64, name, train):
     layer = make(name, param_dtype=jnp.float64)
     layer.train()
@@ -162,7 +172,7 @@ def test_checkpoint_round_trip(name, tmp_path):
 
 
 @pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("name", NORM_NAMES)
+@pytest.mark.parametrize("name", names(NORM_NAMES))
 def test_a_relu_is_applied_to_the_output(name, train):
     layer = make(name)
     layer.train() if train else layer.eval()
