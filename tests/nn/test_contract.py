@@ -15,7 +15,6 @@ from jax.sharding import AxisType, PartitionSpec
 from gw_jax.nn import NORM_NAMES, norm_options
 from tests.helpers.norms import NORMS, WITH_BATCH_STATISTICS, functional, images, make, trained, with_statistics
 
-
 # The others share their code, or compile as much.
 QUICK = ("gw", "bn", "gn", "iternorm", "frozen_bn", "none")
 
