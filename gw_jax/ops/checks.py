@@ -86,3 +86,8 @@ def require_epsilon(epsilon: float, *, positive: bool = False, of: str = "") -> 
     if not math.isfinite(epsilon) or epsilon < 0 or (positive and epsilon == 0):
         raise ValueError(f"epsilon={epsilon}{of}; epsilon must be finite and {'> 0' if positive else '>= 0'}.")
     return epsilon
+
+
+def in_double_precision() -> bool:
+    """Whether ``jax_enable_x64`` is set."""
+    return jnp.result_type(float) == jnp.float64

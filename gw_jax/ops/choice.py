@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from gw_jax.ops import kernels
+from gw_jax.ops.checks import in_double_precision
 from gw_jax.ops.kernels.answers import not_used_because
 from gw_jax.ops.kernels.placement import (
     DeviceKind,
@@ -96,7 +97,7 @@ def _no_kernel_because(
     if spec is None:
         if device.platform == "cpu":
             return "There are no kernels for CPUs."
-        masked = " with a mask" if has_mask else ""
+        masked = (" with a mask" if has_mask else "") + (" and jax_enable_x64" if in_double_precision() else "")
         no_kernel = f"There is no kernel for {x.dtype} {tuple(x.shape)}{masked} on {device.kind}."
         if has_mask:
             return no_kernels_because() or no_kernel

@@ -71,7 +71,7 @@ def group_whiten(
         dtype: type of the result; None for the type of ``x``.
         implementation: "plain" is the definition, differentiated by JAX. The others are the same function with hand-written
             derivatives: "matmul", in plain XLA (:mod:`gw_jax.ops.row_products`), and "kernel", fused kernels for TPUs and
-            GPUs, for Newton iterations on ``[n, h, w, c]`` (on GPUs without a mask), which have no forward mode. "auto"
+            GPUs, for Newton iterations on ``[n, h, w, c]``, which have no forward mode; TPUs have some with a mask. "auto"
             uses a kernel that passed its check on this machine and is not known to be slower
             (:mod:`gw_jax.ops.kernels.answers`). Without one it is the better of "matmul" and "plain" there.
             "prefer_kernel" needs no check, but skips kernels that failed one. On several devices both use kernels only

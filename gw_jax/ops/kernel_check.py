@@ -38,7 +38,7 @@ SAMPLES = {
     "gpu_triton": 8,
     "gpu_split": 8,
 }
-# The definition takes so many samples at a time: it needs ten times their memory.
+# The definition takes so many samples at a time, one of those that are large: it needs ten times their memory.
 _CHUNK = 8
 # Samples of the second input.
 _CONSTANT, _NAN, _FAR = 1, 2, 3
@@ -154,7 +154,8 @@ def _compare(question: Question, device: jax.Device) -> tuple[dict[str, float], 
                 x, cotangent = (jnp.where(mask[..., None], array, jnp.nan) for array in (x, cotangent))
             found = program(x, scale, bias, cotangent, mask)
         arrays = x, scale, bias, cotangent, mask, *found
-        chunks = [slice(first, first + _CHUNK) for first in range(0, shape[0], _CHUNK)]
+        size = _CHUNK if mask is None else 1
+        chunks = [slice(first, first + size) for first in range(0, shape[0], size)]
         parts = [_errors(spec, *(None if array is None else array[chunk] for array in arrays)) for chunk in chunks]
         # [results, samples]
         off, largest = (np.concatenate([np.asarray(part[i]) for part in parts], axis=1) for i in (0, 1))
@@ -176,18 +177,23 @@ def _make_inputs(shape: tuple[int, ...], dtype: str, seed: int, hard: bool) -> _
     white = jax.random.normal(keys[1], shape, jnp.float32)
     x = jnp.einsum("nhwk,kc->nhwc", white, mixing, precision="highest") + 0.5
     if hard:
-        x = x.at[_CONSTANT].set(0.1).at[_NAN, 0, 0, 3].set(jnp.nan).at[_FAR].add(_OFFSET)
+        x = x.at[_CONSTANT].set(0.1).at[_NAN, 0, 0, min(3, channels - 1)].set(jnp.nan).at[_FAR].add(_OFFSET)
     scale = jax.random.normal(keys[2], (n, channels), jnp.float32) + 1
     bias = jax.random.normal(keys[3], (n, channels), jnp.float32)
     return x.astype(dtype), scale, bias, jax.random.normal(keys[4], shape, jnp.float32).astype(dtype)
 
 
 def _make_mask(shape: tuple[int, ...]) -> jax.Array:
-    """Every sample without its last rows and columns, one more each; the first is whole."""
+    """Of the first sample all counts, of the last nothing; of the others not the last rows and columns, or the first."""
     n, h, w, _ = shape
     cut = jnp.arange(n)[:, None]
-    rows, columns = (jnp.arange(size) < jnp.maximum(size - cut, 1) for size in (h, w))
-    return rows[:, :, None] & columns[:, None]
+
+    def kept(size: int) -> jax.Array:
+        index, left = jnp.arange(size), jnp.maximum(size - cut, 1)
+        # The one with a NaN has it at its first position.
+        return jnp.where((cut == _NAN) | (cut == 0), index < left, index >= size - left) & (cut < n - 1)
+
+    return kept(h)[:, :, None] & kept(w)[:, None]
 
 
 def _values_and_gradients(

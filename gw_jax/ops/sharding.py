@@ -1,6 +1,7 @@
 """Shardings in the types of arrays: meshes with explicit axes (``jax.sharding.AxisType.Explicit``)."""
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
@@ -21,9 +22,22 @@ def sharding_of_sums(x: jax.Array) -> PartitionSpec | None:
 def shard_batch_only(x: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array | None]:
     """Gathers all axes but the first, where the type says that they are sharded.
 
-    Statistics cross positions and channels, and JAX refuses to slice or split an explicitly sharded axis.
+    Statistics cross positions and channels, and JAX refuses to slice or split an explicitly sharded axis. The mask
+    becomes sharded as ``x`` is. In ``jax.shard_map``, ``x`` varies over the devices where the mask does, so that
+    derivatives by hand are summed over them.
     """
-    return _gather(x), None if mask is None else _gather(mask)
+    x = _gather(x)
+    if mask is None:
+        return x, None
+    mask, sharding = jnp.asarray(mask), explicit_sharding(x)
+    if sharding is not None:
+        wanted = NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0], *[None] * (mask.ndim - 1)))
+        mask = mask if explicit_sharding(mask) == wanted else jax.sharding.reshard(mask, wanted)
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        # Always true, which XLA folds for integers. Both branches are equal: the condition only changes the type.
+        integer = mask.astype(jnp.int32)
+        x = jnp.where((integer == integer)[..., None], x, x)
+    return x, mask
 
 
 def _gather(x: jax.Array) -> jax.Array:

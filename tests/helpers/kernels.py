@@ -15,6 +15,7 @@ import pytest
 from gw_jax import group_whiten
 from gw_jax.ops.group_whitening import kernel_definition
 from gw_jax.ops.kernels import choose_kernel, gpu_split, kernel_whiten, placement
+from gw_jax.ops.sharding import shard_batch_only
 from gw_jax.versions import enable_x64, no_kernels_because
 
 # Shape, groups, and positions of a tile where it is not what would be chosen. For TPUs, whole samples with 1, 2 and 4
@@ -99,6 +100,7 @@ def spec_for(shape, dtype, num_groups, device, *, num_iterations=5, epsilon=0.0,
 
 
 def kernel(x, scale, bias, mask=None, *, num_groups, device, num_iterations=5, epsilon=0.0, interpret=True, change=None):
+    x, mask = shard_batch_only(x, mask)
     options = {"num_iterations": num_iterations, "epsilon": epsilon, "has_mask": mask is not None}
     spec = spec_for(x.shape, x.dtype, num_groups, device, sharding=placement.batch_sharding(x), **options)
     assert spec is not None

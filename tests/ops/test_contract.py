@@ -139,6 +139,49 @@ def test_a_relu_equals_one_after_it(name):
     close(found, truth, 0 if of.exact else 1e-6)
 
 
+@pytest.mark.parametrize("implementation", ["plain", "matmul"])
+@pytest.mark.parametrize("scale", [None, jnp.linspace(0.5, 2, 24)], ids=["no scale", "scale"])
+def test_the_gradient_of_a_replicated_input_is_summed_over_devices_with_their_masks(implementation, scale):
+    """A derivative by hand, which knows nothing of the devices, has to give what JAX would."""
+    x, *_ = make_input((1, 7, 6, 24))
+    masks = jnp.asarray(np.random.default_rng(3).random((2, 7, 6)) < 0.7)
+
+    def loss(x, scale, mask):
+        return (group_whiten(x, 8, scale=scale, mask=mask, implementation=implementation) ** 3).sum()
+
+    gradient = jax.grad(loss, (0, 1) if scale is not None else 0)
+    truth = jax.tree.map(jnp.add, *(gradient(x, scale, mask[None]) for mask in masks))
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    split = jax.shard_map(gradient, mesh=mesh, in_specs=(PartitionSpec(), PartitionSpec(), DATA), out_specs=PartitionSpec())
+    close(*(jax.tree.leaves(result) for result in (jax.jit(split)(x, scale, masks), truth)), 1e-5)
+
+
+@MASKED
+def test_masks_under_vmap_and_on_meshes(name):
+    of = subject(name)
+    x, scale, bias = make_input(of.shape)
+    xs, masks = jnp.stack([x, 2 * x + 1]), jnp.asarray(np.random.default_rng(3).random((2, *of.shape[:3])) < 0.7)
+
+    def gradient(x, mask):
+        y, pullback = jax.vjp(lambda x: of(x, scale, bias, mask=mask), x)
+        return y, pullback(y)[0]
+
+    run = jax.jit(gradient)
+    each = [run(*pair) for pair in zip(xs, masks, strict=True)]
+    truth = jax.tree.map(lambda *arrays: np.stack(arrays), *each)
+    close(jax.jit(jax.vmap(gradient))(xs, masks), truth, 2e-6)
+    both = jax.tree.map(lambda *arrays: np.stack(arrays), each[0], run(x, masks[1]))
+    close(jax.jit(jax.vmap(gradient, (None, 0)))(x, masks), both, 2e-6)
+    whole = [array.reshape(-1, *array.shape[2:]) for array in truth]
+    xs, masks = xs.reshape(-1, *of.shape[1:]), masks.reshape(-1, *of.shape[1:3])
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(xs, NamedSharding(mesh, DATA))
+        for spec in (DATA, PartitionSpec(), PartitionSpec(None, None, "data")):
+            close(jax.jit(gradient)(placed, jax.device_put(masks, NamedSharding(mesh, spec))), whole, 2e-6)
+        close(jax.jit(lambda x: gradient(x, np.asarray(masks)))(placed), whole, 2e-6)
+
+
 @SELDOM
 def test_vmap_and_shard_map_equal_each_batch(name):
     of = subject(name)

@@ -11,7 +11,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding, Part
 
 from gw_jax import group_whiten
 from gw_jax.ops.kernels import placement
-from gw_jax.versions import no_kernels_because
+from gw_jax.versions import enable_x64, no_kernels_because
 from tests.helpers.kernels import (
     GPU,
     KERNELS,
@@ -139,6 +139,8 @@ def test_the_kernel_that_is_preferred_follows_the_device_that_is_compiled_for():
             assert jaxpr_of(jnp.zeros(shape), jnp.ones(shape[:3], bool)).count("pallas_call") == 2
         assert jaxpr_of(jnp.zeros((16, 32, 32, 128)), jnp.ones((16, 32, 32), bool)).count("pallas_call") == 2
         assert not jaxpr_of(x, jnp.ones((16, 4, 4), bool)).count("pallas_call")  # Too few positions.
+        with enable_x64():
+            assert not jaxpr_of(x).count("pallas_call")
         with placement.batch_sharded_over(mesh, "data"):
             assert jaxpr_of(x).count("shard_map") == jaxpr_of(x).count("pallas_call") == 1
             assert not jaxpr_of(x[:8]).count("pallas_call")  # A device's share fills none.

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
+from gw_jax.ops.checks import in_double_precision
 from gw_jax.ops.inverse_sqrt import supports_vjp
 from gw_jax.ops.kernels import gpu_split, gpu_triton, tpu_resident, tpu_tiled
 from gw_jax.ops.kernels.affine import affine_per_sample, full_mask
@@ -43,8 +44,8 @@ SUPPORTED = (
     "There are kernels for TPU v4, v5e and v6e, for H100, H200 and B200 GPUs, and with the extra jax-triton for A100, A10, "
     'L4 and the like, for method="newton" with 2 to 14 iterations, bfloat16 or float32, and [n, h, w, c]. TPUs, without a '
     "mask: n a multiple of 8 and c 64, 128, 256, ... 1024 (v4: ... 512, from 256 in up to 128 groups), or n a multiple of "
-    "128 and c 2, 4, ... 64, that fits on the chip. v5e and v6e, with or without a mask: at least 1024 positions and c 64, "
-    "128, 192, ... 1024, or a smaller power of two with columns that fill more of the lanes than channels. GPUs, without a "
+    "128 and c 2, 4, ... 64, that fits on the chip. v5e and v6e, with or without a mask: at least 1024 positions, up to "
+    "128 groups, and c 64, 128, 192, ... 1024, or 16 or 32. TPUs: without jax_enable_x64. GPUs, without a "
     "mask: 16, 32 or 64 groups of 1, 2, 4, ... 64 channels (float32 by jax_triton: ... 16) and at least 16 values."
 )
 _DTYPES = ("bfloat16", "float32")
@@ -134,6 +135,9 @@ def _kernel_that_fits(
         if n == 0 or not gpu_split.supports(device.kind, h * w, num_groups, d, width):
             return None
         return spec("gpu_split", relu=relu, **gpu_split.spec_fields(n, h * w, d, width, device.kind))
+    # In double precision Python's integers are of 64 bits, which Pallas' TPU kernels do not mix with their own.
+    if in_double_precision():
+        return None
     memory = VMEM.get(device.kind, 0)
     kernel, tile = _tpu_kernel(n, (h, w), c, num_groups, jnp.dtype(dtype).itemsize, memory, has_mask)
     if kernel is None:

@@ -54,7 +54,8 @@ def tile_positions(
     left = 3 * memory // 4 - 4 * matrices
     unit = layout.unit(channels)
     if issubclass(layout, MaskedLayout):
-        return _masked_tile(layout, spatial, channels, width, memory, left)
+        # The iterations of larger matrices take minutes to compile.
+        return _masked_tile(layout, spatial, channels, width, memory, left) if num_groups <= LANES else 0
     most = min(BLOCK_BYTES[kernel] // (values * width), left // (values * (6 * width + 8)))
     fitting = [p for p in range(unit, min(positions, most) + 1, unit) if positions % p == 0]
     return max(fitting, default=0)
