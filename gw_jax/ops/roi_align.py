@@ -12,6 +12,7 @@ from gw_jax.ops import roi_align_gather, roi_align_matmul
 from gw_jax.ops.checks import as_floating, require_integer
 from gw_jax.ops.kernels.placement import device_kind
 from gw_jax.ops.roi_samples import Levels
+from gw_jax.ops.sharding import vary_as
 
 RoIImplementation = Literal["auto", "matmul", "gather"]
 # Up to which the positions of samples are exact; see gw_jax.ops.exact.
@@ -154,6 +155,7 @@ def roi_align_levels(
     boxes = jax.lax.stop_gradient(boxes).astype(jnp.float64 if double else jnp.float32)
     shapes = tuple((array.shape[0], array.shape[1], array.shape[2]) for array in features)
     static = Levels(shapes, features[0].dtype, scales, output_size)
+    features = tuple(vary_as(array, boxes) for array in features)
     align = roi_align_matmul.align if implementation == "matmul" else roi_align_gather.align
     return align(static, features, boxes, levels, sizes)
 

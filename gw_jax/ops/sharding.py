@@ -33,11 +33,18 @@ def shard_batch_only(x: jax.Array, mask: jax.Array | None = None) -> tuple[jax.A
     if sharding is not None:
         wanted = NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0], *[None] * (mask.ndim - 1)))
         mask = mask if explicit_sharding(mask) == wanted else jax.sharding.reshard(mask, wanted)
-    if jax.sharding.get_abstract_mesh().manual_axes:
-        # Always true, which XLA folds for integers. Both branches are equal: the condition only changes the type.
-        integer = mask.astype(jnp.int32)
-        x = jnp.where((integer == integer)[..., None], x, x)
-    return x, mask
+    return vary_as(x, mask), mask
+
+
+def vary_as(x: jax.Array, other: jax.Array) -> jax.Array:
+    """``x``, in ``jax.shard_map`` with the devices among which ``other`` differs in its type, too.
+
+    JAX then sums a derivative by hand over them, which it does by itself only for derivatives of its own.
+    """
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return x
+    # Always true, which XLA folds for integers. Both branches are equal: the condition only changes the type.
+    return jnp.where((other.astype(jnp.int32) * 0).sum() == 0, x, x)
 
 
 def _gather(x: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 from gw_jax.ops import chunks
 from gw_jax.ops.roi_align import roi_align, roi_align_levels
@@ -265,3 +266,19 @@ def test_float64_of_numpy_without_float64_of_jax():
         pooled = jax.eval_shape(lambda boxes: roi_align(np.ones((4, 4, 1)), boxes, 1 / 4, 1), jnp.zeros((1, 4)))
     assert pooled.dtype == jnp.float32
     assert len(warned) == 1
+
+
+@BOTH
+def test_the_gradient_of_a_replicated_map_is_summed_over_the_boxes_of_all_devices(implementation):
+    features = jnp.asarray(np.random.default_rng(0).standard_normal((16, 16, 4)), jnp.float32)
+    boxes = jnp.asarray([[1.0, 1, 9, 8], [3, 2, 14, 12]])
+
+    def gradient(features, boxes):
+        return jax.grad(lambda f: (roi_align(f, boxes, 1.0, 3, implementation=implementation) ** 3).sum())(features)
+
+    mesh, everywhere = (
+        jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2]),
+        PartitionSpec(),
+    )
+    split = jax.shard_map(gradient, mesh=mesh, in_specs=(everywhere, PartitionSpec("data")), out_specs=everywhere)
+    np.testing.assert_allclose(jax.jit(split)(features, boxes), gradient(features, boxes), atol=1e-4)
