@@ -27,7 +27,11 @@ def losses(config, num_devices):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "bound", "group_size"),
-    [("float64", 1e-9, None), ("float64", 1e-9, 2), pytest.param("float32", 1e-3, 2, marks=pytest.mark.long)],
+    [
+        pytest.param("float64", 1e-9, None, marks=pytest.mark.long),
+        ("float64", 1e-9, 2),
+        pytest.param("float32", 1e-3, 2, marks=pytest.mark.long),
+    ],
 )
 def test_eight_devices_train_as_one(config, dtype, bound, group_size):
     """``group_size`` 2 is smaller than the 4 examples of a device."""

@@ -80,6 +80,7 @@ def test_a_smoothed_and_mixed_run_learns(config, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_loss_of_training_is_that_of_smoothed_targets(config):
     config.data.shift, config.label_smoothing = 0, 0.2
     (_, smoothed), *_ = steps(config, 1)

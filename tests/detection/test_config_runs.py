@@ -36,11 +36,8 @@ def kill(trainer):
     raise KilledError
 
 
-# The others take the same paths; masks are trained in test_quickstart.py.
-SHORT = ("coco_faster_r50_gw",)
-
-
-@pytest.mark.parametrize("stem", [pytest.param(stem, marks=[pytest.mark.long] * (stem not in SHORT)) for stem in PUBLISHED])
+@pytest.mark.long  # test_evaluated_runs.py and test_quickstart.py take the same paths.
+@pytest.mark.parametrize("stem", PUBLISHED)
 def test_a_recipe_trains_is_killed_resumes_and_evaluates(stem, data_dir, tmp_path, quick):
     config = shrunk(stem, data_dir)
     devices = jax.devices()[:1]

@@ -92,6 +92,7 @@ def test_from_pixels(found):
 
 
 @pytest.mark.parametrize("case", [9], indirect=True)
+@pytest.mark.long
 def test_pasted_masks(found):
     expected, *_, detections, _ = found
     height, width = expected["rgb_uint8_hwc"].shape[:2]
@@ -106,6 +107,7 @@ def test_pasted_masks(found):
 
 
 @pytest.mark.parametrize("case", [6], indirect=True)
+@pytest.mark.long
 def test_a_relu_after_every_convolution_is_caught(case):
     detector, pyramid, valid, expected, _ = case
     wrong = nnx.clone(detector)

@@ -93,6 +93,7 @@ def test_a_run_writes_its_detections_and_a_killed_one_the_same(prepared, tmp_pat
     assert predict.load_model(str(tmp_path / "run")).description.categories[12] == (14, "parking meter")
 
 
+@pytest.mark.long
 def test_hosts_write_one_file_together(prepared, tmp_path):
     """Two processes find what one finds: each image once, in the same order."""
     fields = {"mode": "evaluate", "data.data_dir": prepared[0], "init_from": prepared[1], "distributed.timeout_s": 60}

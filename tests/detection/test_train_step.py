@@ -217,6 +217,7 @@ def check_untouched(data, run):
         np.testing.assert_allclose(norm(run.parameters[-1][name]), float(value), rtol=1e-6)
 
 
+@pytest.mark.long
 def test_two_steps_of_config_3(quick):
     data, run, schedule = run_steps("config3_two_images", 3, 2, steps=2)
     for index in (1, 2):

@@ -88,7 +88,9 @@ def test_python_blocks_run(page, checkout):
 
 
 # Minutes of commands; a notebook of the same content runs in place of the first, and other tests do what the others do.
-LONG_PAGES = ("import_pytorch.md", "loggers.md", "extending.md", "dense_features.md")
+LONG_PAGES = (
+    "import_pytorch.md", "loggers.md", "extending.md", "dense_features.md", "finetuning.md", "data.md", "training.md"
+)  # fmt: skip
 WHOLE_PAGES = [
     pytest.param(page, marks=[pytest.mark.long] * (page.name in LONG_PAGES)) for page in filter(runs_commands, PAGES)
 ]
