@@ -46,6 +46,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(config, float64):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_moving_average_is_evaluated_and_exported(config, tmp_path):
     config.ema_decay, config.num_epochs, config.schedule.warmup_epochs = 0.5, 1, 0.0
     history = [state for state, _ in steps(config, 3)]

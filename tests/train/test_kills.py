@@ -6,7 +6,8 @@ from tests.train.kills import KINDS, kill_repeatedly
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [5, pytest.param(10, marks=pytest.mark.long)])
+@pytest.mark.long  # test_loop.py kills at chosen moments.
+@pytest.mark.parametrize("kills", [5, 10])
 def test_kills_change_nothing(tmp_path, data_dir, kills):
     report = kill_repeatedly(kills, 0, tmp_path, data_dir)
     assert not report.differences

@@ -20,7 +20,8 @@ def assert_same_lines(workdir, other):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [10, pytest.param(30, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("step", [10, 30])
 def test_a_stop_in_an_evaluation_of_one_host_stops_both(finished, tmp_path, step):
     """In the middle of the run, and in its last evaluation: saved at that step, and evaluated by the resume."""
     workdir = tmp_path / "run"
