@@ -98,8 +98,8 @@ def test_the_import_was_committed_with_pytorch():
     assert not any("SKIPPED" in text for text in texts(committed("02_import_pytorch")))
 
 
-# Minutes of training, which tests/experiments and tests/detection repeat shortened.
-LONG = ("04_small_batches", "05_detect_objects")
+# Minutes of training, which tests/train, tests/experiments and tests/detection repeat shortened.
+LONG = ("03_train_anywhere", "04_small_batches", "05_detect_objects")
 
 
 @pytest.mark.slow
