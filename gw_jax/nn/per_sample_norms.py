@@ -11,6 +11,7 @@ from gw_jax.nn.calling import finish, output_dtype, prepare
 from gw_jax.nn.initializers import constant
 from gw_jax.ops.checks import accumulation_dtype, require_epsilon, require_integer
 from gw_jax.ops.statistics import first_values, group_means
+from gw_jax.ops.valid import select_valid
 
 
 class GroupNorm(nnx.Module):
@@ -93,19 +94,14 @@ class GroupNorm(nnx.Module):
             return jnp.expand_dims(group_means(summed.sum(positions), self.num_groups, count), positions)
 
         count: jax.Array | float = math.prod(x.shape[1:]) / self.num_groups
-        keep = None if mask is None else mask.astype(bool)[..., None]
-        if keep is not None:
-            # Selected, not multiplied: a masked position may hold NaN.
-            values = jnp.where(keep, values, 0)
-            kept = keep.sum(tuple(range(1, x.ndim)), dtype=values.dtype)[:, None, None]
+        mask = None if mask is None else mask.astype(bool)
+        values = select_valid(values, mask)
+        if mask is not None:
+            kept = mask.sum(tuple(range(1, mask.ndim)), dtype=values.dtype)[:, None, None]
             count = jnp.maximum(kept * (x.shape[-1] // self.num_groups), 1)
         # Distances to one of the values, as in centre_groups: a constant group is exactly zero.
-        distance = values - jax.lax.stop_gradient(first_values(values, self.num_groups, keep))
-        if keep is not None:
-            distance = jnp.where(keep, distance, 0)
-        centred = distance - mean(distance, count)
-        if keep is not None:
-            centred = jnp.where(keep, centred, 0)
+        distance = select_valid(values - jax.lax.stop_gradient(first_values(values, self.num_groups, mask)), mask)
+        centred = select_valid(distance - mean(distance, count), mask)
         y = centred * jax.lax.rsqrt(mean(centred * centred, count) + self.epsilon)
         return finish(self, y, given, mask, relu)
 

@@ -97,11 +97,13 @@ def _no_kernel_because(
     if spec is None:
         if device.platform == "cpu":
             return "There are no kernels for CPUs."
-        masked = (" with a mask" if has_mask else "") + (" and jax_enable_x64" if in_double_precision() else "")
-        no_kernel = f"There is no kernel for {x.dtype} {tuple(x.shape)}{masked} on {device.kind}."
-        if has_mask:
-            return no_kernels_because() or no_kernel
-        return no_kernels_because() or kernels.missing_because(x, num_groups, num_iterations, device) or no_kernel
+        if (reason := no_kernels_because()) is not None:
+            return reason
+        if not has_mask and (reason := kernels.missing_because(x, num_groups, num_iterations, device)) is not None:
+            return reason
+        masked = " with a mask" if has_mask else ""
+        precision = " under jax_enable_x64" if device.platform == "tpu" and in_double_precision() else ""
+        return f"There is no kernel for {x.dtype} {tuple(x.shape)}{masked} on {device.kind}{precision}."
     if not kernels.fills_the_device(spec, x.shape[0]):
         return f"A batch of {x.shape[0]} is too small for the kernel {spec.kernel} to use all of a device."
     if dtype != x.dtype:

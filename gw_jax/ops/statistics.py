@@ -51,15 +51,15 @@ def centre_groups(grouped: jax.Array, keep: jax.Array | None) -> tuple[jax.Array
     return jnp.where(keep, distance - mean, 0), count.reshape(-1, 1, 1)
 
 
-def first_values(x: jax.Array, num_groups: int, keep: jax.Array | None = None) -> jax.Array:
+def first_values(x: jax.Array, num_groups: int, mask: jax.Array | None = None) -> jax.Array:
     """The first value of every group of every sample, repeated for its channels.
 
-    Distances to it are exactly zero in a constant group. ``[n, *spatial, c]`` becomes ``[n, 1, ..., c]``. With ``keep``
-    ``[n, *spatial, 1]``, it is the first one where that is true, and zero where it is nowhere.
+    Distances to it are exactly zero in a constant group. ``[n, *spatial, c]`` becomes ``[n, 1, ..., c]``. With ``mask``
+    ``[n, *spatial]``, it is the first one where that is true, and zero where it is nowhere.
     """
     positions = tuple(range(1, x.ndim - 1))
-    if keep is not None:
-        x = jnp.where(_first_kept(keep, positions), x, 0).sum(positions, keepdims=True)
+    if mask is not None:
+        x = jnp.where(_first_kept(mask[..., None], positions), x, 0).sum(positions, keepdims=True)
     for axis in positions:
         x = jax.lax.slice_in_dim(x, 0, 1, axis=axis)
     first = x.reshape(*x.shape[:-1], num_groups, -1)

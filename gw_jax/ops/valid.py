@@ -37,6 +37,6 @@ def valid_mask(valid: jax.Array, stride: int, height: int, width: int) -> jax.Ar
 
 
 def select_valid(x: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """``x`` ``[n, h, w, c]``, with zeros where ``mask`` ``[n, h, w]`` is false. None is all true."""
+    """``x`` ``[n, *spatial, c]``, with zeros where ``mask`` ``[n, *spatial]`` is false. None is all true."""
     # Selected, not multiplied: outside may be NaN.
     return x if mask is None else jnp.where(mask[..., None], x, 0)

@@ -174,7 +174,7 @@ def fills_the_device(spec: KernelSpec, num_samples: int) -> bool:
 def _tpu_kernel(
     n: int, spatial: tuple[int, int], c: int, num_groups: int, width: int, memory: int, has_mask: bool
 ) -> tuple[KernelName | None, int]:
-    """The TPU kernel for ``n`` samples per device of values of ``width`` bytes, and the positions of its tiles."""
+    """The TPU kernel for ``n`` samples per device of values of ``width`` bytes, and its ``tile``."""
     # Matrices between more than 1,024 channels take minutes to compile; a v4 has no room for those between more than 512.
     most = 1024 if memory > SMALL_MEMORY else 512 if num_groups <= LANES else LANES
     if c > most:

@@ -23,9 +23,9 @@ positions is square, and is transposed on the chip::
                  samples = 128                                           samples = 8
 
 Few large images are ``[n, h, w, c]`` in memory, too (``PositionsInSublanes``), or ``[n, h, c, w]`` where channels would
-fill half of the lanes or less (``ColumnsInLanes``). A tile has positions of one sample. Positions count where a mask says
-so; what a last tile has beyond the sample does not. In the first of the two, rows stand as they are, and the mask, which
-has 128 positions in a row, is transposed on the chip. In the second, the mask lies as the tile does, and the columns of
+fill half of the lanes or less (``ColumnsInLanes``). A tile has rows of one image. Positions count where a mask says so;
+what a last tile has beyond the image does not. In the first of the two, rows stand as they are, and the mask, which has its
+columns in the lanes, is transposed on the chip. In the second, the mask lies as the tile does, and the columns of
 ``r = 128 / c`` rows of the image are transposed to rows of ``r`` positions.
 """
 

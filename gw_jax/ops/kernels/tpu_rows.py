@@ -16,7 +16,7 @@ class Valid:
     """References to what a mask says of one sample.
 
     Attributes:
-        mask: of a tile, ``[p / 128, 128]`` or ``[h, w]``; one where a position counts and zero elsewhere.
+        mask: of a tile, ``[p, w]`` up to whole memory tiles; one where a position counts and zero elsewhere.
         count: observations per group, at least 1, in a row ``[1, row]``.
         first: the values of the first position that counts ``[1, row]``, or zeros.
     """

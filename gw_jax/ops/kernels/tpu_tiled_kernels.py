@@ -29,10 +29,10 @@ def _each_sample(do: Callable[[Any], None], spec: KernelSpec) -> None:
 
 def _some_together(do: Callable[[list[Any]], None], spec: KernelSpec) -> None:
     """Calls ``do`` with several samples at a time, whose iterations run side by side."""
-    together = min(8 if spec.memory > SMALL_MEMORY else 2, layout_of(spec).samples)
     if layout_of(spec).samples == 1:
         do([0])
         return
+    together = 8 if spec.memory > SMALL_MEMORY else 2
 
     def body(number: Any, _: None) -> None:
         do([number * together + i for i in range(together)])
